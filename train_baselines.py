@@ -1,0 +1,148 @@
+"""Model activations to baseline probes: logistic regression, PCA, k nearest neighbours, XGBoost and an MLP.
+
+    python train_baselines.py --model_name gemma-2-9b --setting normal
+    python train_baselines.py --model_name all-MiniLM-L6-v2 --setting scarcity --conditions 10 53 198
+
+Appends to results/baseline_probes_{model}/{folder of the setting}/… as probes are done, and does only what is lacking
+there. The normal setting is done at every layer of the model, the others at its probe layer. Needs the files of
+generate_model_activations.py. Trains no SAE probes: that is train_sae_probes.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+
+import numpy as np
+
+from utils import cli
+from utils.baselines import METHODS, METHODS_OF_SETTING
+from utils.datasets import choose_datasets, load_dataset, load_ood
+from utils.models import Layer, get_model, hook_name, parse_layer
+from utils.paths import Paths
+from utils.results import ResultTable, baseline_table
+from utils.runtime import run_tasks, save_run_settings
+from utils.settings import BASELINE_CONDITION_COLUMN, Condition, choose_conditions, conditions, split
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    cli.add_setting(parser)
+    cli.add_datasets(parser)
+    parser.add_argument("--method", nargs="+", choices=tuple(METHODS), help="which baselines (default: the setting's)")
+    parser.add_argument("--layer", nargs="+", type=parse_layer, metavar="N", help="blocks, or embed (default: the setting's)")
+    cli.add_seed(parser)
+    cli.add_workers(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name)
+    setting = args.setting
+    layers = args.layer or (info.layers if setting == "normal" else (info.probe_layer,))
+    methods = args.method or METHODS_OF_SETTING.get(setting, tuple(METHODS))
+    datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
+
+    column = BASELINE_CONDITION_COLUMN.get(setting)
+    tables: dict[Layer, ResultTable] = {
+        layer: baseline_table(paths.baseline_table(info.name, setting, layer), column, layer if setting == "normal" else info.probe_layer)
+        for layer in layers
+    }
+    tasks: list[tuple] = []
+    n_expected = n_todo = 0
+    for layer in layers:
+        done = tables[layer].done()
+        redone: set[tuple] = set()
+        for dataset in datasets:
+            wanted: dict[Condition, list[str]] = {}
+            for condition in choose_conditions(setting, len(load_dataset(paths, dataset)), args.conditions):
+                for method in methods:
+                    key = tables[layer].key_of(row_of(dataset, layer, condition, method, args.seed))
+                    n_expected += 1
+                    if key in done and not args.overwrite:
+                        continue
+                    redone |= {key} & done
+                    wanted.setdefault(condition, []).append(method)
+            if wanted:
+                n_todo += sum(map(len, wanted.values()))
+                tasks.append((paths, info.name, dataset, layer, wanted, args.seed))
+        if redone:
+            tables[layer].replace(redone)
+    print(f"baselines, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
+    if not tasks:
+        return 0
+    if args.randomize_order:
+        random.Random(args.seed).shuffle(tasks)
+    return run(tables, tasks, args)
+
+
+def run(tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    failures, n_rows = [], 0
+    for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"baselines, {args.setting}", prepare=load_task):
+        _, _, dataset, layer, _, _ = tasks[index]
+        if error is not None:
+            failures.append(f"{dataset} at layer {layer}: {error}")
+        tables[layer].append(rows)
+        n_rows += len(rows)
+    for table in tables.values():
+        table.finish()
+    folder = next(iter(tables.values())).path.parent
+    save_run_settings(folder / "settings.json", cli.settings_of(args))
+    print(f"{n_rows} probes in {time.monotonic() - started:.0f} s: {folder}")
+    return cli.report_failures(failures, "datasets")
+
+
+def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: int) -> dict:
+    """The columns of a row that say what it is."""
+    row = {"dataset": dataset, "method": method, "layer": layer, "seed": seed}
+    column = BASELINE_CONDITION_COLUMN.get(condition.setting)
+    return {**row, column: condition.label} if column else row
+
+
+def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict, seed: int) -> tuple:
+    """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
+    from utils.activations import load_activations
+
+    remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
+    d_model = get_model(model_name).d_model
+    texts = load_dataset(paths, dataset)
+    X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)
+    X_ood = y_ood = None
+    if any(condition.setting == "OOD" for condition in wanted):
+        ood = load_ood(paths, dataset)
+        y_ood = ood.labels
+        X_ood = load_activations(paths.model_activations(model_name, dataset, hook_name(layer), ood=True), ood, remedy, d_model)
+    return X, texts.labels[: len(X)], X_ood, y_ood, dataset, layer, wanted, seed
+
+
+def probe_dataset(
+    X: np.ndarray,
+    y: np.ndarray,
+    X_ood: np.ndarray | None,
+    y_ood: np.ndarray | None,
+    dataset: str,
+    layer: Layer,
+    wanted: dict[Condition, list[str]],
+    seed: int,
+) -> list[dict]:
+    """All wanted probes of one dataset and layer. X: [n_rows, d_model]; y: [n_rows]; X_ood, y_ood: the OOD rows."""
+    rows = []
+    for condition, methods in wanted.items():
+        if condition not in conditions(condition.setting, len(y)):
+            continue  # fewer rows have activations than have texts
+        rows_of = split(condition, y, seed, ood_labels=y_ood)
+        X_test = (X if X_ood is None else X_ood)[rows_of.test]
+        for method in methods:
+            scores = METHODS[method](X[rows_of.train], rows_of.y_train, X_test, rows_of.y_test, seed)
+            sizes = {"num_train": len(rows_of.train), "n_train": len(rows_of.train), "n_test": len(rows_of.test)}
+            rows.append({**row_of(dataset, layer, condition, method, seed), **sizes, **scores})
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,164 @@
+"""SAE activations to SAE probes: logistic regression on the k most telling latents, in each of the five settings.
+
+    python train_sae_probes.py --model_name gemma-2-9b --setting normal
+    python train_sae_probes.py --model_name all-MiniLM-L6-v2 --setting scarcity --conditions 10 53 198 --ks 16 128
+
+Appends to results/sae_probes_{model}/{setting}_setting/all_metrics.csv as probes are done, and does only what that table
+lacks. Needs the files of generate_sae_activations_optimized.py; what is missing is listed at the end. Trains no baselines:
+that is train_baselines.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from utils import cli
+from utils.datasets import choose_datasets, load_dataset, load_ood
+from utils.errors import UserError
+from utils.models import get_model, sae_layer
+from utils.paths import Paths
+from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
+from utils.results import ResultTable, sae_probe_table
+from utils.runtime import run_tasks, save_run_settings
+from utils.settings import SAE_CONDITION_COLUMN, Condition, choose_conditions, conditions, split
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    cli.add_setting(parser)
+    cli.add_datasets(parser)
+    parser.add_argument(
+        "--target_sae_id", nargs="+", metavar="ID", help="SAEs to probe (default: all in --sae_dir, else the paper's)"
+    )
+    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    parser.add_argument("--reg_type", choices=REG_TYPES, default="l1", help="penalty of the probe")
+    parser.add_argument("--binarize", action="store_true", help="probe on (latent > 1) instead of the latent")
+    parser.add_argument("--ks", nargs="+", type=int, metavar="K", help="numbers of latents (default: 1 2 4 … 512, or 16 128)")
+    parser.add_argument("--solver", choices=SOLVERS, default="path", help="path reaches the optimum; saga is the paper's")
+    parser.add_argument("--latent_selection", choices=SELECTIONS, default="mean_diff_normalized", help="how latents are ranked")
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="paper", help="rank latents on all training rows, or inside each fold (nested)"
+    )
+    cli.add_seed(parser)
+    cli.add_workers(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name)
+    setting = args.setting
+    if args.ks and min(args.ks) < 1:
+        raise UserError(f"--ks {min(args.ks)}: a probe needs at least 1 latent")
+    ks = tuple(sorted(set(args.ks))) if args.ks else KS_NORMAL if setting == "normal" else KS_OTHER
+    options = ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, args.seed)
+    datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
+    methods = sae_methods(paths, info.name, args.target_sae_id, args.sae_dir)
+
+    table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
+    tasks = []
+    n_expected = 0
+    done = table.done()
+    redone: set[tuple] = set()
+    for dataset in datasets:
+        chosen = choose_conditions(setting, len(load_dataset(paths, dataset)), args.conditions)
+        for sae_id, method in methods.items():
+            base = {"dataset": dataset, "sae_id": sae_id, "layer": layer_of(sae_id, info.probe_layer), "method": method}
+            wanted = {}
+            for condition in chosen:
+                keys = {k: table.key_of(published_row(base, condition, k, options)) for k in ks}
+                n_expected += len(keys)
+                wanted[condition] = [k for k in ks if args.overwrite or keys[k] not in done]
+                redone |= {keys[k] for k in ks} & done if args.overwrite else set()
+            wanted = {condition: needed for condition, needed in wanted.items() if needed}
+            if wanted:
+                tasks.append((paths, info.name, base, wanted, options))
+    n_todo = sum(len(needed) for task in tasks for needed in task[3].values())
+    print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
+    if not tasks:
+        return 0
+    if redone:
+        table.replace(redone)
+    if args.randomize_order:
+        random.Random(args.seed).shuffle(tasks)
+    return run(table, tasks, args, info.name)
+
+
+def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, model_name: str) -> int:
+    started = time.monotonic()
+    failures, n_rows, n_unconverged = [], 0, 0
+    for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"SAE probes, {args.setting}"):
+        if error is not None:
+            failures.append(f"{tasks[index][2]['dataset']} with {tasks[index][2]['sae_id']}: {error}")
+        table.append(rows)
+        n_rows += len(rows)
+        n_unconverged += sum(not row["converged"] for row in rows)
+    table.finish()
+    save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
+    seconds = time.monotonic() - started
+    print(f"{n_rows} probes in {seconds:.0f} s, {n_unconverged} of them not converged: {table.path}")
+    return cli.report_failures(failures, "datasets")
+
+
+def sae_methods(paths: Paths, model_name: str, asked: list[str] | None, sae_dir: Path | None) -> dict[str, str]:
+    """{sae_id: method} of the SAEs to probe; controls with random weights are a method of their own.
+
+    Raises UserError when there are none.
+    """
+    from utils.saes import is_control, list_sae_ids
+
+    folder = sae_dir or paths.saes(model_name)
+    sae_ids = asked or list_sae_ids(folder) or list(get_model(model_name).sae_ids)
+    if not sae_ids:
+        raise UserError(f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id")
+    return {sae_id: "random_sae_probe" if is_control(folder / sae_id) else "sae_probe" for sae_id in sae_ids}
+
+
+def layer_of(sae_id: str, default: int) -> int:
+    layer = sae_layer(sae_id)
+    return default if layer is None else layer
+
+
+def published_row(base: dict, condition: Condition, k: int, options: ProbeOptions) -> dict:
+    """The columns of a row that say what it is."""
+    row = {**base, **asdict(options), "k": k}
+    column = SAE_CONDITION_COLUMN.get(condition.setting)
+    return {**row, column: condition.label} if column else row
+
+
+def probe_dataset(
+    paths: Paths, model_name: str, base: dict, wanted: dict[Condition, list[int]], options: ProbeOptions
+) -> list[dict]:
+    """All wanted probes of one dataset and SAE; its files are read once."""
+    from utils.sae_store import SaeActivations, load_ood_split
+
+    name, sae_id = base["dataset"], base["sae_id"]
+    remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
+    labels = load_dataset(paths, name).labels
+    rows = []
+    activations = None
+    for condition, ks in wanted.items():
+        if condition.setting == "OOD":
+            X_train, X_test, rows_of = load_ood_split(
+                paths, model_name, name, sae_id, labels, load_ood(paths, name).labels, remedy
+            )
+        else:
+            activations = activations or SaeActivations(paths, model_name, name, sae_id, labels, remedy)
+            if condition not in conditions(condition.setting, len(activations.labels)):
+                continue  # fewer rows have activations than have texts
+            rows_of = split(condition, activations.labels, options.seed)
+            X_train, X_test = activations.rows[rows_of.train], activations.rows[rows_of.test]
+        for result in fit_sae_probes(X_train, rows_of.y_train, X_test, rows_of.y_test, ks, options):
+            # "solver" of the options is what was asked for, of the result what was used
+            rows.append({**published_row(base, condition, result["k"], options), **result})
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,221 @@
+"""Train small SAEs with SAELens on the token activations of a language model, and an untrained control.
+
+    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 --widths 1024 4096 --control_width 4096
+    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 --widths 16384 --n_tokens 2000000 --device cuda
+
+Writes data/saes/{model}/layer_{layer}/width_{width}/topk_{k}/ in SAELens's own format (cfg.json, sae_weights.safetensors),
+with training.json beside it: variance explained, mean L0 and dead latents on tokens kept out of the training. The control,
+…/random_topk_{k}, has the same shape and input centring but keeps its random initial weights: what a probe reads from it,
+it does not owe to training. Texts on which a probe may be tested are left out of the training. SAEs that are there stay.
+Meant for a laptop-sized demonstration; to train a large SAE use SAELens itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils import cli
+from utils.activations import read_description
+from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood
+from utils.errors import UserError
+from utils.models import get_model, hook_name
+from utils.paths import Paths
+from utils.runtime import pick_device, progress, write_json
+
+BATCH_TOKENS = 512
+LEARNING_RATE = 1e-3
+HELD_OUT_TOKENS = 8192  # for the figures in training.json
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    parser.add_argument("--layer", type=int, help="block whose residual stream is encoded (default: the model's probe layer)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 4096], help="latents of each SAE to train (d_sae)")
+    parser.add_argument("--control_width", type=int, help="latents of the untrained control (default: none)")
+    parser.add_argument("--k_active", type=int, default=32, help="latents active on a token (the TopK SAE's own k)")
+    parser.add_argument("--n_tokens", type=int, default=250_000, help="tokens to collect for training")
+    parser.add_argument("--n_epochs", type=float, default=1.0, help="passes over these tokens")
+    parser.add_argument("--corpus", nargs="+", metavar="NAME", help="datasets whose texts to train on (default: all)")
+    cli.add_seed(parser)
+    cli.add_device(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name)
+    layer = info.probe_layer if args.layer is None else args.layer
+    if args.control_width is not None and args.control_width not in args.widths:
+        raise UserError(f"--control_width {args.control_width} must be one of --widths {args.widths}: the control has a trained twin")
+    if args.k_active > min(args.widths):
+        raise UserError(f"--k_active {args.k_active} is more than the {min(args.widths)} latents of the smallest SAE")
+
+    wanted = {width: sae_folder(paths, info.name, layer, width, args.k_active) for width in args.widths}
+    control = sae_folder(paths, info.name, layer, args.control_width, args.k_active, control=True) if args.control_width else None
+    folders = [*wanted.values(), *([control] if control else [])]
+    todo = [folder for folder in folders if not (folder / "cfg.json").is_file()]
+    print(f"{info.name} layer {layer}: {len(folders)} SAEs, {len(folders) - len(todo)} done, {len(todo)} to do")
+    if not todo:
+        return 0
+
+    device = pick_device(args.device)
+    tokens = collect_tokens(paths, info.name, layer, args.n_tokens, args.corpus, args.seed, device)
+    for width, folder in wanted.items():
+        if folder in todo:
+            make_sae(tokens, folder, info.name, layer, width, args, device, train=True)
+    if control in todo and control is not None:
+        make_sae(tokens, control, info.name, layer, args.control_width, args, device, train=False)
+    return 0
+
+
+def sae_folder(paths: Paths, model_name: str, layer: int, width: int, k_active: int, control: bool = False) -> Path:
+    """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
+    name = f"{width // 1024}k" if width % 1024 == 0 else str(width)
+    sparsity = f"{'random_' if control else ''}topk_{k_active}"
+    return paths.saes(model_name) / f"layer_{layer}" / f"width_{name}" / sparsity
+
+
+def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
+    """Distinct texts of the corpus in random order, without any text on which a probe may be tested.
+
+    A probe may be tested on every row that has model activations, and on every out-of-distribution row.
+    """
+    import numpy as np
+
+    tested: set[str] = set()
+    for name in list_datasets(paths):
+        files = sorted(paths.model_activations_folder(model_name).glob(f"{name}_*.pt"))
+        if files:
+            texts = load_dataset(paths, name).texts
+            tested.update(texts[: max(read_description(file).get("n_rows", len(texts)) for file in files)])
+    for name in list_ood_datasets(paths):
+        tested.update(load_ood(paths, name).texts)
+    distinct: dict[str, None] = {}
+    for name in choose_datasets(paths, corpus):
+        distinct.update(dict.fromkeys(text for text in load_dataset(paths, name).texts if text not in tested))
+    texts = list(distinct)
+    if not texts:
+        raise UserError("every text of the corpus is one that a probe may be tested on: name another --corpus")
+    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+
+
+def collect_tokens(paths: Paths, model_name: str, layer: int, n_tokens: int, corpus: list[str] | None, seed: int, device: str):
+    """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for training."""
+    import torch
+
+    from utils.language_models import HookedModel
+
+    hook = hook_name(layer)
+    texts = training_texts(paths, model_name, corpus, seed)
+    model = HookedModel(model_name, [hook], paths, device)
+    wanted = n_tokens + HELD_OUT_TOKENS
+    token_ids, total = [], 0
+    for start in range(0, len(texts), 1000):
+        for ids in model.tokenize(texts[start : start + 1000]):
+            token_ids.append(ids)
+            total += len(ids)
+        if total >= wanted:
+            break
+    kept = []
+    for _, captured, mask in model.run(token_ids, f"token activations at {hook}"):
+        kept.append(captured[hook][mask].cpu())
+    tokens = torch.cat(kept)
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:wanted]
+    if len(order) < wanted:
+        print(f"the corpus has only {len(order)} tokens of {wanted}")
+    if len(order) < 2 * HELD_OUT_TOKENS:
+        raise UserError(f"{len(order)} tokens are too few to train on: name a larger --corpus")
+    return tokens[order]
+
+
+def batches(tokens, generator) -> Iterator:
+    """Endless shuffled batches [BATCH_TOKENS, d_model]."""
+    import torch
+
+    while True:
+        order = torch.randperm(len(tokens), generator=generator)
+        for start in range(0, len(order) - BATCH_TOKENS + 1, BATCH_TOKENS):
+            yield tokens[order[start : start + BATCH_TOKENS]]
+
+
+def make_sae(tokens, folder: Path, model_name: str, layer: int, width: int, args, device: str, train: bool) -> None:
+    """Make one SAE, and move its finished folder into place."""
+    import torch
+    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    torch.manual_seed(args.seed)
+    training, held_out = tokens[:-HELD_OUT_TOKENS], tokens[-HELD_OUT_TOKENS:]
+    mean = training.mean(dim=0)
+    # Unit mean square per dimension makes one learning rate fit every layer. It is folded into the weights below, so the
+    # saved SAE takes activations as they are.
+    scale = float((training - mean).square().mean().rsqrt())
+    cfg = TopKTrainingSAEConfig(
+        d_in=tokens.shape[1],
+        d_sae=width,
+        k=args.k_active,
+        device=device,
+        apply_b_dec_to_input=True,
+        rescale_acts_by_decoder_norm=False,  # with it, encoding would need the decoder
+        metadata=SAEMetadata(
+            model_name=model_name, hook_name=hook_name(layer), seed=args.seed, control=None if train else "random"
+        ),
+    )
+    sae = TopKTrainingSAE(cfg)
+    with torch.no_grad():
+        sae.b_dec.copy_(mean * scale)
+    if train:
+        generator = torch.Generator().manual_seed(args.seed)
+        scaled = training * scale
+        trainer_cfg = SAETrainerConfig(
+            total_training_samples=int(len(training) * args.n_epochs) // BATCH_TOKENS * BATCH_TOKENS,
+            train_batch_size_samples=BATCH_TOKENS,
+            lr=LEARNING_RATE,
+            lr_end=LEARNING_RATE / 10,
+            lr_warm_up_steps=20,
+            lr_decay_steps=int(len(training) * args.n_epochs) // BATCH_TOKENS // 5,
+            device=device,
+            dead_feature_window=100,
+        )
+        trainer = SAETrainer(trainer_cfg, sae, batches(scaled, generator))
+        sae = trainer.fit()
+    sae.fold_activation_norm_scaling_factor(scale)
+    figures = measure(sae, held_out.to(device))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        sae.save_inference_model(temporary)
+        write_json(temporary / "training.json", {**figures, "n_tokens": len(training), "n_epochs": args.n_epochs * train})
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    kind = "trained" if train else "untrained control"
+    print(f"{kind}: {folder} ({figures['variance_explained']:.0%} of variance explained, {figures['dead_latents']} dead latents)")
+
+
+def measure(sae, tokens) -> dict[str, float]:
+    """Variance explained (1 - FVU), mean L0 and latents that never fire, on tokens [n, d_model]."""
+    import torch
+
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=tokens.device)
+    error = l0 = 0.0
+    with torch.no_grad():
+        for batch in progress(tokens.split(BATCH_TOKENS), desc="held-out tokens", unit="batch"):
+            latents = sae.encode(batch)
+            error += float((sae.decode(latents) - batch).square().sum())
+            l0 += float((latents > 0).sum())
+            fired |= (latents > 0).any(dim=0)
+    total = float((tokens - tokens.mean(dim=0)).square().sum())
+    return {"variance_explained": 1 - error / total, "mean_l0": l0 / len(tokens), "dead_latents": int((~fired).sum())}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+"""Model activations on disk: one tensor [n_rows, d_model] a dataset and hook, row i for text i."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.datasets import Dataset, first_line
+from utils.errors import UserError
+from utils.runtime import write_json
+from utils.tensors import load_tensor, save_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fingerprint(texts: list[str]) -> str:
+    """SHA-256 of the texts in order: says whether activations were made from these very texts."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def description_path(path: Path) -> Path:
+    """Where a file that we made says what it was made from (published files have none)."""
+    return path.with_suffix(".json")
+
+
+def write_activations(path: Path, activations: torch.Tensor, texts: list[str], made_by: dict[str, object]) -> None:
+    """Save [n_rows, d_model] and its description; the tensor appears last, so that where it stands both do."""
+    described = {**made_by, "n_rows": len(texts), "texts_sha256": fingerprint(texts)}
+    write_json(description_path(path), described)
+    save_tensor(path, activations.contiguous())
+
+
+def read_description(path: Path) -> dict:
+    """What a file was made from; {} for files that others made.
+
+    Raises UserError when the description is there and cannot be read.
+    """
+    described = description_path(path)
+    if not described.is_file():
+        return {}
+    try:
+        return json.loads(described.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make both again") from error
+
+
+def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | None = None) -> np.ndarray:
+    """Activations [n_rows, d_model] float32 of a dataset, checked against its texts.
+
+    A file that we made may cover only the first rows of the dataset (its description says so); then n_rows is theirs.
+
+    Raises UserError when the file is missing or broken, belongs to other texts, or has NaN, infinite or misshaped values.
+    """
+    tensor = load_tensor(path, remedy)
+    if tensor.ndim != 2 or not tensor.is_floating_point():
+        raise UserError(f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows, d_model] floats: {remedy}")
+    if d_model is not None and tensor.shape[1] != d_model:
+        raise UserError(f"{path} has d_model {tensor.shape[1]}, not {d_model}: {remedy}")
+    made_from = read_description(path)
+    n_rows = min(len(tensor), len(dataset))
+    expected = made_from.get("n_rows", len(dataset))
+    if min(len(tensor), len(dataset)) != min(expected, len(dataset)) or len(tensor) < expected:
+        raise UserError(f"{path} has {len(tensor)} rows, but {dataset.name} has {expected} texts: {remedy}")
+    if made_from and made_from.get("texts_sha256") != fingerprint(dataset.texts[:n_rows]):
+        raise UserError(f"{path} was made from other texts than {dataset.name} has now: delete it; {remedy}")
+    activations = tensor[:n_rows].float().numpy()
+    if not np.isfinite(activations).all():
+        row = int(np.flatnonzero(~np.isfinite(activations).all(axis=1))[0])
+        raise UserError(f"{path} has a NaN or infinite value in row {row}: {remedy}")
+    return activations

@@ -1,0 +1,109 @@
+"""The flags and manners that all scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.models import DEFAULT_MODEL
+from utils.paths import Paths
+from utils.runtime import default_n_jobs
+from utils.settings import SETTINGS
+
+EXIT_FAILED = 1  # something of the run failed; the rest is done
+EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring and the defaults; flags cannot be abbreviated."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=_Formatter, allow_abbrev=False)
+    defaults = Paths()
+    folders = parser.add_argument_group("folders")
+    folders.add_argument("--data_dir", type=Path, default=defaults.data_dir, help="activations, models and SAEs")
+    folders.add_argument("--text_dir", type=Path, default=defaults.text_dir, help="the text datasets")
+    folders.add_argument("--results_dir", type=Path, default=defaults.results_dir, help="result tables")
+    folders.add_argument("--figures_dir", type=Path, default=defaults.figures_dir, help="figures and report")
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_name", default=DEFAULT_MODEL, help="language model, as in the file names")
+
+
+def add_setting(parser: argparse.ArgumentParser, extra: tuple[str, ...] = (), default: str = "normal") -> None:
+    parser.add_argument("--setting", choices=SETTINGS + extra, default=default, help="which of the five settings")
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets (default: all that apply)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=42, help="seed of the row draws and folds (42 is the paper's)")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n_jobs", type=_workers, default=default_n_jobs(), help="worker processes, one thread each")
+    parser.add_argument("--randomize_order", action="store_true", help="work through the tasks in random order")
+    parser.add_argument("--overwrite", action="store_true", help="redo rows that the result table already has")
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        type=float,
+        metavar="VALUE",
+        help="only these conditions of the setting: training rows for scarcity, fractions for class_imbalance and label_noise",
+    )
+
+
+def _workers(text: str) -> int:
+    n = int(text)
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"{n} workers: give at least 1")
+    return n
+
+
+def paths_of(args: argparse.Namespace) -> Paths:
+    return Paths(args.text_dir, args.data_dir, args.results_dir, args.figures_dir)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, object]:
+    """The resolved flags, without folders and without what cannot change a result."""
+    skipped = {"data_dir", "text_dir", "results_dir", "figures_dir", "n_jobs", "randomize_order", "overwrite"}
+    return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}
+
+
+def report_failures(failures: list[str], what: str) -> int:
+    """Print the failures of a run, one line each; the exit status of the script."""
+    if not failures:
+        return 0
+    print(f"\n{len(failures)} {what} failed; everything else is done:", file=sys.stderr)
+    for line in failures:
+        print(f"  - {line}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def run(main: Callable[[list[str] | None], int]) -> None:
+    """Run a script's main; a user's mistake becomes one line and a non-zero exit."""
+    try:
+        sys.exit(main(None))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("\nstopped: finished work is kept; the same command continues from here", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}: finished work is kept; mend this and run again", file=sys.stderr)
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,157 @@
+"""The labelled text datasets: names, texts, labels, and their out-of-distribution partners."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError, unknown_name
+from utils.paths import Paths
+
+MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
+
+# Targets of an OOD file that mean a training class under another name. 90_glue_qnli: its training targets 0 and 1 are
+# GLUE's codes for entailment and not_entailment, and its OOD file says "1" and "not_entailment"; the published code
+# numbers each file's sorted values on its own, which gives the same mapping ("1" -> class 0, "not_entailment" -> 1).
+OOD_TARGETS = {"90_glue_qnli": {"1": 0, "not_entailment": 1}}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Texts and labels of one binary dataset; ``labels`` [n_rows] are codes of the sorted distinct targets."""
+
+    name: str
+    texts: list[str]
+    labels: np.ndarray
+    classes: tuple[str, str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def existing_csv(path: Path) -> Path | None:
+    """``path`` or its compressed twin ``path.zst``, whichever is there; the plain file (a user's own) wins."""
+    for candidate in (path, path.with_name(path.name + ".zst")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_csv(path: Path, what: str) -> pd.DataFrame:
+    """The table at ``path`` with every cell as text.
+
+    Raises UserError when the file is not there or is no CSV.
+    """
+    found = existing_csv(path)
+    if found is None:
+        raise UserError(f"no {what} at {path}[.zst]: run `make fetch-data`, or put the file there")
+    try:
+        return pd.read_csv(found, dtype=str, keep_default_na=False)
+    except Exception as error:  # pandas, zstandard and codecs each raise their own kinds for a broken file
+        raise UserError(f"{found} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it again") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no details"])[0]
+
+
+@cache
+def list_datasets(paths: Paths) -> tuple[str, ...]:
+    """Names of the binary datasets, in the order of the paper's master table, then any CSV the user added."""
+    table = read_csv(paths.master_table(), "dataset table")
+    missing = {"Data type", "Dataset save name"} - set(table.columns)
+    if missing:
+        raise UserError(f"{paths.master_table()} lacks the columns {sorted(missing)}: run `make fetch-data`")
+    binary = table[table["Data type"] == "Binary Classification"]
+    listed = [Path(name).stem for name in binary["Dataset save name"]]
+    not_binary = {Path(name).stem for name in table["Dataset save name"]} - set(listed)
+    folder = paths.texts("x").parent
+    on_disk = {file.name.split(".csv")[0] for file in folder.glob("*.csv*")} if folder.is_dir() else set()
+    return tuple(listed) + tuple(sorted(on_disk - set(listed) - not_binary))
+
+
+def list_ood_datasets(paths: Paths) -> list[str]:
+    """Datasets with a labelled out-of-distribution file, in the order of ``list_datasets``."""
+    return [name for name in list_datasets(paths) if existing_csv(paths.ood_texts(name)) is not None]
+
+
+def unlabelled_ood_files(paths: Paths) -> list[Path]:
+    """Files in the OOD folder that are no dataset (the paper's ``66_living-room_translations.csv`` has no labels)."""
+    folder = paths.ood_texts("x").parent
+    return sorted(file for file in folder.glob("*.csv*") if "_OOD.csv" not in file.name)
+
+
+def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) -> list[str]:
+    """The datasets asked for, or all; for ``ood``, those of them that have an OOD partner.
+
+    Raises UserError for an unknown name, or when OOD leaves none.
+    """
+    known = list_datasets(paths)
+    for name in asked or ():
+        if name not in known:
+            raise unknown_name("dataset", name, known, f"(tables in {paths.text_dir})")
+    chosen = list(asked) if asked else list(known)
+    if ood:
+        partnered = set(list_ood_datasets(paths))
+        chosen = [name for name in chosen if name in partnered]
+        if not chosen:
+            raise UserError(f"none of the datasets has an OOD partner; those that have: {', '.join(sorted(partnered)) or 'none'}")
+    return chosen
+
+
+@lru_cache(maxsize=8)
+def load_dataset(paths: Paths, name: str) -> Dataset:
+    """The first 5,000 texts and labels of a dataset.
+
+    Raises UserError when the file is missing or unreadable, lacks ``prompt`` or ``target``, or has not two classes.
+    """
+    table = _prompt_and_target(paths.texts(name), name).iloc[:MAX_ROWS]
+    classes = _sorted_values(table["target"])
+    if len(classes) != 2:
+        shown = ", ".join(map(repr, classes[:5]))
+        raise UserError(f"dataset {name} has {len(classes)} classes ({shown}): probes need exactly 2 values of `target`")
+    labels = table["target"].map({value: code for code, value in enumerate(classes)})
+    return Dataset(name, table["prompt"].tolist(), labels.to_numpy(np.int64), (classes[0], classes[1]))
+
+
+@lru_cache(maxsize=8)
+def load_ood(paths: Paths, name: str) -> Dataset:
+    """The out-of-distribution texts of a dataset, labels coded by the training classes' values.
+
+    Raises UserError when the file is missing or its classes cannot be matched with the training classes.
+    """
+    classes = load_dataset(paths, name).classes
+    table = _prompt_and_target(paths.ood_texts(name), f"{name}_OOD")
+    codes = OOD_TARGETS.get(name, {value: code for code, value in enumerate(classes)})
+    strange = sorted(set(table["target"]) - set(codes))
+    if strange:
+        raise UserError(
+            f"{paths.ood_texts(name).name} has targets {strange} that are no class of {name} {sorted(classes)}: "
+            "make them the same words in both files"
+        )
+    labels = table["target"].map(codes).to_numpy(np.int64)
+    return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes)
+
+
+def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
+    table = read_csv(path, f"texts of {name}")
+    missing = {"prompt", "target"} - set(table.columns)
+    if missing:
+        raise UserError(f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {list(table.columns)}")
+    if (table["target"] == "").any():
+        row = int(np.flatnonzero(table["target"] == "")[0])
+        raise UserError(f"{path.name} has no target in row {row + 2}: label or remove it")
+    return table
+
+
+def _sorted_values(targets: pd.Series) -> list[str]:
+    """Distinct targets, as numbers in number order where all are numbers, else as text ("False" < "True")."""
+    values = targets.unique().tolist()
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return sorted(values)

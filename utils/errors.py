@@ -1,0 +1,20 @@
+"""Errors that a user can cause and mend: one clear line, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do about it, in one line."""
+
+
+def unknown_name(kind: str, got: str, known: Iterable[str], hint: str = "") -> UserError:
+    """The error for a name outside ``known``, with the nearest known names in it."""
+    known = [str(name) for name in known]
+    near = difflib.get_close_matches(str(got), known, n=3, cutoff=0.5)
+    listed = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known[:12])}"
+    if not near and len(known) > 12:
+        listed += f" … ({len(known)} in all)"
+    return UserError(f"unknown {kind} {got!r}: {listed}{' ' + hint if hint else ''}")

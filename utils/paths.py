@@ -1,0 +1,85 @@
+"""Every folder and file name of the project, written once (the paper's names, so that published files mix with ours)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Published result folders and our setting names (readers take both spellings of OOD_setting, writers this one).
+BASELINE_FOLDERS = {
+    "normal": "normal_settings",
+    "scarcity": "scarcity",
+    "class_imbalance": "imbalance",
+    "label_noise": "corrupt",
+    "OOD": "ood",
+}
+
+
+def sae_stem(sae_id: str) -> str:
+    """How an SAE's id stands in a file name.
+
+    >>> sae_stem("layer_20/width_16k/average_l0_408")
+    '20_width_16k_average_l0_408'
+    >>> sae_stem("l16r_32x")
+    'l16r_32x'
+    """
+    return sae_id.removeprefix("layer_").replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The four data folders; each method names one kind of file in them."""
+
+    text_dir: Path = ROOT / "raw_text_datasets"
+    data_dir: Path = ROOT / "data"
+    results_dir: Path = ROOT / "results"
+    figures_dir: Path = ROOT / "figures"
+
+    # texts
+    def master_table(self) -> Path:
+        return self.text_dir / "probing_datasets_MASTER.csv"
+
+    def texts(self, dataset: str) -> Path:
+        return self.text_dir / "cleaned_data" / f"{dataset}.csv"
+
+    def ood_texts(self, dataset: str) -> Path:
+        return self.text_dir / "OOD data" / f"{dataset}_OOD.csv"
+
+    # language models and SAEs
+    def language_model(self, model_name: str) -> Path:
+        return self.data_dir / "models" / model_name
+
+    def saes(self, model_name: str) -> Path:
+        return self.data_dir / "saes" / model_name
+
+    # activations
+    def model_activations_folder(self, model_name: str, ood: bool = False) -> Path:
+        return self.data_dir / f"model_activations_{model_name}{'_OOD' if ood else ''}"
+
+    def model_activations(self, model_name: str, dataset: str, hook_name: str, ood: bool = False) -> Path:
+        folder = self.model_activations_folder(model_name, ood)
+        return folder / f"{dataset}{'_OOD' if ood else ''}_{hook_name}.pt"
+
+    def sae_activations_folder(self, model_name: str, setting: str) -> Path:
+        return self.data_dir / f"sae_activations_{model_name}" / f"{setting}_setting"
+
+    def sae_activations(self, model_name: str, setting: str, dataset: str, sae_id: str, part: str) -> Path:
+        """``part`` is X_train_sae, X_test_sae, X_rest_sae, y_train or y_test."""
+        folder = self.sae_activations_folder(model_name, setting)
+        return folder / f"{dataset}_{sae_stem(sae_id)}_{part}.pt"
+
+    # results
+    def sae_probe_table(self, model_name: str, setting: str) -> Path:
+        return self.results_dir / f"sae_probes_{model_name}" / f"{setting}_setting" / "all_metrics.csv"
+
+    def baseline_table(self, model_name: str, setting: str, layer: int | str | None = None) -> Path:
+        folder = self.results_dir / f"baseline_probes_{model_name}" / BASELINE_FOLDERS[setting]
+        return folder / (f"layer{layer}_results.csv" if setting == "normal" else "all_results.csv")
+
+    def comparison_table(self, model_name: str) -> Path:
+        return self.results_dir / f"comparison_{model_name}.csv"
+
+    def figures(self, model_name: str) -> Path:
+        return self.figures_dir / model_name

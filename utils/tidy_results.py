@@ -1,0 +1,129 @@
+"""All result tables of a model, published ones and ours, as one tidy table: a row a probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+from utils.models import get_model
+from utils.paths import BASELINE_FOLDERS, Paths
+from utils.results import baseline_table, read_table, sae_probe_table
+from utils.settings import BASELINE_CONDITION_COLUMN, SAE_CONDITION_COLUMN, SETTINGS
+
+BASELINE, SAE, CONTROL = "baseline", "sae", "control"
+TIDY_COLUMNS = (
+    "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type", "binarize",
+    "protocol", "seed", "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged",
+)  # fmt: skip
+NO_CONDITION = "all"  # of normal and OOD, which have one condition
+
+
+def load_results(paths: Paths, model_name: str, settings: tuple[str, ...] = SETTINGS) -> tuple[pd.DataFrame, list[str]]:
+    """(tidy table, remarks): columns TIDY_COLUMNS; a remark is a line on a table that was left out or read otherwise.
+
+    ``kind`` is baseline, sae or control (an SAE with random weights). ``condition`` is the varied value, or "all".
+
+    Raises UserError for a table that is there and cannot be read.
+    """
+    frames, remarks = [], []
+    for setting in settings:
+        for read in (_baselines, _sae_probes):
+            frame, said = read(paths, model_name, setting)
+            remarks += said
+            if len(frame):
+                frames.append(frame)
+    if not frames:
+        return pd.DataFrame(columns=list(TIDY_COLUMNS)), remarks
+    tidy = pd.concat([frame.reindex(columns=list(TIDY_COLUMNS)) for frame in frames], ignore_index=True)
+    key = [c for c in TIDY_COLUMNS if c not in ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")]
+    duplicates = int(tidy.duplicated(key).sum())
+    if duplicates:
+        remarks.append(f"{duplicates} rows stand twice in the tables of {model_name}; the first of each is used")
+        tidy = tidy[~tidy.duplicated(key)].reset_index(drop=True)
+    return tidy, remarks
+
+
+def existing(path: Path, *others: Path) -> Path | None:
+    """The first of the spellings that is there."""
+    return next((candidate for candidate in (path, *others) if candidate.is_file()), None)
+
+
+def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+    probe_layer = get_model(model_name).probe_layer
+    column = BASELINE_CONDITION_COLUMN.get(setting)
+    sources: list[tuple[Path, object]] = []
+    if setting == "normal":
+        folder = paths.results_dir / f"baseline_probes_{model_name}" / BASELINE_FOLDERS["normal"]
+        for path in sorted(folder.glob("layer*_results.csv")):
+            layer = path.name.removeprefix("layer").removesuffix("_results.csv")
+            sources.append((path, int(layer) if layer.isdigit() else layer))
+    else:
+        path = paths.baseline_table(model_name, setting)
+        found = existing(path, path.parent / "summary" / path.name)
+        if found:
+            sources.append((found, probe_layer))
+    frames, remarks = [], []
+    for path, layer in sources:
+        if setting == "OOD" and "test_auc_baseline" in read_table(path).columns:
+            frames.append(_published_ood(read_table(path), probe_layer))
+            continue
+        table = baseline_table(path, column, layer).read()
+        _check_scores(table, path)
+        table = table.assign(kind=BASELINE, setting=setting, protocol=None)
+        frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
+    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), remarks
+
+
+def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
+    """The paper's true OOD AUCs: one column for logistic regression, one for its SAE probe (no validation AUC)."""
+    common = {"setting": "OOD", "condition": NO_CONDITION, "layer": layer, "seed": 42, "val_auc": np.nan}
+    ours = table[table["method"].notna()] if "method" in table.columns else table.iloc[:0]
+    published = table[table["test_auc_baseline"].notna()]
+    frames = [
+        published[["dataset"]].assign(kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common),
+        published[["dataset"]].assign(
+            kind=SAE, method="sae_probe", sae_id="published", k=np.nan, protocol="paper", test_auc=published["test_auc_sae"], **common
+        ),
+    ]
+    if len(ours):
+        frames.append(ours.assign(kind=BASELINE, setting="OOD", condition=NO_CONDITION))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+    path = paths.sae_probe_table(model_name, setting)
+    found = existing(path, path.parent.with_name("ood_setting") / path.name) if setting == "OOD" else existing(path)
+    if found is None:
+        return pd.DataFrame(), []
+    column = SAE_CONDITION_COLUMN.get(setting)
+    raw_columns = read_table(found).columns
+    table = sae_probe_table(found, column).read()
+    _check_scores(table, found)
+    remarks = []
+    if setting == "OOD":
+        # Published OOD tables hold in-distribution AUCs (DESIGN.md, section 4.1); ours say how many OOD rows they tested
+        ours = table["n_test"].notna() if "n_test" in raw_columns else pd.Series(False, index=table.index)
+        if not ours.all():
+            remarks.append(
+                f"{int((~ours).sum())} rows of {found.parent.name}/{found.name} are left out: published tables of that name "
+                "test on in-distribution rows"
+            )
+            table = table[ours]
+    method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
+    table = table.assign(method=method, setting=setting)
+    table = table.assign(kind=np.where(table["method"] == "random_sae_probe", CONTROL, SAE))
+    return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
+
+
+def _check_scores(table: pd.DataFrame, path: Path) -> None:
+    for column in ("dataset", "val_auc", "test_auc"):
+        if column not in table.columns:
+            raise UserError(f"{path} lacks the column {column}; it has {', '.join(map(str, table.columns))}")
+    for column in ("val_auc", "test_auc"):
+        if len(table) and not pd.api.types.is_numeric_dtype(table[column]):
+            strange = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
+            row = int(np.flatnonzero(strange)[0]) if strange.any() else 0
+            raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]!r}, not a number")
