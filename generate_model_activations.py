@@ -76,8 +76,10 @@ def main(argv: list[str] | None = None) -> int:
             write_activations(path, activations, dataset.texts, {**made_by, "hook_name": hook})
         n_texts += len(dataset)
     seconds = time.monotonic() - started
-    print(f"{n_texts} texts of {len(todo) - len(failures)} files in {seconds:.0f} s on {device}: "
-          f"{paths.model_activations_folder(info.name)}")
+    print(
+        f"{n_texts} texts of {len(todo) - len(failures)} files in {seconds:.0f} s on {device}: "
+        f"{paths.model_activations_folder(info.name)}"
+    )
     return cli.report_failures(failures, "files of texts")
 
 

@@ -12,7 +12,6 @@ then on the hub. Finished files stay; an interrupted run continues. Trains no pr
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -45,7 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
     parser.add_argument("--layers", nargs="+", type=int, metavar="N", help="only SAEs of these layers")
-    parser.add_argument("--batch_mode", action=argparse.BooleanOptionalAction, default=True, help="load each SAE once for all files")
+    parser.add_argument(
+        "--batch_mode", action=argparse.BooleanOptionalAction, default=True, help="load each SAE once for all files"
+    )
     parser.add_argument("--batch_size", type=int, default=128, help="rows encoded at a time")
     parser.add_argument("--max_memory", type=parse_bytes, help="memory for weights and rows (default: 60 %% of what is free)")
     cli.add_device(parser)
@@ -123,7 +124,18 @@ def main(argv: list[str] | None = None) -> int:
 
     tallies: dict[str, Tally] = defaultdict(Tally)
     for group in _groups(jobs, encoders, layers, budget, args.batch_mode):
-        run_group(paths, info.name, group, [j for j in jobs if set(j.sae_ids) & set(group)], encoders, device, budget, args, tallies, failures)
+        run_group(
+            paths,
+            info.name,
+            group,
+            [j for j in jobs if set(j.sae_ids) & set(group)],
+            encoders,
+            device,
+            budget,
+            args,
+            tallies,
+            failures,
+        )
     print_table(tallies, encoders)
     return cli.report_failures(failures, "things")
 
@@ -196,7 +208,10 @@ def run_group(paths, model_name, group, jobs, encoders, device, budget, args, ta
         ]
     gated: set[str] = set()
     total = sum(_n_rows(paths, model_name, job) * len(set(job.sae_ids) & set(group)) for job in jobs)
-    with ThreadPoolExecutor(1) as reader, progress(total=total, desc=f"layer {jobs[0].layer}", unit="row", unit_scale=True) as bar:
+    with (
+        ThreadPoolExecutor(1) as reader,
+        progress(total=total, desc=f"layer {jobs[0].layer}", unit="row", unit_scale=True) as bar,
+    ):
         upcoming = reader.submit(load_job, paths, model_name, jobs[0], encoders[group[0]].d_model)
         for number, job in enumerate(jobs):
             current = upcoming

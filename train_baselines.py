@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 
     column = BASELINE_CONDITION_COLUMN.get(setting)
     tables: dict[Layer, ResultTable] = {
-        layer: baseline_table(paths.baseline_table(info.name, setting, layer), column, layer if setting == "normal" else info.probe_layer)
+        layer: baseline_table(
+            paths.baseline_table(info.name, setting, layer), column, layer if setting == "normal" else info.probe_layer
+        )
         for layer in layers
     }
     tasks: list[tuple] = []

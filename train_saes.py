@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name)
     layer = info.probe_layer if args.layer is None else args.layer
     if args.control_width is not None and args.control_width not in args.widths:
-        raise UserError(f"--control_width {args.control_width} must be one of --widths {args.widths}: the control has a trained twin")
+        raise UserError(
+            f"--control_width {args.control_width} must be one of --widths {args.widths}: the control has a trained twin"
+        )
     if args.k_active > min(args.widths):
         raise UserError(f"--k_active {args.k_active} is more than the {min(args.widths)} latents of the smallest SAE")
 

@@ -27,16 +27,16 @@ from utils.runtime import atomic_path, progress
 from utils.settings import SETTINGS
 from utils.tidy_results import BASELINE, CONTROL, SAE, load_results
 
-# What the paper changed in the texts of each out-of-distribution file
+# What differs in the texts of each out-of-distribution file, as read in the files
 OOD_SHIFTS = {
-    "5_hist_fig_ismale": "names of fictional characters",
-    "6_hist_fig_isamerican": "names in another language",
-    "7_hist_fig_ispolitician": "names of fictional characters",
-    "66_living-room": "translated",
-    "67_social-security": "translated",
-    "73_control-group": "translated",
-    "87_glue_cola": "sentences of another kind",
-    "90_glue_qnli": "questions of another kind",
+    "5_hist_fig_ismale": "cartoon characters",
+    "6_hist_fig_isamerican": "stray letters in names",
+    "7_hist_fig_ispolitician": "surname first",
+    "66_living-room": "in French",
+    "67_social-security": "in Spanish",
+    "73_control-group": "in German",
+    "87_glue_cola": "sentences from elsewhere",
+    "90_glue_qnli": "texts from elsewhere",
 }
 CONDITION_LABELS = {
     "scarcity": "training rows",
@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         tidy = tidy[tidy["dataset"].isin(args.datasets)]
     if not len(tidy):
         raise UserError(
-            f"no result tables of {model_name} in {paths.results_dir}: run `make train-baselines train-sae-probes MODEL={model_name}`"
+            f"no result tables of {model_name} in {paths.results_dir}: "
+            f"run `make train-baselines train-sae-probes MODEL={model_name}`"
         )
     for remark in remarks:
         print(f"note: {remark}")
@@ -95,16 +96,17 @@ def draw(tidy: pd.DataFrame, comparison: pd.DataFrame, folder: Path) -> tuple[di
         ("settings", "Mean test AUC of each contender, setting by setting", bool(have),
          "no setting has both baselines and SAE probes", lambda: figures.setting_bars(comparison)),
         ("normal_auc_by_k", "Test AUC against k, the number of latents a probe may use, dataset by dataset",
-         (normal["kind"] == SAE).any(), "no SAE probes in the normal setting", lambda: figures.auc_by_k(tidy)),
+         bool((normal["kind"] == SAE).any()), "no SAE probes in the normal setting", lambda: figures.auc_by_k(tidy)),
         ("normal_quiver", "SAE probe against best baseline, a point a dataset; both picked by validation AUC",
          "normal" in have, "the normal setting lacks baselines or SAE probes", lambda: scatter(normal)),
-        ("normal_layers", "Mean test AUC of each baseline by layer", (normal["kind"] == BASELINE).any(),
+        ("normal_layers", "Mean test AUC of each baseline by layer", bool((normal["kind"] == BASELINE).any()),
          "no baselines in the normal setting", lambda: figures.method_by_layer(tidy)),
     ]  # fmt: skip
     for setting, label in CONDITION_LABELS.items():
         jobs.append(
             (setting, f"Mean test AUC over the conditions of {setting}", setting in have,
-             f"{setting} lacks baselines or SAE probes", lambda s=setting, name=label: figures.condition_curves(comparison, s, name))
+             f"{setting} lacks baselines or SAE probes",
+             lambda s=setting, name=label: figures.condition_curves(comparison, s, name))
         )  # fmt: skip
     jobs.append(
         ("OOD", "Test AUC out of distribution, dataset by dataset", "OOD" in have, "OOD lacks baselines or SAE probes",

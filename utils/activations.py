@@ -50,7 +50,9 @@ def read_description(path: Path) -> dict:
     try:
         return json.loads(described.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make both again") from error
+        raise UserError(
+            f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make both again"
+        ) from error
 
 
 def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | None = None) -> np.ndarray:
@@ -62,7 +64,9 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
     """
     tensor = load_tensor(path, remedy)
     if tensor.ndim != 2 or not tensor.is_floating_point():
-        raise UserError(f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows, d_model] floats: {remedy}")
+        raise UserError(
+            f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows, d_model] floats: {remedy}"
+        )
     if d_model is not None and tensor.shape[1] != d_model:
         raise UserError(f"{path} has d_model {tensor.shape[1]}, not {d_model}: {remedy}")
     made_from = read_description(path)

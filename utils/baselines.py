@@ -46,7 +46,12 @@ def logreg(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     C, val_auc = 1.0, float("nan")
     if folds:
         aucs = [
-            np.mean([roc_auc(y_train[val], fit_logistic(X_train[tr], y_train[tr], c, "l2", seed).scores(X_train[val])) for tr, val in folds])
+            np.mean(
+                [
+                    roc_auc(y_train[val], fit_logistic(X_train[tr], y_train[tr], c, "l2", seed).scores(X_train[val]))
+                    for tr, val in folds
+                ]
+            )
             for c in Cs
         ]
         best = int(np.argmax(aucs))
@@ -71,7 +76,12 @@ def pca(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     if folds:
         numbers = log_steps(n_most)
         aucs = [
-            np.mean([roc_auc(y_train[v], fit_logistic(train[t, :n], y_train[t], 1.0, "l2", seed).scores(train[v, :n])) for t, v in folds])
+            np.mean(
+                [
+                    roc_auc(y_train[v], fit_logistic(train[t, :n], y_train[t], 1.0, "l2", seed).scores(train[v, :n]))
+                    for t, v in folds
+                ]
+            )
             for n in numbers
         ]
         best = int(np.argmax(aucs))

@@ -166,4 +166,4 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     wide = overall.pivot(index="setting", columns="contender", values="mean_test_auc")
     wide = wide[[name for name in CONTENDERS if name in wide.columns]].rename(columns=TITLES)
     n = overall.drop_duplicates("setting").set_index("setting")[["n_datasets", "n_pairs"]]
-    return wide.join(n).reindex([s for s in dict.fromkeys(overall["setting"])])
+    return wide.join(n).reindex(list(dict.fromkeys(overall["setting"])))

@@ -28,6 +28,7 @@ STYLE = {
 METHOD_MARKERS = {"logreg": "s", "pca": "v", "knn": "P", "xgboost": "X", "mlp": "D"}
 METHOD_COLORS = {"logreg": "#56B4E9", "pca": "#E69F00", "knn": "#009E73", "xgboost": "#CC79A7", "mlp": "#0072B2"}
 SAE_MARKERS = ("^", "v", "<", ">", "d", "p")
+SAE_COLORS = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#661100", "#AA4499")
 CHANCE = 0.5
 BAR_ORDER = ("quiver_baselines", "logreg", "sae_only", "random_sae")
 
@@ -81,17 +82,18 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
     datasets = list(dict.fromkeys(rows["dataset"]))
     figure, grid = _panels(len(datasets), height=2.1)
     for axes, dataset in zip(grid, datasets):
-        of_dataset = rows[rows["dataset"] == dataset]
-        for i, (sae_id, curve) in enumerate(of_dataset.groupby("sae_id")):
+        of_dataset = rows[rows["dataset"] == dataset].sort_values(["kind", "sae_id"], ascending=[False, True])
+        # trained SAEs first, so that their colours do not depend on whether there is a control
+        for i, (_, curve) in enumerate(of_dataset.groupby(["kind", "sae_id"], sort=False)):
+            sae_id = curve["sae_id"].iloc[0]
+            control = curve["kind"].iloc[0] == CONTROL
             curve = curve.groupby("k")["test_auc"].mean()
-            control = (of_dataset.loc[of_dataset["sae_id"] == sae_id, "kind"] == CONTROL).all()
             axes.plot(
                 curve.index,
                 curve,
-                color=STYLE["random_sae" if control else "sae_only"]["color"],
+                color=STYLE["random_sae"]["color"] if control else SAE_COLORS[i % len(SAE_COLORS)],
                 marker="x" if control else SAE_MARKERS[i % len(SAE_MARKERS)],
                 linestyle="--" if control else "-",
-                alpha=1.0 if control else 0.6 + 0.4 * (i % 2),
                 markersize=4,
                 linewidth=1.2,
                 label=str(sae_id).removeprefix("layer_") + (" (control)" if control else ""),
@@ -110,7 +112,7 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
 
 
 def quiver_scatter(best_baseline: pd.DataFrame, sae: pd.DataFrame, control: pd.DataFrame | None) -> Figure:
-    """A point a dataset: SAE probe against best baseline (both picked by val_auc), normal setting; above the line the SAE wins."""
+    """Normal setting, a point a dataset: SAE probe against best baseline, both picked by val_auc."""
     figure, axes = plt.subplots(figsize=(4.6, 4.4))
     for name, picked in (("random_sae", control), ("sae_only", sae)):
         if picked is None or not len(picked):
@@ -212,7 +214,9 @@ def _count(row: pd.Series) -> str:
 def _panels(n: int, height: float) -> tuple[Figure, list]:
     columns = min(4, n)
     rows = -(-n // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(2.3 * columns, height * rows + 0.5), sharex=True, sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(2.3 * columns, height * rows + 0.5), sharex=True, sharey=True, squeeze=False
+    )
     flat = list(grid.flat)
     for axes in flat[n:]:
         axes.set_axis_off()

@@ -113,9 +113,7 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
             entering = np.sort(entering[strongest])
         signs[entering] = -np.sign(gradient[entering])
         weights = C * p * (1 - p)
-        active, step, intercept_step = _newton_direction(
-            X, weights, gradient, intercept_gradient, signs, w, b
-        )
+        active, step, intercept_step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w, b)
         new = _line_search(X, signed, C, w, b, z, loss, active, signs, step, intercept_step)
         if new is None:
             stalled += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,10 +92,8 @@ class HookedModel:
                 start += size
                 batch = self.tokenizer.pad({"input_ids": [token_ids[i] for i in rows]}, return_tensors="pt").to(self.device)
                 self._captured.clear()
-                try:
+                with suppress(_LastHookReached):
                     self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-                except _LastHookReached:
-                    pass
                 captured = {name: value.float() for name, value in self._captured.items()}
                 bar.update(int(lengths[rows].sum()))
                 yield rows, captured, batch["attention_mask"].bool()
@@ -146,7 +146,7 @@ def _load(source: str, info: LanguageModel):
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks: the module list as long as the config says the model is deep."""
-    config = getattr(model.config, "text_config", model.config)
+    config: Any = getattr(model.config, "text_config", model.config)
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return module

@@ -76,7 +76,7 @@ def hook_name(layer: Layer) -> str:
 
 
 def parse_layer(text: str) -> Layer:
-    """"20" -> 20, "embed" -> "embed". Raises ValueError for anything else."""
+    """ "20" -> 20, "embed" -> "embed". Raises ValueError for anything else."""
     return "embed" if text == "embed" else int(text)
 
 

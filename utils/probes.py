@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from utils.l1_path import L1Fit, kkt_violation, l1_logistic_path
+from utils.l1_path import L1Fit, l1_logistic_path
 from utils.scores import Fold, roc_auc, test_scores, validation_folds
 
 Cs = np.logspace(5, -5, 10)
@@ -128,9 +128,7 @@ def fit_sae_probes(
     return results
 
 
-def choose_C(
-    fold_data: list[np.ndarray], y: np.ndarray, folds: list[Fold], k: int, options: ProbeOptions
-) -> tuple[float, float]:
+def choose_C(fold_data: list[np.ndarray], y: np.ndarray, folds: list[Fold], k: int, options: ProbeOptions) -> tuple[float, float]:
     """The first C, from the largest down, with the best mean validation AUC, and that AUC; (1, NaN) without folds."""
     if not folds:
         return 1.0, float("nan")
@@ -168,10 +166,10 @@ def _from_path(fit: L1Fit) -> LinearFit:
 
 def fit_logistic(X: np.ndarray, y: np.ndarray, C: float, reg_type: str, seed: int) -> LinearFit:
     """scikit-learn's logistic regression as the paper runs it: saga for L1, lbfgs for L2, at most 1,000 iterations."""
+    import warnings
+
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-
-    import warnings
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

@@ -14,7 +14,8 @@ from utils.runtime import atomic_path
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #5b5b5b; --line: #d9d9d9; --paper: #ffffff; --shade: #f5f5f3; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --soft: #a8a8a8; --line: #444; --paper: #181818; --shade: #242424; } }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececec; --soft: #a8a8a8; --line: #444; --paper: #181818; --shade: #242424; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -35,7 +36,7 @@ document.querySelectorAll("table").forEach(table => table.querySelectorAll("th")
   th.tabIndex = 0;
   const sort = () => {
     const up = th.getAttribute("aria-sort") !== "ascending", body = table.tBodies[0];
-    const value = row => { const t = row.cells[column].textContent.trim(), n = parseFloat(t.replace("−", "-")); return isNaN(n) ? t : n; };
+    const value = row => { const t = row.cells[column].textContent.trim(), n = parseFloat(t); return isNaN(n) ? t : n; };
     [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
       return (typeof x === typeof y ? (x > y ? 1 : x < y ? -1 : 0) : typeof x === "number" ? -1 : 1) * (up ? 1 : -1);
     }).forEach(row => body.append(row));

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,10 +50,8 @@ def available_memory() -> int:
 
     free = psutil.virtual_memory().available
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
+    with suppress(OSError, ValueError):  # no cgroup, or "max"
         free = min(free, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no cgroup, or "max"
-        pass
     return max(free, 0)
 
 
@@ -71,7 +69,7 @@ def parse_bytes(text: str) -> int:
 
 
 def show_bytes(n: float) -> str:
-    """"3.4 GiB", "12.0 MiB"."""
+    """ "3.4 GiB", "12.0 MiB"."""
     for unit in ("B", "KiB", "MiB"):
         if abs(n) < 1024:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"

@@ -56,7 +56,9 @@ class SaeFiles:
         parts = (*X_PARTS[self.setting], "y_train", "y_test")
         return self.description() == made_from and all(self.path(part).is_file() for part in parts)
 
-    def write(self, rows: csr_array, condition_split: Split, rest: np.ndarray | None, ood_rows: csr_array | None, made_from: dict) -> None:
+    def write(
+        self, rows: csr_array, condition_split: Split, rest: np.ndarray | None, ood_rows: csr_array | None, made_from: dict
+    ) -> None:
         """Write X and y of the split; the description comes last and says that the set is whole.
 
         rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's test indexes.
@@ -138,7 +140,9 @@ class SaeActivations:
         pieces = [load_sparse(files.path(part), remedy) for part in ("X_train_sae", "X_test_sae", "X_rest_sae")]
         stacked = vstack(pieces, format="csr")
         if stacked.shape[0] > len(labels):
-            raise UserError(f"{files.path('X_train_sae')}: {stacked.shape[0]} rows, but {dataset} has {len(labels)} texts: {remedy}")
+            raise UserError(
+                f"{files.path('X_train_sae')}: {stacked.shape[0]} rows, but {dataset} has {len(labels)} texts: {remedy}"
+            )
         self.labels = labels[: stacked.shape[0]]
         normal = split(Condition("normal"), self.labels)
         _check_labels(files, normal, remedy)

@@ -21,7 +21,9 @@ from utils.paths import Paths
 from utils.weight_files import StoredArray, stored_arrays
 
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")
-FORMATS = "params.npz (Gemma Scope), cfg.json + sae_weights.safetensors (SAELens) or hyperparams.json + checkpoints/ (Llama Scope)"
+FORMATS = (
+    "params.npz (Gemma Scope), cfg.json + sae_weights.safetensors (SAELens) or hyperparams.json + checkpoints/ (Llama Scope)"
+)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,9 @@ def _from_hub(model_name: str, sae_id: str, sae_dir: Path) -> Path:
 
     entry = get_pretrained_saes_directory().get(release)
     if entry is None or sae_id not in entry.saes_map:
-        raise UserError(f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here}), and SAELens's release {release} has none of that name")
+        raise UserError(
+            f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here}), and SAELens's release {release} has none of that name"
+        )
     subfolder = entry.saes_map[sae_id]
     try:
         snapshot = snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])
@@ -245,7 +249,9 @@ def _open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
     vectors = {name: arrays[name].read() for name in ("b_enc", "threshold")}
     # these were trained on embeddings divided by sqrt(d_model)
     scale = W_enc.shape[0] ** -0.5 if "embedding" in sae_id else 1.0
-    return _checked(Encoder(sae_id, "jumprelu", *W_enc.shape, W_enc, vectors=vectors, input_scale=scale), folder)
+    return _checked(
+        Encoder(sae_id, "jumprelu", W_enc.shape[0], W_enc.shape[1], W_enc, vectors=vectors, input_scale=scale), folder
+    )
 
 
 def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
@@ -269,7 +275,8 @@ def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         Encoder(
             sae_id,
             architecture,
-            *W_enc.shape,
+            W_enc.shape[0],
+            W_enc.shape[1],
             W_enc,
             vectors={name: arrays[name].read() for name in needed},
             b_dec=arrays["b_dec"].read() if input_bias else None,

@@ -65,16 +65,16 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
         found = existing(path, path.parent / "summary" / path.name)
         if found:
             sources.append((found, probe_layer))
-    frames, remarks = [], []
-    for path, layer in sources:
+    frames = []
+    for path, at_layer in sources:
         if setting == "OOD" and "test_auc_baseline" in read_table(path).columns:
             frames.append(_published_ood(read_table(path), probe_layer))
             continue
-        table = baseline_table(path, column, layer).read()
+        table = baseline_table(path, column, at_layer).read()
         _check_scores(table, path)
         table = table.assign(kind=BASELINE, setting=setting, protocol=None)
         frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
-    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), remarks
+    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), []
 
 
 def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
@@ -85,7 +85,13 @@ def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
     frames = [
         published[["dataset"]].assign(kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common),
         published[["dataset"]].assign(
-            kind=SAE, method="sae_probe", sae_id="published", k=np.nan, protocol="paper", test_auc=published["test_auc_sae"], **common
+            kind=SAE,
+            method="sae_probe",
+            sae_id="published",
+            k=np.nan,
+            protocol="paper",
+            test_auc=published["test_auc_sae"],
+            **common,
         ),
     ]
     if len(ours):

@@ -64,7 +64,7 @@ class StoredArray:
             pieces, gap = list(stored), stride * self.itemsize
         with open(self.path, "rb", buffering=0) as file:
             for i, piece in enumerate(pieces):
-                view = memoryview(piece).cast("B")
+                view = memoryview(piece.data).cast("B")
                 file.seek(self.offset + first * self.itemsize + i * gap)
                 n_read = 0
                 while n_read < len(view):

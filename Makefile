@@ -1,0 +1,123 @@
+# `make` lists the targets. Variables, on the command line or in the environment, reach every recipe:
+#   MODEL=gemma-2-9b  SETTING=normal  DEVICE=auto  LAYER="20"  DATASETS="96_spam_is 87_glue_cola"  N_JOBS=4
+#   ARGS="--overwrite"   further flags of the script that the target runs
+# The folders can be moved: DATA_DIR, TEXT_DIR, RESULTS_DIR, FIGURES_DIR.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= gemma-2-9b
+SETTING ?=
+DEVICE ?= auto
+LAYER ?=
+DATASETS ?=
+N_JOBS ?=
+ARGS ?=
+DATA_DIR ?=
+TEXT_DIR ?=
+RESULTS_DIR ?=
+FIGURES_DIR ?=
+
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# a flag only where its variable is set, so that the scripts' own defaults hold
+folders = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) \
+	$(if $(RESULTS_DIR),--results_dir $(RESULTS_DIR)) $(if $(FIGURES_DIR),--figures_dir $(FIGURES_DIR))
+common = --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS))
+setting = $(if $(SETTING),--setting $(SETTING))
+jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS))
+every_setting = normal scarcity class_imbalance label_noise OOD
+
+.PHONY: help
+## help: this list
+help:
+	@echo "make TARGET [MODEL=…] [SETTING=…] [DEVICE=…] [LAYER=…] [DATASETS=\"…\"] [N_JOBS=…] [ARGS=\"…\"]"
+	@echo
+	@sed -n 's/^## \([a-z-]*\): /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "  %-28s %s\n", $$1, $$2}'
+
+.PHONY: setup
+## setup: build .venv from requirements.txt under constraints.txt
+setup: $(STAMP)
+
+$(STAMP): requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python 3.10 to 3.13 is needed, not {v.major}.{v.minor}: make PYTHON=python3.12 setup")'
+	@echo "building $(VENV) (a few minutes the first time)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt --constraint constraints.txt
+	@touch $@
+
+.PHONY: demo
+## demo: the main job end to end on real data: texts, activations, SAEs, probes, figures, report
+demo: $(STAMP)
+	@RUN="$(RUN)" DEVICE="$(DEVICE)" JOBS="$(jobs)" FOLDERS="$(folders)" ./demo.sh
+
+.PHONY: fetch-data
+## fetch-data: download the 113 text datasets and the demo's language model
+fetch-data: $(STAMP)
+	$(RUN) fetch_data.py $(folders) $(ARGS)
+
+.PHONY: generate-model-acts
+## generate-model-acts: texts to model activations
+generate-model-acts: $(STAMP)
+	$(RUN) generate_model_activations.py $(common) $(setting) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
+
+.PHONY: train-saes
+## train-saes: train small SAEs and an untrained control on a model's token activations
+train-saes: $(STAMP)
+	$(RUN) train_saes.py --model_name $(MODEL) $(folders) --device $(DEVICE) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+
+.PHONY: generate-sae-acts-optimized
+## generate-sae-acts-optimized: model activations to SAE activations, each SAE opened once
+generate-sae-acts-optimized: $(STAMP)
+	$(RUN) generate_sae_activations_optimized.py $(common) $(setting) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
+
+.PHONY: train-baselines
+## train-baselines: the five baseline probes (SETTING=normal unless given)
+train-baselines: $(STAMP)
+	$(RUN) train_baselines.py $(common) $(setting) $(jobs) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+
+.PHONY: train-sae-probes
+## train-sae-probes: probes on SAE latents (SETTING=normal unless given)
+train-sae-probes: $(STAMP)
+	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(ARGS)
+
+.PHONY: train-all
+## train-all: baselines and SAE probes in all five settings
+train-all: $(STAMP)
+	@status=0; for setting in $(every_setting); do \
+	  $(RUN) train_baselines.py $(common) --setting $$setting $(jobs) $(ARGS) || status=1; \
+	  $(RUN) train_sae_probes.py $(common) --setting $$setting $(jobs) $(ARGS) || status=1; \
+	done; exit $$status
+
+.PHONY: visualize
+## visualize: result tables to comparison, figures and report
+visualize: $(STAMP)
+	$(RUN) visualize.py $(common) $(setting) $(ARGS)
+
+.PHONY: test
+## test: the test suite (offline, CPU, under 5 minutes)
+test: $(STAMP)
+	$(RUN) -m pytest tests $(ARGS)
+
+.PHONY: lint
+## lint: formatting, lint and type checks
+lint: $(STAMP)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+.PHONY: format
+## format: rewrite the code in the project's format
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+.PHONY: clean
+## clean: remove caches (never data or results)
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# `make demo`: the main job on real data, through the same scripts and flags as any other model.
+# What is done already is not done again, so a second run takes seconds. Each stage can be run alone, as it stands here.
+set -euo pipefail
+cd "$(dirname "$0")"
+started=$SECONDS
+
+RUN=${RUN:-.venv/bin/python}
+DEVICE=${DEVICE:-auto}
+read -r -a jobs <<<"${JOBS:-}"
+read -r -a folders <<<"${FOLDERS:-}"
+# no stage may look for anything on a model hub
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+model=all-MiniLM-L6-v2
+datasets=(5_hist_fig_ismale 66_living-room 87_glue_cola 92_glue_sst2 96_spam_is 105_click_bait 129_arith_mc_A
+  155_athlete_sport_basketball)
+ood=(5_hist_fig_ismale 66_living-room 87_glue_cola)
+common=(--model_name "$model" ${folders[@]+"${folders[@]}"})
+sizes=(20 103 382)
+
+stage() { printf '\n== %s\n' "$*"; }
+
+stage 1. fetch texts and language model
+"$RUN" fetch_data.py ${folders[@]+"${folders[@]}"}
+stage 2. texts to model activations, two layers
+"$RUN" generate_model_activations.py "${common[@]}" --datasets "${datasets[@]}" --max_rows 1500 --device "$DEVICE"
+stage 3. train two SAEs, and a control with random weights
+"$RUN" train_saes.py "${common[@]}" --layer 2 --widths 1024 4096 --control_width 4096 --n_tokens 150000 --device "$DEVICE"
+stage 4. model activations to SAE activations
+"$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
+stage 5. baseline probes
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
+stage 6. SAE probes
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
+stage 7. comparison, figures, report
+"$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
+printf '\ndemo done in %d s\n' $((SECONDS - started))
