@@ -17,7 +17,7 @@ datasets=(5_hist_fig_ismale 66_living-room 87_glue_cola 92_glue_sst2 96_spam_is 
   155_athlete_sport_basketball)
 ood=(5_hist_fig_ismale 66_living-room 87_glue_cola)
 common=(--model_name "$model" ${folders[@]+"${folders[@]}"})
-sizes=(20 103 382)
+sizes=(20 143 382)
 
 stage() { printf '\n== %s\n' "$*"; }
 

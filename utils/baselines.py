@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from utils.probes import FINAL_SEED, Cs, LinearFit, fit_logistic
-from utils.scores import roc_auc, test_scores, validation_folds
+from utils.scores import mean_over_folds, roc_auc, test_scores, validation_folds
 
 MAX_PCA = 100
 MAX_NEIGHBOURS = 100
@@ -105,8 +105,9 @@ def knn(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
         for i, (train, val) in enumerate(folds):
             votes = _votes(between[np.ix_(val, train)], y_train[train], largest)
             aucs[i] = [roc_auc(y_train[val], votes[:, n - 1]) for n in numbers]
-        best = int(np.argmax(aucs.mean(axis=0)))
-        n_neighbours, val_auc = numbers[best], float(aucs.mean(axis=0)[best])
+        mean = mean_over_folds(aucs)
+        best = int(np.argmax(mean))
+        n_neighbours, val_auc = numbers[best], float(mean[best])
     else:
         val_auc = roc_auc(y_train, _votes(between, y_train, 1)[:, 0])
     scores = _votes(_distances(X_test, X_train), y_train, n_neighbours)[:, n_neighbours - 1]

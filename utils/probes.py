@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from utils.l1_path import L1Fit, l1_logistic_path
-from utils.scores import Fold, roc_auc, test_scores, validation_folds
+from utils.scores import Fold, mean_over_folds, roc_auc, test_scores, validation_folds
 
 Cs = np.logspace(5, -5, 10)
 FINAL_SEED = 1  # of the final fit's shuffle and solver
@@ -137,7 +137,7 @@ def choose_C(fold_data: list[np.ndarray], y: np.ndarray, folds: list[Fold], k: i
         X = fold_data[i][:, :k]
         fits = fit_ladder(X[train], y[train], options)
         aucs[i] = [roc_auc(y[val], fit.scores(X[val])) for fit in fits]
-    mean = aucs.mean(axis=0)
+    mean = mean_over_folds(aucs)
     best = int(np.argmax(mean))
     return float(Cs[best]), float(mean[best])
 

@@ -5,24 +5,38 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from scipy.stats import rankdata
 
 Fold = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
 
 
 def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of scores [n] for y [n] in {0, 1}: the share of ordered pairs, ties counted half.
+    """Area under the ROC curve of scores [n] for y [n] in {0, 1}.
 
-    The same as scikit-learn's roc_auc_score and 40 times quicker on a thousand rows, which matters where a path of ten
-    fits takes five milliseconds. NaN, with a warning, when only one class is there.
+    Equal to scikit-learn's roc_auc_score to the last bit, and 20 times quicker on a thousand rows (a path of ten fits takes
+    five milliseconds). To the last bit, because many C tie in validation AUC on small training sets, and which of them the
+    paper's procedure takes is a matter of rounding. NaN, with a warning, when only one class is there.
     """
     n_pos = int(y.sum())
     n_neg = len(y) - n_pos
     if n_pos == 0 or n_neg == 0:
         warnings.warn("AUC is undefined: only one class in the rows scored", RuntimeWarning, stacklevel=2)
         return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[y == 1].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(y) - 1)  # last row of each distinct score
+    true_positives = np.cumsum(y[order], dtype=np.float64)[ends]
+    false_positives = 1 + ends - true_positives
+    if len(ends) > 2:  # points on a straight line between their neighbours change the sum only by rounding
+        corner = (np.diff(false_positives, 2) != 0) | (np.diff(true_positives, 2) != 0)
+        kept = np.concatenate([[True], corner, [True]])
+        true_positives, false_positives = true_positives[kept], false_positives[kept]
+    tpr = np.append(0.0, true_positives) / n_pos
+    fpr = np.append(0.0, false_positives) / n_neg
+    return float((np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2.0).sum())
+
+
+def mean_over_folds(aucs: np.ndarray) -> np.ndarray:
+    """[n_settings] means of aucs [n_folds, n_settings], each summed as a list of its folds would be."""
+    return np.ascontiguousarray(aucs.T).mean(axis=1)
 
 
 def test_scores(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:

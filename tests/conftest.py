@@ -1,0 +1,56 @@
+"""Small real-shaped inputs that the tests share; nothing here needs the network, a GPU or downloaded data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.datasets import list_datasets, load_dataset, load_ood  # noqa: E402
+from utils.paths import Paths  # noqa: E402
+
+SHARED = ROOT.parent / "shared"
+needs_shared = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the reference data is not beside the checkout")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    """Empty data folders of a test's own."""
+    for cached in (list_datasets, load_dataset, load_ood):
+        cached.cache_clear()
+    return Paths(tmp_path / "texts", tmp_path / "data", tmp_path / "results", tmp_path / "figures")
+
+
+def folder_flags(paths: Paths) -> list[str]:
+    """The flags that point a script at a test's folders."""
+    return [
+        "--text_dir", str(paths.text_dir), "--data_dir", str(paths.data_dir),
+        "--results_dir", str(paths.results_dir), "--figures_dir", str(paths.figures_dir),
+    ]  # fmt: skip
+
+
+def write_texts(paths: Paths, names: list[str], n_rows: int = 300, ood: tuple[str, ...] = (), seed: int = 0) -> None:
+    """Text datasets with a master table: balanced, texts of class 1 tell their class by a word."""
+    rng = np.random.default_rng(seed)
+    words = np.array("the a house cat runs over blue small old tree river stone".split())
+
+    def texts(labels: np.ndarray, mark: str) -> list[str]:
+        return [" ".join(rng.choice(words, 6)) + (f" {mark}" if label else " plain") for label in labels]
+
+    for path in (paths.master_table(), paths.texts("x"), paths.ood_texts("x")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = ["Binary Classification"] * len(names)
+    master = pd.DataFrame({"Data type": kinds, "Dataset save name": [f"cleaned_data/{name}.csv" for name in names]})
+    master.to_csv(paths.master_table(), index=False)
+    for name in names:
+        labels = rng.permutation(np.arange(n_rows) % 2)
+        pd.DataFrame({"prompt": texts(labels, "signal"), "target": labels}).to_csv(paths.texts(name), index=False)
+        if name in ood:
+            labels = rng.permutation(np.arange(60) % 2)
+            pd.DataFrame({"prompt": texts(labels, "sign"), "target": labels}).to_csv(paths.ood_texts(name), index=False)

@@ -1,0 +1,89 @@
+"""Text datasets: names, labels, OOD partners, and what is said of files that are wrong."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from conftest import write_texts
+
+from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood, unlabelled_ood_files
+from utils.errors import UserError
+
+
+def write(path, prompts, targets, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"prompt": prompts, "target": targets}).to_csv(path, index=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes"),
+    [([1, 0, 1], ("0", "1")), (["True", "False", "True"], ("False", "True")), ([10, 9, 10], ("9", "10")), (["yes", "no", "yes"], ("no", "yes"))],
+)
+def test_labels_are_codes_of_the_sorted_values(paths, targets, classes):
+    write_texts(paths, ["d"])
+    write(paths.texts("d"), ["a", "b", "c"], targets)
+    dataset = load_dataset(paths, "d")
+    assert dataset.classes == classes
+    assert dataset.labels.tolist() == [1, 0, 1]
+
+
+def test_texts_like_na_stay_texts(paths):
+    write_texts(paths, ["d"])
+    write(paths.texts("d"), ["NA", "None", ""], [0, 1, 1])
+    assert load_dataset(paths, "d").texts == ["NA", "None", ""]
+
+
+def test_compressed_files_are_read_and_plain_ones_win(paths):
+    write_texts(paths, ["d"])
+    plain = paths.texts("d")
+    write(plain.with_name("d.csv.zst"), ["z", "z"], [0, 1], compression="zstd")
+    assert len(load_dataset(paths, "d")) == 300
+    plain.unlink()
+    load_dataset.cache_clear()
+    assert load_dataset(paths, "d").texts == ["z", "z"]
+
+
+def test_a_users_own_csv_is_a_dataset(paths):
+    write_texts(paths, ["d"])
+    write(paths.texts("mine"), ["a", "b"], [0, 1])
+    assert list_datasets(paths) == ("d", "mine")
+
+
+def test_ood_labels_follow_the_training_classes(paths):
+    write_texts(paths, ["d"], ood=("d",))
+    write(paths.texts("d"), ["a", "b"], ["cat", "dog"])
+    write(paths.ood_texts("d"), ["x", "y", "z"], ["dog", "dog", "cat"])
+    assert load_ood(paths, "d").labels.tolist() == [1, 1, 0]
+    load_ood.cache_clear()
+    write(paths.ood_texts("d"), ["x", "y"], ["dog", "bird"])
+    with pytest.raises(UserError, match=r"targets \['bird'\] that are no class of d"):
+        load_ood(paths, "d")
+
+
+def test_unlabelled_ood_files_are_no_dataset(paths):
+    write_texts(paths, ["d", "66_living-room"], ood=("d",))
+    (paths.ood_texts("x").parent / "66_living-room_translations.csv").write_text("Language,Translation\nFrench,salon\n")
+    assert list_ood_datasets(paths) == ["d"]
+    assert [file.name for file in unlabelled_ood_files(paths)] == ["66_living-room_translations.csv"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [([1, 1, 1], "1 classes"), ([1, 2, 3], "3 classes"), ([1, None, 0], "no target in row 3")],
+)
+def test_wrong_targets_are_named(paths, targets, message):
+    write_texts(paths, ["d"])
+    write(paths.texts("d"), ["a", "b", "c"], targets)
+    with pytest.raises(UserError, match=message):
+        load_dataset(paths, "d")
+
+
+def test_unknown_names_come_with_the_nearest(paths):
+    write_texts(paths, ["96_spam_is", "87_glue_cola"])
+    with pytest.raises(UserError, match="unknown dataset '96_spam': did you mean 96_spam_is"):
+        choose_datasets(paths, ["96_spam"])
+
+
+def test_without_any_data_the_command_that_fetches_it_is_named(paths):
+    with pytest.raises(UserError, match="make fetch-data"):
+        list_datasets(paths)

@@ -1,0 +1,52 @@
+"""The Makefile: every target is listed, and every script a recipe names is there and takes the flags it is given."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^\.PHONY: (\S+)$", MAKEFILE, re.MULTILINE)
+VARIABLES = ["MODEL=llama-3.1-8b", "SETTING=OOD", "DEVICE=cpu", "LAYER=16", "DATASETS=87_glue_cola", "N_JOBS=1", "DATA_DIR=/x"]
+
+
+def dry_run(target: str, *variables: str) -> str:
+    command = ["make", "--dry-run", "--assume-old=.venv/.installed", target, *variables]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_make_alone_lists_every_target():
+    listed = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert all(re.search(rf"^  {target} ", listed, re.MULTILINE) for target in TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_script_of_a_recipe_exists(target):
+    for script in re.findall(r"\S+\.(?:py|sh)\b", dry_run(target)):
+        assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("variables", [[], VARIABLES], ids=["plain", "all variables"])
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith(("train-", "generate-", "fetch-", "visual")) and t != "train-all"])
+def test_recipes_pass_flags_that_their_scripts_take(target, variables):
+    (line,) = [line for line in dry_run(target, *variables).splitlines() if ".py" in line]
+    script, *flags = line.split()[1:]
+    module = __import__(script.removesuffix(".py"))
+    if hasattr(module, "make_parser"):
+        module.make_parser().parse_args(flags)
+    if variables and "--model_name" in flags:
+        assert "llama-3.1-8b" in flags
+
+
+def test_shell_scripts_pass_arguments_on_and_stop_on_errors():
+    for name in ("demo.sh", "save_sae_acts_optimized.sh", ".ci/run"):
+        assert "set -euo pipefail" in (ROOT / name).read_text()
+    shown = subprocess.run(
+        ["./save_sae_acts_optimized.sh", "llama-3.1-8b", "--help"],
+        capture_output=True, text=True, cwd=ROOT, env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}, check=True,
+    )  # fmt: skip
+    assert "--max_memory" in shown.stdout

@@ -1,0 +1,251 @@
+"""The whole pipeline through the scripts' own mains on a tiny language model: what is made, resumed, and said of mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, folder_flags, write_texts
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+import generate_model_activations
+import generate_sae_activations_optimized
+import train_baselines
+import train_sae_probes
+import train_saes
+import visualize
+from utils.datasets import list_datasets, load_dataset, load_ood
+from utils.errors import UserError
+from utils.language_models import HookedModel
+from utils.paths import Paths
+
+MODEL = "all-MiniLM-L6-v2"
+NAMES = ["1_first", "2_second", "3_third"]
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+
+
+def write_tiny_model(paths: Paths) -> None:
+    """A randomly initialised six-block BERT of the demo model's width, with a vocabulary for the test texts."""
+    folder = paths.language_model(MODEL)
+    folder.mkdir(parents=True)
+    words = "the a house cat runs over blue small old tree river stone signal sign plain".split()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=384, num_hidden_layers=6, num_attention_heads=4, intermediate_size=32, max_position_embeddings=128
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Paths:
+    """Folders after one run of every stage."""
+    root = tmp_path_factory.mktemp("pipeline")
+    paths = Paths(root / "texts", root / "data", root / "results", root / "figures")
+    clear_caches()
+    write_texts(paths, [*NAMES, "4_corpus"], n_rows=300, ood=(NAMES[0],))
+    write_tiny_model(paths)
+    run_all(paths)
+    return paths
+
+
+def clear_caches() -> None:
+    for cached in (list_datasets, load_dataset, load_ood):
+        cached.cache_clear()
+
+
+def run_all(paths: Paths) -> None:
+    common = ["--model_name", MODEL, *folder_flags(paths)]
+    data = ["--datasets", *NAMES]
+    assert generate_model_activations.main([*common, *data, "--max_rows", "260"]) == 0
+    training = ["--widths", "96", "--control_width", "96", "--k_active", "8", "--n_tokens", "20000", "--layer", "2"]
+    train_saes.HELD_OUT_TOKENS = 512
+    assert train_saes.main([*common, *training]) == 0
+    assert generate_sae_activations_optimized.main([*common, *data, "--setting", "all"]) == 0
+    for setting, more in (("normal", []), ("scarcity", ["--conditions", "10", "103"]), ("OOD", [])):
+        chosen = NAMES[:1] if setting == "OOD" else NAMES
+        arguments = [*common, "--datasets", *chosen, "--setting", setting, "--n_jobs", "2", *more]
+        assert train_baselines.main([*arguments, *(["--layer", "2"] if setting == "normal" else [])]) == 0
+        assert train_sae_probes.main(arguments) == 0
+    assert visualize.main([*common, *data]) == 0
+
+
+def test_every_stage_leaves_its_files(done):
+    assert len(list(done.model_activations_folder(MODEL).glob("*.pt"))) == 6
+    assert len(list(done.sae_activations_folder(MODEL, "normal").glob("*_X_train_sae.pt"))) == 6
+    assert len(list(done.sae_activations_folder(MODEL, "OOD").glob("*_X_test_sae.pt"))) == 2
+    probes = pd.read_csv(done.sae_probe_table(MODEL, "scarcity"))
+    assert sorted(probes["num_train"].unique()) == [10, 103]
+    assert set(probes["method"]) == {"sae_probe", "random_sae_probe"}
+    assert probes["converged"].all()
+    baselines = pd.read_csv(done.baseline_table(MODEL, "normal", 2))
+    assert set(baselines["method"]) == {"logreg", "pca", "knn", "xgboost", "mlp"}
+    # the texts of class 1 hold a word that tells them: every logistic regression must see it
+    assert baselines[baselines["method"] == "logreg"]["test_auc"].min() > 0.95
+    settings = json.loads((done.sae_probe_table(MODEL, "normal").parent / "settings.json").read_text())
+    assert settings["settings"]["seed"] == 42
+    assert "torch" in settings["versions"]
+
+
+def test_the_report_stands_alone_and_names_what_is_missing(done):
+    page = (done.figures(MODEL) / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert not re.search(r"(?:src|href)=['\"]https?:", page)
+    assert "figure label_noise" in page
+    assert (done.figures(MODEL) / "settings.pdf").stat().st_size > 1000
+    comparison = pd.read_csv(done.comparison_table(MODEL))
+    assert list(comparison.columns[:6]) == ["setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs"]
+
+
+def test_a_second_run_makes_nothing_twice(done, capsys):
+    before = {path: path.stat().st_mtime_ns for path in done.data_dir.rglob("*") if path.is_file()}
+    run_all(done)
+    assert {path: path.stat().st_mtime_ns for path in done.data_dir.rglob("*") if path.is_file()} == before
+    said = capsys.readouterr().out
+    assert said.count(" 0 to do") == 9
+
+
+@pytest.mark.parametrize("n_jobs", ["1", "2"])
+def test_tables_are_the_same_bytes_for_any_number_of_workers_and_order(done, tmp_path, n_jobs):
+    moved = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
+    flags = ["--model_name", MODEL, *folder_flags(moved), "--datasets", *NAMES, "--n_jobs", n_jobs, "--randomize_order"]
+    assert train_sae_probes.main(flags) == 0
+    assert moved.sae_probe_table(MODEL, "normal").read_bytes() == done.sae_probe_table(MODEL, "normal").read_bytes()
+    assert train_baselines.main([*flags, "--layer", "2"]) == 0
+    assert moved.baseline_table(MODEL, "normal", 2).read_bytes() == done.baseline_table(MODEL, "normal", 2).read_bytes()
+
+
+def test_ood_files_hold_the_ood_rows(done):
+    """Not the in-distribution test rows (the defect of the published OOD numbers)."""
+    folder = done.sae_activations_folder(MODEL, "OOD")
+    stem = f"{NAMES[0]}_2_width_96_topk_8"
+    ood = torch.load(folder / f"{stem}_X_test_sae.pt", weights_only=True)
+    inside = torch.load(done.sae_activations_folder(MODEL, "normal") / f"{stem}_X_test_sae.pt", weights_only=True)
+    assert len(ood) == 60
+    assert not any((row == inside.to_dense()).all(dim=1).any() for row in ood.to_dense()[:5])
+
+
+def test_activations_equal_transformers_own_hidden_states(done):
+    hooks = ["hook_embed", "blocks.2.hook_resid_post"]
+    model = HookedModel(MODEL, hooks, done, "cpu")
+    texts = load_dataset(done, NAMES[0]).texts[:7] + ["the"]
+    pooled = model.pooled(texts, "test")
+    reference = BertModel.from_pretrained(done.language_model(MODEL))
+    for i, text in enumerate(texts):
+        inputs = model.tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            states = reference(**inputs, output_hidden_states=True).hidden_states
+        for hook, state in zip(hooks, (states[0], states[3])):
+            assert torch.allclose(pooled[hook][i], state[0].mean(dim=0), atol=1e-4)
+
+
+def test_a_texts_activations_do_not_depend_on_its_batch(done):
+    model = HookedModel(MODEL, ["blocks.5.hook_resid_post"], done, "cpu")
+    texts = load_dataset(done, NAMES[0]).texts[:20] + ["the cat " * 40]
+    together, alone = model.pooled(texts, "test"), model.pooled(texts, "test", batch_size=1)
+    assert torch.allclose(together["blocks.5.hook_resid_post"], alone["blocks.5.hook_resid_post"], atol=1e-4)
+
+
+def test_no_text_that_can_be_tested_is_trained_on(done):
+    texts = set(train_saes.training_texts(done, MODEL, None, seed=0))
+    for name in NAMES:
+        assert not texts & set(load_dataset(done, name).texts[:260])
+    assert not texts & set(load_ood(done, NAMES[0]).texts)
+    assert texts & set(load_dataset(done, "4_corpus").texts)
+
+
+def copied(done: Paths, tmp_path) -> Paths:
+    shutil.copytree(done.data_dir, tmp_path / "data")
+    clear_caches()
+    return Paths(done.text_dir, tmp_path / "data", tmp_path / "results", tmp_path / "figures")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "nan", "shape", "rows", "other texts"])
+def test_a_bad_activation_file_is_named_and_the_rest_is_done(done, tmp_path, capsys, damage):
+    paths = copied(done, tmp_path)
+    path = paths.model_activations(MODEL, NAMES[1], "blocks.2.hook_resid_post")
+    tensor = torch.load(path, weights_only=True)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "nan":
+        torch.save(torch.where(torch.arange(len(tensor))[:, None] == 7, float("nan"), tensor), path)
+    elif damage == "shape":
+        torch.save(tensor[:, :100].clone(), path)
+    elif damage == "rows":
+        torch.save(tensor[:100].clone(), path)
+    else:
+        description = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps({**description, "texts_sha256": "0"}))
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES, "--layer", "2", "--method", "logreg"]
+    assert train_baselines.main(flags) == 1
+    said = capsys.readouterr().err
+    assert said.count(str(path)) == 1
+    assert "make generate-model-acts" in said
+    assert set(pd.read_csv(paths.baseline_table(MODEL, "normal", 2))["dataset"]) == {NAMES[0], NAMES[2]}
+
+
+def test_missing_sae_activations_are_listed_with_their_command(done, tmp_path, capsys):
+    paths = copied(done, tmp_path)
+    shutil.rmtree(paths.sae_activations_folder(MODEL, "normal"))
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES, "--target_sae_id", "layer_2/width_96/topk_8"]
+    assert train_sae_probes.main(flags) == 1
+    assert capsys.readouterr().err.count("make generate-sae-acts-optimized") == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train_baselines.py", ["--model_name", "gemma-2-9"], "unknown model 'gemma-2-9': did you mean gemma-2-9b"),
+        ("train_baselines.py", ["--setting", "scarcty"], "invalid choice: 'scarcty'"),
+        ("train_sae_probes.py", ["--datasets", "1_frst"], "unknown dataset '1_frst': did you mean 1_first"),
+        ("train_sae_probes.py", ["--model", "gemma-2-9b"], "unrecognized arguments: --model"),
+        ("generate_sae_activations_optimized.py", ["--device", "cudaa"], "--device"),
+        ("visualize.py", ["--model_name", "llama-3.1-8b"], "no result tables of llama-3.1-8b"),
+        ("train_saes.py", ["--widths", "4"], "--k_active 32 is more than the 4 latents"),
+    ],
+)
+def test_mistakes_get_one_line_and_no_traceback(done, script, arguments, message):
+    command = [sys.executable, str(ROOT / script), *folder_flags(done), *([] if "--model" in " ".join(arguments) else ["--model_name", MODEL])]
+    finished = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert finished.returncode != 0
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_needs_no_data(script, tmp_path):
+    finished = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finished.returncode == 0
+    assert "usage:" in finished.stdout
+
+
+def test_empty_folders_name_the_next_command(tmp_path):
+    paths = Paths(tmp_path / "t", tmp_path / "d", tmp_path / "r", tmp_path / "f")
+    clear_caches()
+    for main in (generate_model_activations.main, generate_sae_activations_optimized.main, train_baselines.main, train_sae_probes.main):
+        with pytest.raises(UserError, match=r"make fetch-data|train_saes\.py"):
+            main(["--model_name", MODEL, *folder_flags(paths)])
+
+
+def test_encoded_rows_equal_sae_lens_on_the_stored_activations(done):
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(done.saes(MODEL) / "layer_2" / "width_96" / "topk_8")
+    x = torch.load(done.model_activations(MODEL, NAMES[2], "blocks.2.hook_resid_post"), weights_only=True)
+    with torch.no_grad():
+        expected = sae.encode(x).numpy()
+    from utils.sae_store import SaeActivations
+
+    stored = SaeActivations(done, MODEL, NAMES[2], "layer_2/width_96/topk_8", load_dataset(done, NAMES[2]).labels, "")
+    assert np.array_equal(stored.rows.toarray() != 0, expected != 0)
+    assert np.allclose(stored.rows.toarray(), expected, rtol=1e-4)

@@ -1,0 +1,80 @@
+"""Result tables as resume state: appended, torn, mixed with published ones, put in order."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from utils.errors import UserError
+from utils.results import baseline_table, read_table, sae_probe_table
+
+ROW = {
+    "test_f1": 0.9, "test_acc": 0.9, "test_auc": 1 / 3, "val_auc": 0.8, "k": 16, "dataset": "d", "layer": 2, "sae_id": "s",
+    "reg_type": "l1", "binarize": False, "num_train": 20, "method": "sae_probe", "protocol": "paper",
+    "latent_selection": "mean_diff_normalized", "solver": "path", "seed": 42,
+}  # fmt: skip
+
+
+@pytest.fixture
+def table(tmp_path):
+    return sae_probe_table(tmp_path / "t" / "all_metrics.csv", "num_train")
+
+
+def test_rows_come_back_with_every_digit(table):
+    table.append([ROW])
+    table.append([{**ROW, "k": 128}])
+    assert table.read()["test_auc"].tolist() == [1 / 3, 1 / 3]
+    assert table.done() == {table.key_of(ROW), table.key_of({**ROW, "k": 128})}
+
+
+def test_a_torn_last_line_is_mended(table):
+    table.append([ROW, {**ROW, "k": 128}])
+    content = table.path.read_text()
+    table.path.write_text(content[:-20])
+    assert table.done() == {table.key_of(ROW)}
+    table.append([{**ROW, "k": 128}])
+    assert len(table.read()) == 2
+
+
+def test_published_columns_come_first_and_published_rows_mix(table):
+    """A published table lacks our columns: its rows stand for the paper's protocol and saga, and stay as they are."""
+    published = {name: ROW[name] for name in list(ROW)[:11]}
+    table.path.parent.mkdir()
+    pd.DataFrame([published]).to_csv(table.path, index=False)
+    assert table.key_of({**ROW, "solver": "saga"}) in table.done()
+    assert table.key_of(ROW) not in table.done()
+    table.append([ROW])
+    assert list(read_table(table.path).columns[:11]) == list(published)
+    assert table.done() == {table.key_of(ROW), table.key_of({**ROW, "solver": "saga"})}
+
+
+def test_finish_gives_the_same_bytes_for_any_order(tmp_path):
+    rows = [{**ROW, "k": k, "dataset": d} for k in (16, 2, 128) for d in ("b", "a")]
+    contents = []
+    for name, order in (("x", rows), ("y", rows[::-1])):
+        table = sae_probe_table(tmp_path / name, "num_train")
+        for row in order:
+            table.append([row])
+        table.finish()
+        contents.append(table.path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_fractions_are_one_key_in_every_spelling(tmp_path):
+    table = baseline_table(tmp_path / "t.csv", "ratio", 20)
+    row = {"dataset": "d", "method": "logreg", "layer": 20, "seed": 42}
+    assert table.key_of({**row, "ratio": 0.39999999999999997}) == table.key_of({**row, "ratio": "0.4"})
+
+
+def test_rows_to_redo_are_taken_out(table):
+    table.append([ROW, {**ROW, "k": 128}])
+    table.replace({table.key_of(ROW)})
+    assert table.done() == {table.key_of({**ROW, "k": 128})}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00bad", b"", b'a,b\n"1,2\n3'])
+def test_what_is_no_table_is_named(table, content):
+    table.path.parent.mkdir()
+    table.path.write_bytes(content)
+    with pytest.raises(UserError, match=r"all_metrics\.csv"):
+        table.read()

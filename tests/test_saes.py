@@ -1,0 +1,184 @@
+"""Encoding against SAELens's own ``encode`` on the same weights, for every architecture and awkward block shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import needs_shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_lens import SAE
+from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from safetensors.torch import save_file
+
+from utils.errors import UserError
+from utils.paths import Paths
+from utils.saes import concatenate, encode, list_sae_ids, open_sae
+from utils.sae_store import to_csr
+from utils.weight_files import stored_arrays
+
+D_MODEL, D_SAE = 24, 101  # a width that no block size divides
+CPU = torch.device("cpu")
+BUILDERS = {
+    "standard": lambda **c: StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=D_SAE, **c)),
+    "jumprelu": lambda **c: JumpReLUSAE(JumpReLUSAEConfig(d_in=D_MODEL, d_sae=D_SAE, **c)),
+    "topk": lambda **c: TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=7, **c)),
+    "topk_rescaled": lambda **c: TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=7, rescale_acts_by_decoder_norm=True, **c)),
+    "gated": lambda **c: GatedSAE(GatedSAEConfig(d_in=D_MODEL, d_sae=D_SAE, **c)),
+}
+
+
+def random_sae(kind: str, seed: int = 0, **cfg) -> SAE:
+    sae = BUILDERS[kind](**cfg)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.3 if name.startswith(("b_", "r_")) else 1.0))
+            if name == "threshold":
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) + 1)  # some below zero
+    return sae
+
+
+def rows(n: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, D_MODEL)).astype(np.float32)
+
+
+def ours(paths: Paths, sae_id: str, x: np.ndarray, block_size: int, batch_size: int = 16) -> np.ndarray:
+    encoder = open_sae(paths, "all-MiniLM-L6-v2", sae_id)
+    starts = range(0, encoder.d_sae, block_size)
+    blocks = [encoder.block(start, min(start + block_size, encoder.d_sae), CPU) for start in starts]
+    return to_csr(concatenate(list(encode(encoder, blocks, x, CPU, batch_size))), encoder.d_sae).toarray()
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    assert np.array_equal(found != 0, expected != 0)
+    assert np.allclose(found, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("block_size", [D_SAE, 50, 13, 1])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("kind", list(BUILDERS))
+def test_encoding_equals_sae_lens(paths, kind, normalize, block_size):
+    sae = random_sae(kind, normalize_activations=normalize)
+    sae.save_model(paths.saes("all-MiniLM-L6-v2") / "layer_2" / kind)
+    x = rows(37)
+    with torch.no_grad():
+        expected = SAE.load_from_disk(paths.saes("all-MiniLM-L6-v2") / "layer_2" / kind).encode(torch.from_numpy(x)).numpy()
+    assert_same(ours(paths, f"layer_2/{kind}", x, block_size), expected)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 120), st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_top_k_over_blocks_is_the_top_k(seed, block_size, n_rows):
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        paths = Paths(data_dir=Path(folder))
+        sae = random_sae("topk", seed)
+        sae.save_model(paths.saes("all-MiniLM-L6-v2") / "s")
+        x = rows(n_rows, seed)
+        with torch.no_grad():
+            expected = sae.encode(torch.from_numpy(x)).numpy()
+        assert_same(ours(paths, "s", x, block_size, batch_size=4), expected)
+
+
+def test_gemma_scope_params_are_read_in_place(paths):
+    """A params.npz as Gemma Scope publishes it: JumpReLU, checked against the formula and SAELens."""
+    sae = random_sae("jumprelu", apply_b_dec_to_input=False)
+    folder = paths.saes("gemma-2-9b") / "layer_20" / "width_16k" / "average_l0_408"
+    folder.mkdir(parents=True)
+    weights = {name: parameter.detach().numpy() for name, parameter in sae.named_parameters()}
+    np.savez(folder / "params.npz", **weights)
+    encoder = open_sae(paths, "gemma-2-9b", "layer_20/width_16k/average_l0_408")
+    x = rows(20)
+    found = to_csr(concatenate(list(encode(encoder, [encoder.block(0, D_SAE, CPU)], x, CPU))), D_SAE).toarray()
+    pre = x @ weights["W_enc"] + weights["b_enc"]
+    assert_same(found, np.where((pre > weights["threshold"]) & (pre > 0), pre, 0))
+    with torch.no_grad():
+        assert_same(found, sae.encode(torch.from_numpy(x)).numpy())
+
+
+def test_llama_scope_checkpoints_fold_their_activation_norm(paths):
+    """SAELens's own route: threshold scaled, W_enc folded by sqrt(d_model) / average norm."""
+    sae = random_sae("jumprelu", apply_b_dec_to_input=False)
+    folder = paths.saes("llama-3.1-8b") / "l16r_32x"
+    (folder / "checkpoints").mkdir(parents=True)
+    tensors = {
+        "encoder.weight": sae.W_enc.detach().T.contiguous(),
+        "encoder.bias": sae.b_enc.detach(),
+        "decoder.weight": sae.W_dec.detach().T.contiguous(),
+        "decoder.bias": sae.b_dec.detach(),
+    }
+    save_file(tensors, folder / "checkpoints" / "final.safetensors")
+    norm, threshold = 9.5, 0.7
+    cfg = {"d_model": D_MODEL, "d_sae": D_SAE, "jump_relu_threshold": threshold, "dataset_average_activation_norm": {"in": norm}}
+    (folder / "hyperparams.json").write_text(json.dumps(cfg))
+    scale = D_MODEL**0.5 / norm
+    with torch.no_grad():
+        sae.threshold.fill_(threshold * scale)
+        sae.fold_activation_norm_scaling_factor(scale)
+        expected = sae.encode(torch.from_numpy(rows(20))).numpy()
+    encoder = open_sae(paths, "llama-3.1-8b", "l16r_32x")
+    blocks = [encoder.block(start, min(start + 40, D_SAE), CPU) for start in range(0, D_SAE, 40)]
+    assert_same(to_csr(concatenate(list(encode(encoder, blocks, rows(20), CPU))), D_SAE).toarray(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_stored_dtypes_are_read_exactly(tmp_path, dtype):
+    tensor = torch.randn(7, 11).to(dtype)
+    save_file({"W": tensor}, tmp_path / "w.safetensors")
+    array = stored_arrays(tmp_path / "w.safetensors")["W"]
+    assert np.array_equal(array.read(), tensor.float().numpy())
+    assert np.array_equal(array.columns(3, 8), tensor.float().numpy()[:, 3:8])
+    assert np.array_equal(array.rows(2, 5), tensor.float().numpy()[2:5])
+
+
+def test_truncated_and_compressed_weights_are_named(paths):
+    folder = paths.saes("gemma-2-9b") / "layer_20" / "x"
+    folder.mkdir(parents=True)
+    arrays = {"W_enc": np.ones((4, 6), np.float32), "b_enc": np.zeros(6, np.float32), "threshold": np.zeros(6, np.float32)}
+    np.savez_compressed(folder / "params.npz", **arrays)
+    with pytest.raises(UserError, match="compressed"):
+        open_sae(paths, "gemma-2-9b", "layer_20/x")
+    np.savez(folder / "params.npz", **arrays)
+    content = (folder / "params.npz").read_bytes()
+    (folder / "params.npz").write_bytes(content[:-100])
+    with pytest.raises(UserError, match="not a readable weight file"):
+        open_sae(paths, "gemma-2-9b", "layer_20/x")
+
+
+def test_pickled_arrays_in_an_npz_are_refused_not_executed(paths):
+    folder = paths.saes("gemma-2-9b") / "layer_20" / "x"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", W_enc=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match="not floats"):
+        open_sae(paths, "gemma-2-9b", "layer_20/x")
+
+
+def test_a_missing_sae_names_the_places_looked_at(paths, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="no SAE 'layer_2/nope' at .*there are no SAEs there"):
+        open_sae(paths, "all-MiniLM-L6-v2", "layer_2/nope")
+
+
+def test_sae_ids_are_found_in_every_format(paths):
+    for name in ("layer_2/a/cfg.json", "layer_2/b/params.npz", "l16r_32x/hyperparams.json", ".hidden/cfg.json"):
+        path = paths.saes("m") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert list_sae_ids(paths.saes("m")) == ["l16r_32x", "layer_2/a", "layer_2/b"]
+
+
+@needs_shared
+def test_golden_sae_loads():
+    from conftest import SHARED
+
+    encoder = open_sae(Paths(), "all-MiniLM-L6-v2", "sae", sae_dir=SHARED / "golden")
+    assert (encoder.architecture, encoder.d_model, encoder.d_sae, encoder.k_active) == ("topk", 384, 4096, 32)

@@ -1,0 +1,49 @@
+"""Scores against scikit-learn, folds against their rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from utils.scores import roc_auc, test_scores, validation_folds
+
+test_scores.__test__ = False  # a score of test rows, not a test
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=60))
+def test_auc_equals_scikit_learns_with_ties(pairs):
+    y, scores = (np.array(column) for column in zip(*pairs))
+    if 0 < y.sum() < len(y):
+        assert roc_auc(y, scores) == roc_auc_score(y, scores)
+
+
+def test_auc_of_one_class_is_nan_with_a_warning():
+    with pytest.warns(RuntimeWarning, match="only one class"):
+        assert np.isnan(roc_auc(np.ones(3, dtype=int), np.arange(3)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
+def test_f1_and_accuracy_equal_scikit_learns(pairs):
+    y, predicted = (np.array(column) for column in zip(*pairs))
+    if 0 < y.sum() < len(y):
+        scores = test_scores(y, predicted, predicted)
+        assert scores["test_f1"] == pytest.approx(f1_score(y, predicted, average="weighted", zero_division=0))
+        assert scores["test_acc"] == pytest.approx(accuracy_score(y, predicted))
+
+
+@pytest.mark.parametrize(("n", "n_folds"), [(2, 0), (3, 0), (4, 4), (12, 36), (13, 6), (127, 6), (128, 1), (1024, 1)])
+def test_folds_by_number_of_rows(n, n_folds):
+    y = np.arange(n) % 2
+    folds = validation_folds(y)
+    assert len(folds) == n_folds
+    for train, val in folds:
+        assert len(np.intersect1d(train, val)) == 0
+        assert 0 < y[val].sum() < len(val)
+
+
+def test_large_sets_validate_on_their_last_rows():
+    assert validation_folds(np.arange(300) % 2)[0][1].tolist() == list(range(240, 300))
+    assert len(validation_folds(np.arange(1024) % 2)[0][1]) == 100

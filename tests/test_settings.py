@@ -1,0 +1,123 @@
+"""Row splits against the paper's own (hashes made by its functions on real labels), and as rules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.errors import UserError
+from utils.settings import (
+    CORRUPT_FRACS,
+    SCARCITY_SIZES,
+    Condition,
+    choose_conditions,
+    conditions,
+    draw_rows,
+    normal_sizes,
+    split,
+)
+
+GOLDEN = ("96_spam_is", "105_click_bait", "41_truthqa_tf")
+# The paper's scarcity sizes, as they stand in its published tables
+PUBLISHED_SIZES = (2, 3, 4, 5, 7, 10, 14, 20, 28, 38, 53, 74, 103, 143, 198, 275, 382, 531, 737, 1024)
+
+
+def sha256(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+
+
+def test_scarcity_sizes_are_the_published_ones():
+    assert SCARCITY_SIZES == PUBLISHED_SIZES
+
+
+def test_draws_of_a_known_label_vector_are_the_papers():
+    """Alternating labels, 1,494 rows: hashes computed once from the paper's own draw on this vector."""
+    labels = np.arange(1494) % 2
+    train, test = draw_rows(labels, 1024, 469)
+    rng = np.random.RandomState(42)
+    pos, neg = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    train_pos = rng.choice(pos, 512, replace=False)
+    train_neg = rng.choice(neg, 512, replace=False)
+    test_pos = rng.choice(np.array(sorted(set(pos) - set(train_pos))), 235, replace=False)
+    test_neg = rng.choice(np.array(sorted(set(neg) - set(train_neg))), 234, replace=False)
+    assert np.array_equal(train, rng.permutation(np.concatenate([train_pos, train_neg])))
+    assert np.array_equal(test, rng.permutation(np.concatenate([test_pos, test_neg])))
+
+
+@needs_shared
+@pytest.mark.parametrize("name", GOLDEN)
+def test_splits_have_the_golden_hashes(name):
+    golden = json.loads((SHARED / "golden" / f"{name}.json").read_text())
+    labels = np.load(SHARED / "golden" / "activations" / f"{name}.npz")["y"]
+    normal = split(Condition("normal"), labels)
+    assert sha256(normal.train) == golden["normal"]["train_sha256"]
+    assert sha256(normal.test) == golden["normal"]["test_sha256"]
+    for size, expected in golden["scarcity"].items():
+        rows = split(Condition("scarcity", int(size)), labels)
+        assert sha256(rows.train) == expected["train_sha256"]
+        # For a balanced dataset and an odd number of training rows the reference leaves out one test row more than the
+        # paper's tables show (their accuracies are whole numbers of N - num_train - 1 rows); we follow the tables.
+        if int(size) % 2 == 0 or 2 * labels.sum() != len(labels):
+            assert sha256(rows.test) == expected["test_sha256"]
+    for frac, expected in golden["label_noise"].items():
+        assert sha256(split(Condition("label_noise", float(frac)), labels).y_train) == expected["y_sha256"]
+
+
+@given(st.integers(220, 1500), st.floats(0.3, 0.7), st.integers(0, 2**31 - 1))
+def test_every_split_is_disjoint_balanced_and_leaves_enough(n_rows, pos_share, seed):
+    labels = (np.random.default_rng(seed).permutation(n_rows) < pos_share * n_rows).astype(np.int64)
+    for setting in ("normal", "scarcity", "class_imbalance", "label_noise"):
+        for condition in conditions(setting, n_rows)[::5]:
+            try:
+                rows = split(condition, labels)
+            except UserError:
+                assert min(labels.sum(), n_rows - labels.sum()) < 0.5 * n_rows  # only a lopsided dataset is too small
+                continue
+            assert len(np.intersect1d(rows.train, rows.test)) == 0
+            assert len(np.unique(rows.train)) == len(rows.train)
+            assert len(np.unique(rows.test)) == len(rows.test)
+            assert np.array_equal(labels[rows.test], rows.y_test)
+            ratio = condition.value if setting == "class_imbalance" else 0.5
+            assert labels[rows.train].sum() == int(np.ceil(ratio * len(rows.train)))
+            if setting in ("normal", "class_imbalance", "label_noise"):
+                assert len(rows.test) >= 99
+
+
+def test_label_noise_flips_training_labels_only():
+    labels = np.arange(1200) % 2
+    clean, noisy = (split(Condition("label_noise", frac), labels) for frac in (0.0, CORRUPT_FRACS[4]))
+    assert (clean.y_train != noisy.y_train).sum() == int(1024 * 0.2)
+    assert np.array_equal(clean.y_test, noisy.y_test)
+
+
+def test_ood_trains_on_the_first_1500_rows_and_tests_on_all_ood_rows():
+    labels, ood = np.arange(3000) % 2, np.array([1, 0, 1])
+    rows = split(Condition("OOD"), labels, ood_labels=ood)
+    assert rows.train.max() < 1500
+    assert len(rows.train) == 1024
+    assert np.array_equal(rows.y_test, ood)
+    assert np.array_equal(rows.test, [0, 1, 2])
+
+
+def test_an_unbalanced_dataset_is_cut_to_a_balanced_test_set():
+    labels = np.array([1] * 300 + [0] * 900)
+    num_train, num_test = normal_sizes(labels)
+    assert num_test >= 100
+    assert num_train + num_test <= 600
+
+
+def test_too_small_a_class_is_a_clear_error():
+    with pytest.raises(UserError, match="3 positive and 500 negative rows are too few"):
+        normal_sizes(np.array([1] * 3 + [0] * 500))
+
+
+def test_a_condition_that_a_setting_does_not_have_is_named():
+    with pytest.raises(UserError, match=r"54 is no condition of scarcity; allowed: 2, 3"):
+        choose_conditions("scarcity", 1000, [54])
+    assert choose_conditions("class_imbalance", 1000, [0.4])[0].label == 0.4
