@@ -60,7 +60,11 @@ def test_only_decisions_that_all_have_are_compared():
 
 
 def test_ties_give_the_expectation_and_its_range():
-    rows = [probe("a", "baseline", "pca", 0.9, 0.6), probe("a", "baseline", "knn", 0.9, 0.8), probe("a", "baseline", "mlp", 0.5, 1.0)]
+    rows = [
+        probe("a", "baseline", "pca", 0.9, 0.6),
+        probe("a", "baseline", "knn", 0.9, 0.8),
+        probe("a", "baseline", "mlp", 0.5, 1.0),
+    ]
     picked = pick(pd.DataFrame(rows)).iloc[0]
     assert (picked["test_auc"], picked["lowest"], picked["highest"], picked["n_tied"]) == (pytest.approx(0.7), 0.6, 0.8, 2)
 

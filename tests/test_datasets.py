@@ -17,7 +17,12 @@ def write(path, prompts, targets, **options):
 
 @pytest.mark.parametrize(
     ("targets", "classes"),
-    [([1, 0, 1], ("0", "1")), (["True", "False", "True"], ("False", "True")), ([10, 9, 10], ("9", "10")), (["yes", "no", "yes"], ("no", "yes"))],
+    [
+        ([1, 0, 1], ("0", "1")),
+        (["True", "False", "True"], ("False", "True")),
+        ([10, 9, 10], ("9", "10")),
+        (["yes", "no", "yes"], ("no", "yes")),
+    ],
 )
 def test_labels_are_codes_of_the_sorted_values(paths, targets, classes):
     write_texts(paths, ["d"])

@@ -31,7 +31,9 @@ def test_every_script_of_a_recipe_exists(target):
 
 
 @pytest.mark.parametrize("variables", [[], VARIABLES], ids=["plain", "all variables"])
-@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith(("train-", "generate-", "fetch-", "visual")) and t != "train-all"])
+@pytest.mark.parametrize(
+    "target", [t for t in TARGETS if t.startswith(("train-", "generate-", "fetch-", "visual")) and t != "train-all"]
+)
 def test_recipes_pass_flags_that_their_scripts_take(target, variables):
     (line,) = [line for line in dry_run(target, *variables).splitlines() if ".py" in line]
     script, *flags = line.split()[1:]

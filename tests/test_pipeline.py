@@ -40,7 +40,12 @@ def write_tiny_model(paths: Paths) -> None:
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=20, hidden_size=384, num_hidden_layers=6, num_attention_heads=4, intermediate_size=32, max_position_embeddings=128
+        vocab_size=20,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=128,
     )
     BertModel(config).save_pretrained(folder)
 
@@ -215,7 +220,12 @@ def test_missing_sae_activations_are_listed_with_their_command(done, tmp_path, c
     ],
 )
 def test_mistakes_get_one_line_and_no_traceback(done, script, arguments, message):
-    command = [sys.executable, str(ROOT / script), *folder_flags(done), *([] if "--model" in " ".join(arguments) else ["--model_name", MODEL])]
+    command = [
+        sys.executable,
+        str(ROOT / script),
+        *folder_flags(done),
+        *([] if "--model" in " ".join(arguments) else ["--model_name", MODEL]),
+    ]
     finished = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
     assert finished.returncode != 0
     assert message in finished.stderr
@@ -224,7 +234,9 @@ def test_mistakes_get_one_line_and_no_traceback(done, script, arguments, message
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_data(script, tmp_path):
-    finished = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert finished.returncode == 0
     assert "usage:" in finished.stdout
 
@@ -232,7 +244,12 @@ def test_help_needs_no_data(script, tmp_path):
 def test_empty_folders_name_the_next_command(tmp_path):
     paths = Paths(tmp_path / "t", tmp_path / "d", tmp_path / "r", tmp_path / "f")
     clear_caches()
-    for main in (generate_model_activations.main, generate_sae_activations_optimized.main, train_baselines.main, train_sae_probes.main):
+    for main in (
+        generate_model_activations.main,
+        generate_sae_activations_optimized.main,
+        train_baselines.main,
+        train_sae_probes.main,
+    ):
         with pytest.raises(UserError, match=r"make fetch-data|train_saes\.py"):
             main(["--model_name", MODEL, *folder_flags(paths)])
 

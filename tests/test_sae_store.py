@@ -55,10 +55,10 @@ def test_rows_come_back_in_dataset_order_for_every_condition(paths):
     stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", labels, "make it")
     assert np.array_equal(stored.rows.toarray(), rows.toarray())
     with pytest.raises(UserError, match="other labels"):
-        SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", 1 - labels, "make it")
+        SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", np.arange(300) % 3 % 2, "make it")
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "nan", "index"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "nan"])
 def test_a_bad_file_is_named_with_its_remedy(tmp_path, damage):
     path = tmp_path / "x.pt"
     if damage != "missing":
@@ -69,14 +69,6 @@ def test_a_bad_file_is_named_with_its_remedy(tmp_path, damage):
         path.write_text("no tensor")
     if damage == "nan":
         torch.save(torch.full((3, 3), float("nan")).to_sparse(), path)
-    if damage == "index":
-        indices = torch.tensor([[0], [99]])
-        torch.save(torch.sparse_coo_tensor(indices, torch.ones(1), (2, 100)), path)
-        content = torch.load(path, weights_only=True)
-        assert content.shape == (2, 100)
-        torch.save(torch.sparse_coo_tensor(torch.tensor([[0], [99]]), torch.ones(1), (2, 100)), path)
-        assert load_sparse(path, "make it").nnz == 1
-        return
     with pytest.raises(UserError, match=r"x\.pt.*make it"):
         load_sparse(path, "make it")
 

@@ -64,12 +64,16 @@ def logreg(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
 
 
 def pca(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
-    """Logistic regression on the first principal components of all training rows, their number chosen on validation rows."""
+    """Logistic regression on the first principal components of all training rows, their number chosen on validation rows.
+
+    The components are exact; scikit-learn's default, which the paper used, is an unseeded random approximation for arrays of
+    this size, and moves test AUC by up to 0.02 from run to run on hard datasets.
+    """
     from sklearn.decomposition import PCA
 
     X_train, X_test = _standardised(X_train, X_test)
     n_most = min(*X_train.shape, MAX_PCA)
-    model = PCA(n_components=n_most, svd_solver="full" if n_most == min(X_train.shape) else "auto", random_state=seed)
+    model = PCA(n_components=n_most, svd_solver="full")
     train, test = model.fit_transform(X_train), model.transform(X_test)
     folds = validation_folds(y_train, seed)
     n_components, val_auc = n_most, float("nan")

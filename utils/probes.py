@@ -15,6 +15,7 @@ from utils.l1_path import L1Fit, l1_logistic_path
 from utils.scores import Fold, mean_over_folds, roc_auc, test_scores, validation_folds
 
 Cs = np.logspace(5, -5, 10)
+EPSILON = 1e-6  # keeps the normalisation of latents finite
 FINAL_SEED = 1  # of the final fit's shuffle and solver
 SELECTIONS = ("mean_diff_normalized", "mean_diff")
 PROTOCOLS = ("paper", "nested")
@@ -54,22 +55,44 @@ class LinearFit:
 
 
 def rank_latents(X: csr_array, y: np.ndarray, selection: str = "mean_diff_normalized", n_keep: int | None = None) -> np.ndarray:
-    """Latents by how far apart their class means are, the most telling first; ties: the lower index first.
+    """The ``n_keep`` latents (default: all) whose class means are furthest apart, furthest first; ties: lower index first.
 
     X: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}. "mean_diff_normalized" divides each latent by its mean absolute value
-    over the rows where it is not zero. Only class sums and counts of the nonzeros are used.
+    over the rows where it is not zero. Class sums and counts of the nonzeros name the candidates; only these are then
+    ordered by the paper's dense float32 arithmetic, because on few rows many latents are within rounding of each other.
     """
     d_sae = X.shape[1]
+    n_keep = d_sae if n_keep is None else min(n_keep, d_sae)
+    normalized = selection == "mean_diff_normalized"
     rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     positive = y[rows] == 1
     values = X.data.astype(np.float64)
     sums = [np.bincount(X.indices[side], weights=values[side], minlength=d_sae) for side in (positive, ~positive)]
-    difference = sums[0] / max(int(y.sum()), 1) - sums[1] / max(int(len(y) - y.sum()), 1)
-    if selection == "mean_diff_normalized":
-        n_fired = np.bincount(X.indices[values != 0], minlength=d_sae)
-        mean = np.bincount(X.indices, weights=np.abs(values), minlength=d_sae) / (n_fired + 1e-6)
-        difference = difference / (mean + 1e-6)
-    return np.argsort(-np.abs(difference), kind="stable")[:n_keep]
+    difference = np.abs(sums[0] / max(int(y.sum()), 1) - sums[1] / max(int(len(y) - y.sum()), 1))
+    n_fired = np.bincount(X.indices[values != 0], minlength=d_sae)
+    if normalized:
+        mean = np.bincount(X.indices, weights=np.abs(values), minlength=d_sae) / (n_fired + EPSILON)
+        difference /= mean + EPSILON
+    cutoff = np.partition(difference, d_sae - n_keep)[d_sae - n_keep] * (1 - 1e-5)
+    candidates = np.flatnonzero((difference >= cutoff) & (n_fired > 0))
+    exact = _float32_difference(dense_columns(X, candidates), y, normalized)
+    ranking = candidates[np.argsort(-exact, kind="stable")][:n_keep]
+    if len(ranking) < n_keep:  # latents that never fire come last
+        ranking = np.concatenate([ranking, np.flatnonzero(n_fired == 0)[: n_keep - len(ranking)]])
+    return ranking
+
+
+def _float32_difference(X: np.ndarray, y: np.ndarray, normalized: bool) -> np.ndarray:
+    """|mean over positives - mean over negatives| of X [n_rows, n_columns] in torch's float32, as the paper computes it."""
+    import torch
+
+    n_columns = X.shape[1]
+    # whole vector registers of columns: torch sums the columns left over in another order
+    dense = torch.from_numpy(np.pad(X, ((0, 0), (0, -n_columns % 64)))).float()
+    if normalized:
+        dense = dense / (dense.abs().sum(dim=0) / ((dense != 0).sum(dim=0) + EPSILON) + EPSILON)
+    positive = torch.from_numpy(y == 1)
+    return (dense[positive].mean(dim=0) - dense[~positive].mean(dim=0)).abs().nan_to_num().numpy()[:n_columns]
 
 
 def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
@@ -104,8 +127,7 @@ def fit_sae_probes(
         else:
             fold_data.append(train)
     results = []
-    for k in ks:
-        k = min(k, n_keep)
+    for k in ks:  # a k beyond d_sae uses every latent: slices below end there
         C, val_auc = choose_C(fold_data, y_train, folds, k, options)
         fit = _final_fit(train[:, :k], y_train, C, options)
         scores = fit.scores(test[:, :k])
@@ -122,7 +144,7 @@ def fit_sae_probes(
                 "converged": fit.converged,
                 "n_train": len(y_train),
                 "n_test": len(y_test),
-                "latents": " ".join(map(str, ranking[: min(k, 16)])),
+                "latents": " ".join(map(str, ranking[:k][:16])),
             }
         )
     return results

@@ -117,7 +117,9 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises UserError when it cannot be read as one.
     """
     try:
-        return pd.read_csv(path, float_precision="round_trip")
+        # pandas 3 reads every digit by itself, and deprecates being asked to
+        options = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+        return pd.read_csv(path, **options)
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it") from error
 
