@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from utils.datasets import list_datasets, load_dataset, load_ood  # noqa: E402
 from utils.paths import Paths  # noqa: E402
 
+WORDS = ["the", "a", "house", "cat", "runs", "over", "blue", "small", "old", "tree", "river", "stone"]
 SHARED = ROOT.parent / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the reference data is not beside the checkout")
 
@@ -38,7 +39,7 @@ def folder_flags(paths: Paths) -> list[str]:
 def write_texts(paths: Paths, names: list[str], n_rows: int = 300, ood: tuple[str, ...] = (), seed: int = 0) -> None:
     """Text datasets with a master table: balanced, texts of class 1 tell their class by a word."""
     rng = np.random.default_rng(seed)
-    words = np.array("the a house cat runs over blue small old tree river stone".split())
+    words = np.array(WORDS)
 
     def texts(labels: np.ndarray, mark: str) -> list[str]:
         return [" ".join(rng.choice(words, 6)) + (f" {mark}" if label else " plain") for label in labels]

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, folder_flags, write_texts
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from conftest import ROOT, WORDS, folder_flags, write_texts
+from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
 import generate_model_activations
 import generate_sae_activations_optimized
@@ -35,8 +35,9 @@ def write_tiny_model(paths: Paths) -> None:
     """A randomly initialised six-block BERT of the demo model's width, with a vocabulary for the test texts."""
     folder = paths.language_model(MODEL)
     folder.mkdir(parents=True)
-    words = "the a house cat runs over blue small old tree river stone signal sign plain".split()
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "signal", "sign", "plain"])
+    )
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
@@ -141,7 +142,7 @@ def test_ood_files_hold_the_ood_rows(done):
 def test_activations_equal_transformers_own_hidden_states(done):
     hooks = ["hook_embed", "blocks.2.hook_resid_post"]
     model = HookedModel(MODEL, hooks, done, "cpu")
-    texts = load_dataset(done, NAMES[0]).texts[:7] + ["the"]
+    texts = [*load_dataset(done, NAMES[0]).texts[:7], "the"]
     pooled = model.pooled(texts, "test")
     reference = BertModel.from_pretrained(done.language_model(MODEL))
     for i, text in enumerate(texts):
@@ -154,7 +155,7 @@ def test_activations_equal_transformers_own_hidden_states(done):
 
 def test_a_texts_activations_do_not_depend_on_its_batch(done):
     model = HookedModel(MODEL, ["blocks.5.hook_resid_post"], done, "cpu")
-    texts = load_dataset(done, NAMES[0]).texts[:20] + ["the cat " * 40]
+    texts = [*load_dataset(done, NAMES[0]).texts[:20], "the cat " * 40]
     together, alone = model.pooled(texts, "test"), model.pooled(texts, "test", batch_size=1)
     assert torch.allclose(together["blocks.5.hook_resid_post"], alone["blocks.5.hook_resid_post"], atol=1e-4)
 

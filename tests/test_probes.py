@@ -56,7 +56,7 @@ def test_chosen_columns_are_those_asked_for():
 def test_nested_protocol_is_honest_on_shuffled_labels_and_the_papers_is_not():
     """Many latents, labels that mean nothing: ranking on all rows before validation makes val_auc look good."""
     rng = np.random.default_rng(0)
-    val_aucs = {"paper": [], "nested": []}
+    val_aucs: dict[str, list[float]] = {"paper": [], "nested": []}
     for _ in range(30):
         X = csr_array(rng.exponential(1, (60, 2000)) * (rng.random((60, 2000)) < 0.05))
         y = rng.permutation(np.arange(60) % 2)

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from utils.errors import UserError
 from utils.paths import Paths
-from utils.saes import concatenate, encode, list_sae_ids, open_sae
 from utils.sae_store import to_csr
+from utils.saes import concatenate, encode, list_sae_ids, open_sae
 from utils.weight_files import stored_arrays
 
 D_MODEL, D_SAE = 24, 101  # a width that no block size divides
@@ -145,10 +145,10 @@ def test_truncated_and_compressed_weights_are_named(paths):
     folder = paths.saes("gemma-2-9b") / "layer_20" / "x"
     folder.mkdir(parents=True)
     arrays = {"W_enc": np.ones((4, 6), np.float32), "b_enc": np.zeros(6, np.float32), "threshold": np.zeros(6, np.float32)}
-    np.savez_compressed(folder / "params.npz", **arrays)
+    np.savez_compressed(folder / "params.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="compressed"):
         open_sae(paths, "gemma-2-9b", "layer_20/x")
-    np.savez(folder / "params.npz", **arrays)
+    np.savez(folder / "params.npz", **arrays)  # type: ignore[arg-type]
     content = (folder / "params.npz").read_bytes()
     (folder / "params.npz").write_bytes(content[:-100])
     with pytest.raises(UserError, match="not a readable weight file"):
@@ -165,7 +165,7 @@ def test_pickled_arrays_in_an_npz_are_refused_not_executed(paths):
 
 def test_a_missing_sae_names_the_places_looked_at(paths, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="no SAE 'layer_2/nope' at .*there are no SAEs there"):
+    with pytest.raises(UserError, match=r"no SAE 'layer_2/nope' at .*there are no SAEs there"):
         open_sae(paths, "all-MiniLM-L6-v2", "layer_2/nope")
 
 

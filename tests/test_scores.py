@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from utils.scores import roc_auc, test_scores, validation_folds
-
-test_scores.__test__ = False  # a score of test rows, not a test
+from utils.scores import roc_auc, score_test_rows, validation_folds
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=60))
@@ -29,7 +27,7 @@ def test_auc_of_one_class_is_nan_with_a_warning():
 def test_f1_and_accuracy_equal_scikit_learns(pairs):
     y, predicted = (np.array(column) for column in zip(*pairs))
     if 0 < y.sum() < len(y):
-        scores = test_scores(y, predicted, predicted)
+        scores = score_test_rows(y, predicted, predicted)
         assert scores["test_f1"] == pytest.approx(f1_score(y, predicted, average="weighted", zero_division=0))
         assert scores["test_acc"] == pytest.approx(accuracy_score(y, predicted))
 

@@ -83,7 +83,7 @@ def test_every_split_is_disjoint_balanced_and_leaves_enough(n_rows, pos_share, s
             assert len(np.unique(rows.train)) == len(rows.train)
             assert len(np.unique(rows.test)) == len(rows.test)
             assert np.array_equal(labels[rows.test], rows.y_test)
-            ratio = condition.value if setting == "class_imbalance" else 0.5
+            ratio = float(condition.value or 0) if setting == "class_imbalance" else 0.5
             assert labels[rows.train].sum() == int(np.ceil(ratio * len(rows.train)))
             if setting in ("normal", "class_imbalance", "label_noise"):
                 assert len(rows.test) >= 99

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from utils.probes import FINAL_SEED, Cs, LinearFit, fit_logistic
-from utils.scores import mean_over_folds, roc_auc, test_scores, validation_folds
+from utils.scores import mean_over_folds, roc_auc, score_test_rows, validation_folds
 
 MAX_PCA = 100
 MAX_NEIGHBOURS = 100
@@ -115,7 +115,7 @@ def knn(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     else:
         val_auc = roc_auc(y_train, _votes(between, y_train, 1)[:, 0])
     scores = _votes(_distances(X_test, X_train), y_train, n_neighbours)[:, n_neighbours - 1]
-    return {**test_scores(y_test, (scores > 0.5).astype(np.int64), scores), "val_auc": val_auc}
+    return {**score_test_rows(y_test, (scores > 0.5).astype(np.int64), scores), "val_auc": val_auc}
 
 
 def xgboost(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
@@ -140,7 +140,7 @@ def xgboost(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     if not folds:
         val_auc = roc_auc(y_train, model.predict_proba(X_train)[:, 1])
     scores = model.predict_proba(X_test)[:, 1]
-    return {**test_scores(y_test, (scores > 0.5).astype(np.int64), scores), "val_auc": val_auc}
+    return {**score_test_rows(y_test, (scores > 0.5).astype(np.int64), scores), "val_auc": val_auc}
 
 
 def mlp(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
@@ -162,7 +162,7 @@ def mlp(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     val_auc = float(np.mean(val_aucs)) if folds else roc_auc(y_train, model.predict_proba(X_train)[:, 1])
     scores = model.predict_proba(X_test)[:, 1]
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return {**test_scores(y_test, model.predict(X_test), scores), "val_auc": val_auc, "converged": converged}
+    return {**score_test_rows(y_test, model.predict(X_test), scores), "val_auc": val_auc, "converged": converged}
 
 
 METHODS: dict[str, Callable[..., dict]] = {"logreg": logreg, "pca": pca, "knn": knn, "xgboost": xgboost, "mlp": mlp}
@@ -172,7 +172,7 @@ METHODS_OF_SETTING = {"label_noise": ("logreg",), "OOD": ("logreg",)}
 
 def _linear_scores(fit: LinearFit, X_test: np.ndarray, y_test: np.ndarray) -> dict:
     scores = fit.scores(X_test)
-    return test_scores(y_test, (scores > 0).astype(np.int64), scores)
+    return score_test_rows(y_test, (scores > 0).astype(np.int64), scores)
 
 
 def _standardised(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from utils.l1_path import L1Fit, l1_logistic_path
-from utils.scores import Fold, mean_over_folds, roc_auc, test_scores, validation_folds
+from utils.scores import Fold, mean_over_folds, roc_auc, score_test_rows, validation_folds
 
 Cs = np.logspace(5, -5, 10)
 EPSILON = 1e-6  # keeps the normalisation of latents finite
@@ -135,7 +135,7 @@ def fit_sae_probes(
             val_auc = roc_auc(y_train, fit.scores(train[:, :k]))
         results.append(
             {
-                **test_scores(y_test, (scores > 0).astype(np.int64), scores),
+                **score_test_rows(y_test, (scores > 0).astype(np.int64), scores),
                 "val_auc": val_auc,
                 "k": k,
                 "C": C,

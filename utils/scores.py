@@ -39,7 +39,7 @@ def mean_over_folds(aucs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(aucs.T).mean(axis=1)
 
 
-def test_scores(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def score_test_rows(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """test_f1 (weighted over the classes), test_acc and test_auc of predicted classes and scores [n]."""
     f1 = 0.0
     for label in (0, 1):
