@@ -17,6 +17,7 @@ LAYER ?=
 DATASETS ?=
 N_JOBS ?=
 ARGS ?=
+GOLDEN ?= ../shared/golden
 DATA_DIR ?=
 TEXT_DIR ?=
 RESULTS_DIR ?=
@@ -97,6 +98,11 @@ train-all: $(STAMP)
 ## visualize: result tables to comparison, figures and report
 visualize: $(STAMP)
 	$(RUN) visualize.py $(common) $(setting) $(ARGS)
+
+.PHONY: parity
+## parity: our probes against reference results of the paper's functions (GOLDEN=folder)
+parity: $(STAMP)
+	$(RUN) parity.py --golden $(GOLDEN) $(ARGS)
 
 .PHONY: test
 ## test: the test suite (offline, CPU, under 5 minutes)

@@ -6,13 +6,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 from scipy.sparse import csr_array
 
+from parity import reference_latents
 from utils.probes import ProbeOptions, dense_columns, fit_sae_probes, rank_latents
 from utils.settings import Condition, split
 
@@ -74,19 +73,14 @@ def test_binarised_probes_use_activation_above_one():
     assert result["test_auc"] == 1.0
 
 
-def golden_latents(name: str) -> tuple[csr_array, np.ndarray, dict]:
-    """Latents as the reference has them, to the last bit (numpy's product): on few rows latents tie but for rounding."""
-    golden = json.loads((SHARED / "golden" / f"{name}.json").read_text())
+def golden_latents(name: str) -> tuple[csr_array, np.ndarray]:
     arrays = np.load(SHARED / "golden" / "activations" / f"{name}.npz")
-    weights = load_file(SHARED / "golden" / "sae" / "sae_weights.safetensors")
-    values, columns = torch.from_numpy(arrays["X"] @ weights["W_enc"] + weights["b_enc"]).topk(32, dim=1)
-    latents = torch.zeros(len(values), 4096).scatter_(1, columns, values.relu())
-    return csr_array(latents.numpy()), arrays["y"], golden
+    return reference_latents(SHARED / "golden", arrays["X"]), arrays["y"]
 
 
 def parity(name: str, conditions: list[tuple[Condition, list[dict]]], options: ProbeOptions) -> list[float]:
     """Our test AUCs less the reference's; the chosen latents must be the same."""
-    latents, labels, _ = golden_latents(name)
+    latents, labels = golden_latents(name)
     differences = []
     for condition, expected in conditions:
         rows = split(condition, labels)
