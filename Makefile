@@ -76,6 +76,16 @@ train-saes: $(STAMP)
 generate-sae-acts-optimized: $(STAMP)
 	$(RUN) generate_sae_activations_optimized.py $(common) $(setting) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
+.PHONY: export-splits
+## export-splits: the original scripts' per-condition files from our SAE activations
+export-splits: $(STAMP)
+	$(RUN) export_splits.py $(common) $(setting) $(ARGS)
+
+.PHONY: benchmark-generate
+## benchmark-generate: the generator against the original order of work, on real-shape files (ARGS=--quick: small)
+benchmark-generate: $(STAMP)
+	$(RUN) benchmark_generate.py $(ARGS)
+
 .PHONY: train-baselines
 ## train-baselines: the five baseline probes (SETTING=normal unless given)
 train-baselines: $(STAMP)

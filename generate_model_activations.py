@@ -28,8 +28,12 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_setting(parser, extra=("all",), default="all")
     cli.add_datasets(parser)
     parser.add_argument("--layers", nargs="+", type=parse_layer, metavar="N", help="blocks, or embed (default: the model's)")
-    parser.add_argument("--max_rows", type=int, metavar="N", help="only the first N rows of a dataset (OOD files are whole)")
-    parser.add_argument("--batch_size", type=int, metavar="TEXTS", help="texts in a forward pass (default: by their length)")
+    parser.add_argument(
+        "--max_rows", type=cli.positive, metavar="N", help="only the first N rows of a dataset (OOD files are whole)"
+    )
+    parser.add_argument(
+        "--batch_size", type=cli.positive, metavar="TEXTS", help="texts in a forward pass (default: by their length)"
+    )
     cli.add_device(parser)
     return parser
 

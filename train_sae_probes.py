@@ -24,7 +24,7 @@ from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
 from utils.results import ResultTable, sae_probe_table
 from utils.runtime import run_tasks, save_run_settings
-from utils.settings import SAE_CONDITION_COLUMN, Condition, choose_conditions, conditions, split
+from utils.settings import SAE_CONDITION_COLUMN, Condition, choose_conditions, conditions
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,7 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
     parser.add_argument("--reg_type", choices=REG_TYPES, default="l1", help="penalty of the probe")
     parser.add_argument("--binarize", action="store_true", help="probe on (latent > 1) instead of the latent")
-    parser.add_argument("--ks", nargs="+", type=int, metavar="K", help="numbers of latents (default: 1 2 4 … 512, or 16 128)")
+    parser.add_argument(
+        "--ks", nargs="+", type=cli.positive, metavar="K", help="numbers of latents (default: 1 2 4 … 512, or 16 128)"
+    )
     parser.add_argument("--solver", choices=SOLVERS, default="path", help="path reaches the optimum; saga is the paper's")
     parser.add_argument("--latent_selection", choices=SELECTIONS, default="mean_diff_normalized", help="how latents are ranked")
     parser.add_argument(
@@ -54,8 +56,6 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name)
     setting = args.setting
-    if args.ks and min(args.ks) < 1:
-        raise UserError(f"--ks {min(args.ks)}: a probe needs at least 1 latent")
     ks = tuple(sorted(set(args.ks))) if args.ks else KS_NORMAL if setting == "normal" else KS_OTHER
     options = ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, args.seed)
     datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
@@ -136,24 +136,17 @@ def probe_dataset(
     paths: Paths, model_name: str, base: dict, wanted: dict[Condition, list[int]], options: ProbeOptions
 ) -> list[dict]:
     """All wanted probes of one dataset and SAE; its files are read once."""
-    from utils.sae_store import SaeActivations, load_ood_split
+    from utils.sae_store import SaeActivations
 
     name, sae_id = base["dataset"], base["sae_id"]
     remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
-    labels = load_dataset(paths, name).labels
+    ood_labels = load_ood(paths, name).labels if any(condition.setting == "OOD" for condition in wanted) else None
+    activations = SaeActivations(paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy)
     rows = []
-    activations = None
     for condition, ks in wanted.items():
-        if condition.setting == "OOD":
-            X_train, X_test, rows_of = load_ood_split(
-                paths, model_name, name, sae_id, labels, load_ood(paths, name).labels, remedy
-            )
-        else:
-            activations = activations or SaeActivations(paths, model_name, name, sae_id, labels, remedy)
-            if condition not in conditions(condition.setting, len(activations.labels)):
-                continue  # fewer rows have activations than have texts
-            rows_of = split(condition, activations.labels, options.seed)
-            X_train, X_test = activations.rows[rows_of.train], activations.rows[rows_of.test]
+        if condition not in conditions(condition.setting, len(activations.labels)):
+            continue  # fewer rows have activations than have texts
+        X_train, X_test, rows_of = activations.condition(condition, options.seed)
         for result in fit_sae_probes(X_train, rows_of.y_train, X_test, rows_of.y_test, ks, options):
             # "solver" of the options is what was asked for, of the result what was used
             rows.append({**published_row(base, condition, result["k"], options), **result})

@@ -35,10 +35,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
     parser.add_argument("--layer", type=int, help="block whose residual stream is encoded (default: the model's probe layer)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 4096], help="latents of each SAE to train (d_sae)")
-    parser.add_argument("--control_width", type=int, help="latents of the untrained control (default: none)")
-    parser.add_argument("--k_active", type=int, default=32, help="latents active on a token (the TopK SAE's own k)")
-    parser.add_argument("--n_tokens", type=int, default=250_000, help="tokens to collect for training")
+    parser.add_argument(
+        "--widths", type=cli.positive, nargs="+", default=[1024, 4096], help="latents of each SAE to train (d_sae)"
+    )
+    parser.add_argument("--control_width", type=cli.positive, help="latents of the untrained control (default: none)")
+    parser.add_argument("--k_active", type=cli.positive, default=32, help="latents active on a token (the TopK SAE's own k)")
+    parser.add_argument("--n_tokens", type=cli.positive, default=250_000, help="tokens to collect for training")
     parser.add_argument("--n_epochs", type=float, default=1.0, help="passes over these tokens")
     parser.add_argument("--corpus", nargs="+", metavar="NAME", help="datasets whose texts to train on (default: all)")
     cli.add_seed(parser)

@@ -52,10 +52,10 @@ def test_rows_come_back_in_dataset_order_for_every_condition(paths):
     files.write(rows, normal, rest_rows(normal, 300), None, {"sae_id": "layer_2/s"})
     assert files.is_done({"sae_id": "layer_2/s"})
     assert not files.is_done({"sae_id": "layer_2/other"})
-    stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", labels, "make it")
-    assert np.array_equal(stored.rows.toarray(), rows.toarray())
+    stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", labels, None, "make it")
+    assert np.array_equal(stored.rows().toarray(), rows.toarray())
     with pytest.raises(UserError, match="other labels"):
-        SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", np.arange(300) % 3 % 2, "make it")
+        SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", np.arange(300) % 3 % 2, None, "make it").rows()
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text", "nan"])

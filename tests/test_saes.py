@@ -18,10 +18,11 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import save_file
 
+from utils.encoding import concatenate, encode
 from utils.errors import UserError
 from utils.paths import Paths
 from utils.sae_store import to_csr
-from utils.saes import concatenate, encode, list_sae_ids, open_sae
+from utils.saes import list_sae_ids, open_sae
 from utils.weight_files import stored_arrays
 
 D_MODEL, D_SAE = 24, 101  # a width that no block size divides

@@ -54,7 +54,7 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n_jobs", type=_workers, default=default_n_jobs(), help="worker processes, one thread each")
+    parser.add_argument("--n_jobs", type=positive, default=default_n_jobs(), help="worker processes, one thread each")
     parser.add_argument("--randomize_order", action="store_true", help="work through the tasks in random order")
     parser.add_argument("--overwrite", action="store_true", help="redo rows that the result table already has")
     parser.add_argument(
@@ -66,10 +66,11 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _workers(text: str) -> int:
+def positive(text: str) -> int:
+    """A flag's whole number of at least 1."""
     n = int(text)
     if n < 1:
-        raise argparse.ArgumentTypeError(f"{n} workers: give at least 1")
+        raise argparse.ArgumentTypeError(f"{n} is too few: give at least 1")
     return n
 
 

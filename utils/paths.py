@@ -65,10 +65,17 @@ class Paths:
     def sae_activations_folder(self, model_name: str, setting: str) -> Path:
         return self.data_dir / f"sae_activations_{model_name}" / f"{setting}_setting"
 
-    def sae_activations(self, model_name: str, setting: str, dataset: str, sae_id: str, part: str) -> Path:
-        """``part`` is X_train_sae, X_test_sae, X_rest_sae, y_train or y_test."""
+    def sae_activations(self, model_name: str, setting: str, dataset: str, sae_id: str, part: str, suffix: str = "") -> Path:
+        """``part`` is X_train_sae, X_test_sae, X_rest_sae, y_train or y_test; ``suffix`` tells the original scripts' files of
+        one condition apart ("_20" for 20 training rows, "_frac0.05" for that share of positives)."""
         folder = self.sae_activations_folder(model_name, setting)
-        return folder / f"{dataset}_{sae_stem(sae_id)}_{part}.pt"
+        return folder / f"{dataset}_{sae_stem(sae_id)}{suffix}_{part}.pt"
+
+    def published_ood_archive(self, model_name: str, dataset: str, ood: bool) -> Path:
+        """A file of the published OOD archives: all rows of one dataset, for an SAE that its width tells."""
+        if ood:
+            return self.data_dir / f"sae_activations_{model_name}_OOD" / f"{dataset}_OOD.pt"
+        return self.data_dir / f"sae_activations_{model_name}" / f"{dataset}.pt"
 
     # results
     def sae_probe_table(self, model_name: str, setting: str) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,10 +45,14 @@ def pick_device(name: str) -> str:
     return name
 
 
-def available_memory() -> int:
-    """Bytes of memory that can be used now, a container's limit included."""
+def available_memory(device: str = "cpu") -> int:
+    """Bytes of memory that can be used now on a device, a container's limit included."""
     import psutil
 
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     with suppress(OSError, ValueError):  # no cgroup, or "max"
@@ -66,6 +71,14 @@ def parse_bytes(text: str) -> int:
     number, prefix, suffix = match.groups()
     base = 1000 if suffix == "b" and prefix else 1024
     return int(float(number) * base ** ["", "k", "m", "g", "t"].index(prefix))
+
+
+def require_disk(folder: Path, n_bytes: int) -> None:
+    """Raise UserError when the disk of ``folder`` has not room for ``n_bytes`` more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise UserError(f"{show_bytes(n_bytes)} are to be written to {folder} and {show_bytes(free)} are free: make room first")
 
 
 def show_bytes(n: float) -> str:

@@ -9,6 +9,7 @@ imbalance and label noise only draw other rows from it. ``OOD_setting`` holds th
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
+from utils.activations import read_description
+from utils.encoding import SparseRows
 from utils.errors import UserError
+from utils.models import hook_name
 from utils.paths import Paths
 from utils.runtime import write_json
-from utils.saes import SparseRows
 from utils.settings import Condition, Split, split
 from utils.tensors import load_tensor, save_tensor
 
@@ -72,6 +75,20 @@ class SaeFiles:
         save_tensor(self.path("y_train"), torch.tensor(condition_split.y_train))
         save_tensor(self.path("y_test"), torch.tensor(condition_split.y_test))
         write_json(self.description_path, made_from)
+
+
+def made_from(paths: Paths, model_name: str, dataset: str, layer: int, sae_id: str, setting: str) -> dict:
+    """What SAE activations depend on, as their description records it: when it changes they are made again."""
+    made: dict = {"sae_id": sae_id, "model_name": model_name, "hook_name": hook_name(layer), "setting": setting}
+    for kind, ood in (("activations", False), ("ood_activations", True)):
+        if ood and setting != "OOD":
+            continue
+        path = paths.model_activations(model_name, dataset, hook_name(layer), ood)
+        described = read_description(path)
+        if not ood:
+            made["n_rows"] = described.get("n_rows")
+        made[kind] = described.get("texts_sha256") or (path.stat().st_size if path.is_file() else None)
+    return made
 
 
 def to_csr(rows: SparseRows, d_sae: int) -> csr_array:
@@ -131,38 +148,131 @@ def load_sparse(path: Path, remedy: str) -> csr_array:
 class SaeActivations:
     """The latents of one dataset and SAE, from which every condition takes its rows.
 
-    ``rows``: sparse [n_rows, d_sae] in dataset order; ``labels`` [n_rows]: theirs (the files may cover only the first rows
-    of a dataset). Raises UserError when files are missing or do not belong to these labels.
+    Reads our own files, whose rows are the whole dataset once; the original scripts' files, one split a condition; and the
+    published OOD archives. Raises UserError when files are missing, unreadable, or do not belong to these labels.
     """
 
-    def __init__(self, paths: Paths, model_name: str, dataset: str, sae_id: str, labels: np.ndarray, remedy: str) -> None:
-        files = SaeFiles(paths, model_name, "normal", dataset, sae_id)
-        pieces = [load_sparse(files.path(part), remedy) for part in ("X_train_sae", "X_test_sae", "X_rest_sae")]
-        stacked = vstack(pieces, format="csr")
-        if stacked.shape[0] > len(labels):
+    def __init__(
+        self,
+        paths: Paths,
+        model_name: str,
+        dataset: str,
+        sae_id: str,
+        labels: np.ndarray,
+        ood_labels: np.ndarray | None,
+        remedy: str,
+    ) -> None:
+        self.paths, self.model_name, self.dataset, self.sae_id, self.remedy = paths, model_name, dataset, sae_id, remedy
+        self.normal = SaeFiles(paths, model_name, "normal", dataset, sae_id)
+        self.ood = SaeFiles(paths, model_name, "OOD", dataset, sae_id)
+        # only the first rows of a dataset may have activations
+        self.labels = labels[: self.normal.description().get("n_rows") or self.ood.description().get("n_rows") or len(labels)]
+        self.ood_labels = ood_labels
+        self._rows: csr_array | None = None
+
+    def rows(self) -> csr_array:
+        """Sparse [n_rows, d_sae] in dataset order, from our own files."""
+        if self._rows is None:
+            pieces = [load_sparse(self.normal.path(part), self.remedy) for part in ("X_train_sae", "X_test_sae", "X_rest_sae")]
+            stacked = vstack(pieces, format="csr")
+            if stacked.shape[0] != len(self.labels):
+                raise UserError(
+                    f"{self.normal.path('X_train_sae')}: {stacked.shape[0]} rows, but {self.dataset} has {len(self.labels)} "
+                    f"texts: {self.remedy}"
+                )
+            normal = split(Condition("normal"), self.labels)
+            _check_labels(self.normal, normal, self.remedy)
+            order = np.empty(len(self.labels), dtype=np.int64)
+            order[np.concatenate([normal.train, normal.test, rest_rows(normal, len(self.labels))])] = np.arange(len(order))
+            self._rows = stacked[order]
+        return self._rows
+
+    def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
+        """(X_train, X_test, split) of a condition: sparse [n, d_sae] rows in the order of the split."""
+        rows_of = split(condition, self.labels, seed, ood_labels=self.ood_labels)
+        if condition.setting == "OOD":
+            return (*self._ood_rows(rows_of, seed), rows_of)
+        if self._rows is not None or self.normal.path("X_rest_sae").is_file():
+            rows = self.rows()
+            return rows[rows_of.train], rows[rows_of.test], rows_of
+        return (*self._original_split(condition, rows_of, seed), rows_of)
+
+    def _ood_rows(self, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
+        if self.ood.path("X_test_sae").is_file():
+            if seed == 42:
+                _check_labels(self.ood, rows_of, self.remedy)
+                train = load_sparse(self.ood.path("X_train_sae"), self.remedy)
+            else:
+                train = self.rows()[rows_of.train]
+            return train, load_sparse(self.ood.path("X_test_sae"), self.remedy)
+        archives = [self.paths.published_ood_archive(self.model_name, self.dataset, ood) for ood in (False, True)]
+        if not all(path.is_file() for path in archives):
+            raise UserError(f"no file {self.ood.path('X_test_sae')}: {self.remedy}")
+        inside, outside = (load_sparse(path, self.remedy) for path in archives)
+        width = named_width(self.sae_id)
+        if width is not None and inside.shape[1] != width:
             raise UserError(
-                f"{files.path('X_train_sae')}: {stacked.shape[0]} rows, but {dataset} has {len(labels)} texts: {remedy}"
+                f"{archives[0]} has {inside.shape[1]} latents, not those of {self.sae_id}: unpack the archive of that SAE"
             )
-        self.labels = labels[: stacked.shape[0]]
-        normal = split(Condition("normal"), self.labels)
-        _check_labels(files, normal, remedy)
-        order = np.empty(len(self.labels), dtype=np.int64)
-        order[np.concatenate([normal.train, normal.test, rest_rows(normal, len(self.labels))])] = np.arange(len(order))
-        self.rows: csr_array = stacked[order]
+        if outside.shape[0] != len(rows_of.y_test) or rows_of.train.max() >= inside.shape[0]:
+            raise UserError(f"{archives[1]} has other rows than the texts of {self.dataset}: {self.remedy}")
+        return inside[rows_of.train], outside
+
+    def _original_split(self, condition: Condition, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
+        """The original scripts' files hold the paper's split and nothing else; label noise has the files of normal."""
+        setting = "normal" if condition.setting == "label_noise" else condition.setting
+        paths = [
+            self.paths.sae_activations(self.model_name, setting, self.dataset, self.sae_id, "X_train_sae", suffix)
+            for suffix in condition_suffixes(condition)
+        ]
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            raise UserError(f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}")
+        if seed != 42:
+            raise UserError(f"{found} holds the rows of seed 42 only: {self.remedy}")
+        train = load_sparse(found, self.remedy)
+        test = load_sparse(found.with_name(found.name.replace("_X_train_sae", "_X_test_sae")), self.remedy)
+        if (train.shape[0], test.shape[0]) != (len(rows_of.train), len(rows_of.test)):
+            raise UserError(
+                f"{found} and its test file have {train.shape[0]} and {test.shape[0]} rows, the split has {len(rows_of.train)} "
+                f"and {len(rows_of.test)}: {self.remedy}"
+            )
+        return train, test
 
 
-def load_ood_split(
-    paths: Paths, model_name: str, dataset: str, sae_id: str, labels: np.ndarray, ood_labels: np.ndarray, remedy: str
-) -> tuple[csr_array, csr_array, Split]:
-    """(training rows, OOD test rows, their labels) as the OOD files hold them.
+def condition_suffixes(condition: Condition) -> list[str]:
+    """What the original scripts append to a file's stem for a condition, in both spellings of a fraction."""
+    if condition.setting == "scarcity":
+        return [f"_{condition.value}"]
+    if condition.setting == "class_imbalance":
+        return list(dict.fromkeys([f"_frac{condition.value}", f"_frac{condition.label}"]))
+    return [""]
 
-    Raises UserError when they are missing or have other labels.
-    """
-    files = SaeFiles(paths, model_name, "OOD", dataset, sae_id)
-    n_rows = files.description().get("n_rows") or len(labels)
-    ood_split = split(Condition("OOD"), labels[:n_rows], ood_labels=ood_labels)
-    _check_labels(files, ood_split, remedy)
-    return load_sparse(files.path("X_train_sae"), remedy), load_sparse(files.path("X_test_sae"), remedy), ood_split
+
+def named_width(sae_id: str) -> int | None:
+    """The number of latents an id names: "…/width_16k/…" -> 16384, "…/width_1m/…" -> 1048576; None if it names none."""
+    match = re.search(r"width_(\d+)([km]?)", sae_id)
+    return int(match.group(1)) * {"": 1, "k": 1024, "m": 1024**2}[match.group(2)] if match else None
+
+
+def write_original_split(
+    paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, X: tuple[csr_array, csr_array], of: Split
+) -> int:
+    """Write a condition's files as the original scripts do (coalesced COO, 20 bytes a nonzero); the bytes written."""
+    n_bytes = 0
+    (suffix, *_) = condition_suffixes(condition)
+    for part, rows in zip(("X_train_sae", "X_test_sae"), X):
+        path = paths.sae_activations(model_name, condition.setting, dataset, sae_id, part, suffix)
+        coo = rows.tocoo()
+        indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+        tensor = torch.sparse_coo_tensor(
+            indices, torch.from_numpy(coo.data), coo.shape, check_invariants=False, is_coalesced=True
+        )
+        save_tensor(path, tensor)
+        n_bytes += path.stat().st_size
+    for part, labels in (("y_train", of.y_train), ("y_test", of.y_test)):
+        save_tensor(paths.sae_activations(model_name, condition.setting, dataset, sae_id, part, suffix), torch.tensor(labels))
+    return n_bytes
 
 
 def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:

@@ -1,26 +1,29 @@
-"""Sparse autoencoders: find one, read its encoder in blocks of latents, encode rows into sparse latents.
+"""Sparse autoencoders: find one on disk or on the hub, and read its encoder in blocks of latents.
 
 Only what encoding needs is read (never the decoder's weights, except their norms where an SAE's definition asks for them),
-and never more than a block at a time. The results equal SAELens's own ``encode``.
+and never more than a block at a time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from utils.datasets import first_line
-from utils.errors import UserError
+from utils.errors import UserError, unknown_name
 from utils.models import get_model
 from utils.paths import Paths
 from utils.weight_files import StoredArray, stored_arrays
 
-ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")
+ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")  # read block by block; others through SAELens, whole
+SAE_LENS = "sae_lens"
 FORMATS = (
     "params.npz (Gemma Scope), cfg.json + sae_weights.safetensors (SAELens) or hyperparams.json + checkpoints/ (Llama Scope)"
 )
@@ -38,7 +41,7 @@ class Encoder:
     architecture: str
     d_model: int
     d_sae: int
-    W_enc: StoredArray
+    W_enc: StoredArray | None  # None: encoded by SAELens's own object, which ``load`` makes
     latents_first: bool = False
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     b_dec: np.ndarray | None = None
@@ -46,15 +49,33 @@ class Encoder:
     input_scale: float = 1.0  # multiplies W_enc
     k_active: int = 0  # latents a TopK SAE keeps of a row
     W_dec: StoredArray | None = None  # only where pre-activations are scaled by the decoder's norms
-    is_control: bool = False  # random weights, see train_saes.py
+    load: Callable[[torch.device], Any] | None = None
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the whole encoder in float32."""
-        return 4 * self.d_sae * (self.d_model + 4)
+        """Memory of the whole encoder in float32 (of SAELens's object: of its decoder too)."""
+        return self.block_bytes(self.d_sae) * (1 if self.W_enc else 2)
+
+    @property
+    def n_file_bytes(self) -> int:
+        """Bytes to read it once."""
+        return self.W_enc.n_bytes if self.W_enc else self.n_bytes
+
+    def block_bytes(self, n_latents: int) -> int:
+        return 4 * n_latents * (self.d_model + 4)
+
+    @property
+    def named_l0(self) -> int | None:
+        """The mean number of active latents that the id names, or a TopK SAE's own k."""
+        match = re.search(r"l0_(\d+)", self.sae_id)
+        return int(match.group(1)) if match else self.k_active or None
 
     def block(self, start: int, stop: int, device: torch.device) -> EncoderBlock:
         """Read latents start … stop - 1 from the file."""
+        if self.W_enc is None:
+            assert self.load is not None
+            assert (start, stop) == (0, self.d_sae)
+            return EncoderBlock(0, torch.empty(0, self.d_sae), {}, None, self.load(device))
         if self.latents_first:
             weights = self.W_enc.rows(start, stop).T
         else:
@@ -89,98 +110,10 @@ class EncoderBlock:
     weights: torch.Tensor
     vectors: dict[str, torch.Tensor]
     decoder_norms: torch.Tensor | None
+    sae: Any = None  # SAELens's own object, where that encodes
 
     def __len__(self) -> int:
         return self.weights.shape[1]
-
-    @property
-    def n_bytes(self) -> int:
-        return 4 * self.weights.numel()
-
-
-@dataclass
-class SparseRows:
-    """Rows of latents in CSR form: ``indptr`` int64 [n_rows + 1], ``columns`` int32 and ``values`` float32 [n_nonzero]."""
-
-    indptr: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.indptr) - 1
-
-
-def encode_block(encoder: Encoder, block: EncoderBlock, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Nonzero latents of a block for prepared rows x [n_rows, d_model]: (row, column, value), row by row.
-
-    TopK SAEs: the block's own k strongest of each row, negative ones included; ``keep_top_k`` settles it over all blocks.
-    """
-    if encoder.architecture == "gated":
-        shared = x @ block.weights
-        magnitude = shared * block.vectors["r_mag"].exp() + block.vectors["b_mag"]
-        keep = (shared + block.vectors["b_gate"] > 0) & (magnitude > 0)
-        return _nonzero(keep, magnitude, block.start)
-    pre = torch.addmm(block.vectors["b_enc"], x, block.weights)
-    if block.decoder_norms is not None:
-        pre *= block.decoder_norms
-    if encoder.architecture == "topk":
-        values, columns = torch.topk(pre, min(encoder.k_active, len(block)), dim=1)
-        rows = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(columns)
-        return rows.reshape(-1), columns.reshape(-1) + block.start, values.reshape(-1)
-    threshold = block.vectors.get("threshold")
-    # JumpReLU applies ReLU too: a negative threshold lets nothing negative through
-    return _nonzero(pre > (0 if threshold is None else threshold.clamp(min=0)), pre, block.start)
-
-
-def _nonzero(keep: torch.Tensor, values: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if keep.device.type == "mps":  # no dependable sparse kernels there
-        keep, values = keep.cpu(), values.cpu()
-    rows, columns = keep.nonzero(as_tuple=True)
-    return rows, columns + start, values[rows, columns]
-
-
-def keep_top_k(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of candidates in any order, each row's k largest values, then those above zero."""
-    order = np.lexsort((columns, -values, rows))
-    rows, columns, values = rows[order], columns[order], values[order]
-    first = np.searchsorted(rows, rows, side="left")
-    keep = (np.arange(len(rows)) - first < k) & (values > 0)
-    return rows[keep], columns[keep], values[keep]
-
-
-def to_sparse_rows(encoder: Encoder, n_rows: int, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> SparseRows:
-    """Join the blocks' nonzeros of the same rows into CSR, columns ascending within a row."""
-    rows, columns, values = (torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(3))
-    if encoder.architecture == "topk":
-        rows, columns, values = keep_top_k(rows, columns, values, encoder.k_active)
-    if len(parts) > 1 or encoder.architecture == "topk":
-        order = np.lexsort((columns, rows))
-        rows, columns, values = rows[order], columns[order], values[order]
-    indptr = np.zeros(n_rows + 1, dtype=np.int64)
-    np.cumsum(np.bincount(rows, minlength=n_rows), out=indptr[1:])
-    return SparseRows(indptr, columns.astype(np.int32), values.astype(np.float32, copy=False))
-
-
-def concatenate(parts: list[SparseRows]) -> SparseRows:
-    """Rows of several pieces, one after the other."""
-    counts = np.concatenate([np.diff(part.indptr) for part in parts])
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    return SparseRows(indptr, np.concatenate([p.columns for p in parts]), np.concatenate([p.values for p in parts]))
-
-
-def encode(
-    encoder: Encoder, blocks: list[EncoderBlock], activations: np.ndarray, device: torch.device, batch_size: int = 128
-) -> Iterator[SparseRows]:
-    """Sparse latents of activations [n_rows, d_model] float32, ``batch_size`` rows at a time, with all blocks in memory."""
-    with torch.inference_mode():
-        for start in range(0, len(activations), batch_size):
-            batch = torch.from_numpy(activations[start : start + batch_size]).to(device)
-            x = encoder.prepare(batch)
-            yield to_sparse_rows(encoder, len(x), [encode_block(encoder, block, x) for block in blocks])
-
-
-# Finding and opening
 
 
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
@@ -201,13 +134,18 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     )
 
 
-def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = None) -> Encoder:
-    """The encoder of an SAE by its id: from ``sae_dir``, else from the model's release on the hub.
+def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = None, release: str | None = None) -> Encoder:
+    """The encoder of an SAE by its id: from ``sae_dir``, else from a release on the hub (default: the model's own).
 
     Raises UserError when it is nowhere to be had or is of a kind that cannot be read.
     """
     sae_dir = sae_dir or paths.saes(model_name)
-    folder = find_sae_folder(sae_dir, sae_id) or _from_hub(model_name, sae_id, sae_dir)
+    folder = find_sae_folder(sae_dir, sae_id)
+    if folder is None:
+        release = release or get_model(model_name).sae_release
+        folder = _from_hub(release, sae_id, sae_dir)
+        if find_sae_folder(folder, ".") is None:  # a format that only SAELens reads
+            return _through_sae_lens(sae_id, release=str(release))
     if (folder / "params.npz").is_file():
         return _open_gemma_scope(folder, sae_id)
     if (folder / "cfg.json").is_file():
@@ -215,30 +153,53 @@ def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = 
     return _open_llama_scope(folder, sae_id)
 
 
-def _from_hub(model_name: str, sae_id: str, sae_dir: Path) -> Path:
+def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:
     """Download an SAE's files into the hub's cache and return their folder."""
-    release = get_model(model_name).sae_release
     known = list_sae_ids(sae_dir)
     here = f"SAEs there: {', '.join(known[:6])}" if known else "there are no SAEs there"
+    nowhere = f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here})"
     if release is None:
-        raise UserError(f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here}); it needs {FORMATS}")
+        raise UserError(f"{nowhere}; it needs {FORMATS}")
     from huggingface_hub import snapshot_download
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    entry = get_pretrained_saes_directory().get(release)
-    if entry is None or sae_id not in entry.saes_map:
-        raise UserError(
-            f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here}), and SAELens's release {release} has none of that name"
-        )
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        raise unknown_name("SAE release", release, directory)
+    entry = directory[release]
+    if sae_id not in entry.saes_map:
+        raise UserError(f"{nowhere}, and release {release} has none of that name: {unknown_name('SAE', sae_id, entry.saes_map)}")
     subfolder = entry.saes_map[sae_id]
     try:
-        snapshot = snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])
+        return Path(snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])) / subfolder
     except Exception as error:  # offline, gated, missing: the hub client has an error of its own for each
         raise UserError(
-            f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here}), and the hub cannot be reached ({type(error).__name__}); online, "
+            f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online, "
             f"`hf download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches it"
         ) from error
-    return Path(snapshot) / subfolder
+
+
+def _through_sae_lens(sae_id: str, release: str | None = None, folder: Path | None = None) -> Encoder:
+    """An SAE of a kind that the block reader does not know: SAELens loads it whole and encodes."""
+    from sae_lens import SAE
+
+    def load(device: torch.device) -> Any:
+        if folder is not None:
+            return SAE.load_from_disk(folder, device=str(device), dtype="float32").eval()
+        return SAE.from_pretrained(release, sae_id, device=str(device)).to(torch.float32).eval()
+
+    try:
+        if folder is not None:
+            cfg = _read_json(folder / "cfg.json")
+            d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
+        else:
+            loaded = load(torch.device("cpu"))
+            d_in, d_sae = loaded.cfg.d_in, loaded.cfg.d_sae
+    except UserError:
+        raise
+    except Exception as error:  # SAELens has no error type of its own
+        raise UserError(f"SAELens cannot load {sae_id} ({type(error).__name__}: {first_line(error)[:120]})") from error
+    return Encoder(sae_id, SAE_LENS, d_in, d_sae, None, load=load)
 
 
 def _open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
@@ -261,7 +222,11 @@ def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # SAELens before 6.0
         architecture, cfg["k"] = "topk", cfg.get("activation_fn_kwargs", {}).get("k")
     if architecture not in ARCHITECTURES:
-        raise UserError(f"{folder / 'cfg.json'}: architecture {architecture!r} cannot be read; known: {', '.join(ARCHITECTURES)}")
+        from sae_lens.registry import SAE_CLASS_REGISTRY
+
+        if architecture not in SAE_CLASS_REGISTRY:
+            raise unknown_name(f"architecture in {folder / 'cfg.json'}:", architecture, SAE_CLASS_REGISTRY)
+        return _through_sae_lens(sae_id, folder=folder)
     if cfg.get("reshape_activations", "none") != "none":
         raise UserError(f"{folder / 'cfg.json'}: reshape_activations {cfg['reshape_activations']!r} is for attention heads")
     needed = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(architecture, ("b_enc",))
@@ -283,7 +248,6 @@ def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
             normalize_activations=cfg.get("normalize_activations", "none"),
             k_active=int(cfg.get("k") or 0),
             W_dec=arrays["W_dec"] if rescaled else None,
-            is_control=cfg.get("metadata", {}).get("control") == "random",
         ),
         folder,
     )

@@ -1,0 +1,264 @@
+"""Benchmark of the generator on files of real shape: our order of work against the original's, and a 1M-latent SAE in 2 GiB.
+
+    python benchmark_generate.py
+    python benchmark_generate.py --quick
+
+Makes, below --work_dir, texts, model activations and Gemma-Scope-like params.npz files (random numbers; the decoder is a hole in
+a sparse file), runs the generator on them as a user would, each run a process of its own, and removes everything. Prints ratios,
+the share of the machine's own matrix-product rate, bytes read against the least possible, and peak memory. Writes no results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils import cli
+from utils.paths import ROOT, Paths
+from utils.runtime import require_disk, show_bytes
+
+MODEL, D_MODEL, LAYER = "gemma-2-9b", 3584, 20
+PREACTIVATION_STD = 1.0  # of random activations through random weights, by construction
+THRESHOLD = 3.0  # of these: 0.13 % of latents active, as in wide Gemma Scope SAEs
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: datasets and rows; the original order is measured on a part of the datasets and scaled."""
+
+    n_datasets: int
+    n_rows: int
+    widths: dict[str, int]
+    original_datasets: int
+    million_width: int
+    million_datasets: int
+    million_memory: str
+
+
+FULL = Size(20, 1500, {"16k": 16_384, "131k": 131_072}, 1, 1 << 20, 2, "2GiB")
+QUICK = Size(4, 1200, {"16k": 16_384}, 1, 1 << 17, 1, "700MiB")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small size: 4 datasets, 16k, and 131k in place of 1M")
+    parser.add_argument("--work_dir", type=Path, help="where the files are made (default: a temporary folder)")
+    parser.add_argument("--only", choices=("order", "million"), help="one of the two parts")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    size = QUICK if args.quick else FULL
+    encoder_bytes = 4 * D_MODEL * (size.million_width + sum(size.widths.values()))
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-generate-", dir=args.work_dir))
+    try:
+        require_disk(folder, int(1.3 * encoder_bytes) + 8 * size.n_datasets * size.n_rows * D_MODEL)
+        paths = Paths(folder / "texts", folder / "data", folder / "results", folder / "figures")
+        names = write_inputs(paths, size)
+        if args.only != "million":
+            compare_orders(paths, names, size)
+        if args.only != "order":
+            million(paths, names[: size.million_datasets], size)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def write_inputs(paths: Paths, size: Size) -> list[str]:
+    """Texts and activations of the datasets; two of them have an OOD partner."""
+    import pandas as pd
+    import torch
+
+    from utils.activations import write_activations
+    from utils.datasets import load_dataset, load_ood
+
+    rng = np.random.default_rng(0)
+    names = [f"{i}_benchmark" for i in range(size.n_datasets)]
+    for folder in (paths.master_table().parent, paths.texts("x").parent, paths.ood_texts("x").parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    table = {"Data type": "Binary Classification", "Dataset save name": [f"cleaned_data/{name}.csv" for name in names]}
+    pd.DataFrame(table).to_csv(paths.master_table(), index=False)
+    for i, name in enumerate(names):
+        files = [(paths.texts(name), size.n_rows, False)] + ([(paths.ood_texts(name), 300, True)] if i < 2 else [])
+        for path, n_rows, ood in files:
+            frame = pd.DataFrame(
+                {"prompt": [f"{name} {j}" for j in range(n_rows)], "target": rng.permutation(np.arange(n_rows) % 2)}
+            )
+            frame.to_csv(path, index=False)
+            dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
+            activations = torch.from_numpy(rng.standard_normal((n_rows, D_MODEL), dtype=np.float32))
+            path = paths.model_activations(MODEL, name, f"blocks.{LAYER}.hook_resid_post", ood)
+            write_activations(path, activations, dataset.texts, {"model_name": MODEL})
+    return names
+
+
+def write_sae(paths: Paths, width: str, d_sae: int) -> str:
+    """A params.npz of Gemma Scope's layout, written block by block; W_dec is a hole that takes no disk."""
+    sae_id = f"layer_{LAYER}/width_{width}/average_l0_{round(d_sae * 0.00135)}"
+    path = paths.saes(MODEL) / sae_id / "params.npz"
+    path.parent.mkdir(parents=True)
+    shapes = {"W_enc": (D_MODEL, d_sae), "b_enc": (d_sae,), "threshold": (d_sae,), "b_dec": (D_MODEL,), "W_dec": (d_sae, D_MODEL)}
+    rng = np.random.default_rng(1)
+    # a few thousand random columns, repeated: what the encoder's values are does not change the work
+    tile = rng.standard_normal((D_MODEL, min(d_sae, 8192)), dtype=np.float32) * np.float32(PREACTIVATION_STD / D_MODEL**0.5)
+    places = []
+    with open(path, "wb") as file:
+        for name, shape in shapes.items():
+            header = npy_header(shape)
+            member = zipfile.ZipInfo(f"{name}.npy")
+            n_bytes = len(header) + 4 * int(np.prod(shape))
+            places.append((member, file.tell(), n_bytes))
+            file.write(local_header(member, n_bytes))
+            file.write(header)
+            if name == "W_enc":
+                for row in tile:
+                    file.write(np.tile(row, d_sae // len(row)).tobytes())
+            elif name == "W_dec":
+                file.seek(4 * int(np.prod(shape)), os.SEEK_CUR)
+            else:
+                file.write(np.full(shape, THRESHOLD if name == "threshold" else 0.0, dtype=np.float32).tobytes())
+        file.write(central_directory(places, file.tell()))
+    return sae_id
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def local_header(member: zipfile.ZipInfo, n_bytes: int) -> bytes:
+    member.file_size = member.compress_size = n_bytes
+    return member.FileHeader(zip64=True)
+
+
+def central_directory(places: list[tuple[zipfile.ZipInfo, int, int]], offset: int) -> bytes:
+    """The end of a zip file; sizes and offsets always in their 64-bit form (zip specification, 4.5.3)."""
+    entries = b""
+    for member, start, n_bytes in places:
+        name = member.filename.encode()
+        extra = b"\x01\x00" + (24).to_bytes(2, "little") + b"".join(n.to_bytes(8, "little") for n in (n_bytes, n_bytes, start))
+        most = b"\xff\xff\xff\xff"
+        entries += b"PK\x01\x02" + bytes([45, 3, 45, 0]) + bytes(12) + most + most
+        entries += len(name).to_bytes(2, "little") + len(extra).to_bytes(2, "little") + bytes(10) + most + name + extra
+    n = len(places)
+    record = b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes([45, 3, 45, 0]) + bytes(8)
+    record += 2 * n.to_bytes(8, "little") + len(entries).to_bytes(8, "little") + offset.to_bytes(8, "little")
+    locator = b"PK\x06\x07" + bytes(4) + (offset + len(entries)).to_bytes(8, "little") + (1).to_bytes(4, "little")
+    end = b"PK\x05\x06" + bytes(4) + 2 * n.to_bytes(2, "little") + b"\xff\xff\xff\xff\xff\xff\xff\xff" + bytes(2)
+    return entries + record + locator + end
+
+
+@dataclass
+class Measured:
+    """One run of the generator: wall seconds, bytes read from files, peak memory, and its share of the product rate."""
+
+    seconds: float
+    bytes_read: int
+    peak: int
+    share: float
+
+
+MEASURE = """
+import atexit, json, resource, runpy, sys
+def report():
+    read = int(next(line.split()[1] for line in open("/proc/self/io") if line.startswith("rchar"))) if sys.platform == "linux" else 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print("MEASURED", json.dumps({"read": read, "peak": peak}))
+atexit.register(report)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def generate(paths: Paths, names: list[str], *flags: str) -> Measured:
+    """Run the generator as a process of its own on the CPU."""
+    shutil.rmtree(paths.data_dir / f"sae_activations_{MODEL}", ignore_errors=True)
+    folders = ["--text_dir", paths.text_dir, "--data_dir", paths.data_dir]
+    script = ROOT / "generate_sae_activations_optimized.py"
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        script,
+        "--model_name",
+        MODEL,
+        *folders,
+        "--device",
+        "cpu",
+        "--datasets",
+        *names,
+        *flags,
+    ]
+    started = time.perf_counter()
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=ROOT)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f"the generator failed: {done.stderr[-2000:]}")
+    measured = json.loads(next(line.removeprefix("MEASURED") for line in done.stdout.splitlines() if line.startswith("MEASURED")))
+    shares = [int(s) / 100 for s in re.findall(r"^layer_\S+ .* (\d+)%$", done.stdout, re.MULTILINE)]
+    return Measured(seconds, measured["read"], measured["peak"], float(np.mean(shares)) if shares else float("nan"))
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.pt")) if folder.is_dir() else 0
+
+
+def compare_orders(paths: Paths, names: list[str], size: Size) -> None:
+    least_rows = sum(p.stat().st_size for p in paths.data_dir.glob("model_activations_*/*.pt"))
+    out = paths.data_dir / f"sae_activations_{MODEL}"
+    for width, d_sae in size.widths.items():
+        sae_id = write_sae(paths, width, d_sae)
+        flags = ["--target_sae_id", sae_id]
+        print(f"\n{width} x {D_MODEL}, {size.n_datasets} datasets of {size.n_rows} rows", flush=True)
+        every = generate(paths, names, "--setting", "all", *flags)
+        disk = folder_bytes(out)
+        least = least_rows + 4 * D_MODEL * d_sae
+        print(f"  all settings: {every.seconds:.0f} s, {every.share:.0%} of the product rate, read {show_bytes(every.bytes_read)} "
+              f"({every.bytes_read / least:.2f} of each input once), peak {show_bytes(every.peak)}", flush=True)  # fmt: skip
+        few = names[-size.original_datasets :]
+        ours = {s: generate(paths, few, "--setting", s, *flags).seconds for s in ("normal", "all")}
+        ours_disk = folder_bytes(out)
+        theirs_normal = generate(paths, few, "--setting", "normal", "--no-batch_mode", *flags).seconds
+        theirs = 0.0
+        theirs_disk = 0
+        for setting in ("scarcity", "class_imbalance"):
+            theirs += generate(paths, few, "--setting", setting, "--no-batch_mode", *flags).seconds
+            theirs_disk += folder_bytes(out)
+        theirs += theirs_normal
+        n_datasets = f"{len(few)} dataset{'s' if len(few) > 1 else ''}"
+        print(f"  original order on {n_datasets}: normal {theirs_normal:.0f} s, three settings {theirs:.0f} s; ours {ours['normal']:.0f} s "
+              f"and {ours['all']:.0f} s: {theirs_normal / ours['normal']:.1f} and {theirs / ours['all']:.1f} times faster", flush=True)  # fmt: skip
+        per_dataset = every.seconds / size.n_datasets * len(few)
+        print(f"  with start-up shared by {size.n_datasets} datasets: {theirs / per_dataset:.1f} times faster; disk: {show_bytes(disk)}, "
+              f"1/{theirs_disk / max(ours_disk, 1):.0f} of the original layout's", flush=True)  # fmt: skip
+        shutil.rmtree(paths.saes(MODEL))
+
+
+def million(paths: Paths, names: list[str], size: Size) -> None:
+    sae_id = write_sae(paths, "1m", size.million_width)
+    found = generate(paths, names, "--setting", "normal", "--target_sae_id", sae_id, "--max_memory", size.million_memory)
+    rows = [paths.model_activations(MODEL, n, f"blocks.{LAYER}.hook_resid_post").stat().st_size for n in names]
+    least = sum(rows) + 4 * D_MODEL * size.million_width
+    print(
+        f"\n{size.million_width} x {D_MODEL} under --max_memory {size.million_memory}, {len(names)} datasets of {size.n_rows} rows"
+    )
+    print(f"  {found.seconds:.0f} s, {found.share:.0%} of the product rate, peak {show_bytes(found.peak)}, "
+          f"read {show_bytes(found.bytes_read)} ({found.bytes_read / least:.2f} of each input once)", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,64 @@
+"""Write the original scripts' per-condition files from our SAE activations, for people who feed those scripts.
+
+    python export_splits.py --model_name gemma-2-9b --setting scarcity
+
+Our store keeps each row once and draws every condition from it; the original layout has a training and a test file for each
+condition (sparse COO, 20 bytes a nonzero). normal and OOD need no export (their files have the original names already), nor does
+label_noise (the original scripts read the files of normal and flip labels).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils import cli
+from utils.datasets import choose_datasets, load_dataset
+from utils.errors import UserError
+from utils.models import get_model
+from utils.runtime import progress, show_bytes
+from utils.settings import choose_conditions, conditions
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    cli.add_setting(parser, default="scarcity")
+    cli.add_datasets(parser)
+    parser.add_argument("--target_sae_id", nargs="+", metavar="ID", help="SAEs to export (default: all in --sae_dir)")
+    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    parser.add_argument("--conditions", nargs="+", type=float, metavar="VALUE", help="only these conditions of the setting")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    model_name = get_model(args.model_name).name
+    if args.setting not in ("scarcity", "class_imbalance"):
+        print(f"{args.setting}: nothing to export, the original scripts read the files that are there")
+        return 0
+
+    from utils.sae_store import SaeActivations, write_original_split
+    from utils.saes import list_sae_ids
+
+    sae_ids = args.target_sae_id or list_sae_ids(args.sae_dir or paths.saes(model_name)) or list(get_model(model_name).sae_ids)
+    jobs = [(dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids]
+    failures, n_files, n_bytes = [], 0, 0
+    remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
+    for dataset, sae_id in progress(jobs, desc=f"export, {args.setting}", unit="dataset"):
+        try:
+            activations = SaeActivations(paths, model_name, dataset, sae_id, load_dataset(paths, dataset).labels, None, remedy)
+            for condition in choose_conditions(args.setting, len(activations.labels), args.conditions):
+                if condition in conditions(args.setting, len(activations.labels)):
+                    X_train, X_test, of = activations.condition(condition)
+                    n_bytes += write_original_split(paths, model_name, dataset, sae_id, condition, (X_train, X_test), of)
+                    n_files += 4
+        except UserError as error:
+            failures.append(f"{dataset} with {sae_id}: {error}")
+    print(f"{n_files} files, {show_bytes(n_bytes)}: {paths.sae_activations_folder(model_name, args.setting)}")
+    return cli.report_failures(failures, "datasets")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,261 @@
+"""Carry out a plan of encoding: read files ahead, pass blocks and rows through the device, write sets of files whole."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from utils.activations import load_activations
+from utils.datasets import Dataset, load_dataset, load_ood
+from utils.encoding import (
+    PartialRows,
+    SparseRows,
+    add_block,
+    block_starts,
+    check_device,
+    concatenate,
+    new_partials,
+    rows_per_product,
+)
+from utils.encoding_plan import Job, Work
+from utils.errors import UserError
+from utils.models import LanguageModel, hook_name
+from utils.paths import Paths
+from utils.sae_store import SaeFiles, made_from, rest_rows, to_csr
+from utils.saes import Encoder, EncoderBlock
+from utils.settings import Condition, split
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass
+class Tally:
+    """What the closing table shows of an SAE."""
+
+    rows: int = 0
+    nonzeros: int = 0
+    seconds: float = 0.0
+    fired: np.ndarray | None = None
+
+
+@dataclass
+class Loaded:
+    """A job's arrays: activations [n_rows, d_model] of the dataset and, where wanted, of its OOD file."""
+
+    job: Job
+    dataset: Dataset
+    X: np.ndarray
+    ood: Dataset | None
+    X_ood: np.ndarray | None
+
+    def pieces(self) -> list[np.ndarray]:
+        return [self.X] if self.X_ood is None else [self.X, self.X_ood]
+
+
+def load_job_activations(
+    paths: Paths, info: LanguageModel, name: str, layer: int, with_ood: bool
+) -> tuple[Dataset, np.ndarray, Dataset | None, np.ndarray | None]:
+    """(dataset, its activations, its OOD dataset or None, and that one's activations)."""
+    remedy = f"`make generate-model-acts MODEL={info.name}` makes it"
+    hook = hook_name(layer)
+    dataset = load_dataset(paths, name)
+    X = load_activations(paths.model_activations(info.name, name, hook), dataset, remedy, info.d_model)
+    if not with_ood:
+        return dataset, X, None, None
+    ood = load_ood(paths, name)
+    return dataset, X, ood, load_activations(paths.model_activations(info.name, name, hook, ood=True), ood, remedy, info.d_model)
+
+
+def ahead(read: Callable[[S], T], items: Iterable[S]) -> Iterator[tuple[S, T | UserError]]:
+    """(item, read(item)) for each item; the next one is read in a thread while the caller works. A UserError is yielded."""
+
+    def attempt(item: S) -> T | UserError:
+        try:
+            return read(item)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = None
+        for item in items:
+            following = (item, reader.submit(attempt, item))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+class EncodingRun:
+    """Encodes the works of a plan and tallies what it did."""
+
+    def __init__(self, paths: Paths, info: LanguageModel, encoders: dict[str, Encoder], device: torch.device, batch_size: int):
+        self.paths, self.info, self.encoders, self.device = paths, info, encoders, device
+        self.n_product = rows_per_product(device, batch_size)
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self._trusted: set[str] = set()
+
+    def run(self, work: Work, bar: Any) -> list[str]:
+        """Do one work; a line for each file that failed."""
+        started = time.monotonic()
+        before = {i: self.tallies[i].seconds for i in work.sae_ids}
+        failures = {"resident": self._resident, "rows": self._rows, "blocks": self._blocks}[work.order](work, bar)
+        # reading and loading count: the time that products did not take is shared among the SAEs
+        spent = sum(self.tallies[i].seconds - before[i] for i in work.sae_ids)
+        for sae_id in work.sae_ids:
+            self.tallies[sae_id].seconds += max(time.monotonic() - started - spent, 0.0) / len(work.sae_ids)
+        if self.device.type == "mps":
+            torch.mps.empty_cache()
+        return failures
+
+    def _read(self, job: Job) -> Loaded:
+        return Loaded(job, *load_job_activations(self.paths, self.info, job.dataset, job.layer, bool(job.ood)))
+
+    def _resident(self, work: Work, bar: Any) -> list[str]:
+        failures = []
+        blocks = {
+            sae_id: [self.encoders[sae_id].block(a, b, self.device) for a, b in block_starts(self.encoders[sae_id], work.block)]
+            for sae_id in work.sae_ids
+        }
+        for job, loaded in ahead(self._read, work.jobs):
+            if isinstance(loaded, UserError):
+                failures.append(str(loaded))
+                continue
+            for sae_id in (i for i in job.sae_ids if i in work.sae_ids):
+                started = time.monotonic()
+                partials = self._new_partials(sae_id, loaded)
+                for block in blocks[sae_id]:
+                    self._add(sae_id, block, loaded, partials, bar)
+                failures += self._finish(sae_id, loaded, partials)
+                self.tallies[sae_id].seconds += time.monotonic() - started
+        return failures
+
+    def _rows(self, work: Work, bar: Any) -> list[str]:
+        """Files in memory, the SAE's weights streamed past them once a chunk of files."""
+        (sae_id,) = work.sae_ids
+        encoder = self.encoders[sae_id]
+        failures = []
+        for chunk in work.chunks:
+            loaded = []
+            for _, found in ahead(self._read, chunk):
+                if isinstance(found, UserError):
+                    failures.append(str(found))
+                else:
+                    loaded.append(found)
+            partials = [self._new_partials(sae_id, one) for one in loaded]
+            for _, block in ahead(lambda span: encoder.block(*span, self.device), block_starts(encoder, work.block)):
+                if isinstance(block, UserError):
+                    return [*failures, str(block)]
+                for one, partial in zip(loaded, partials):
+                    self._add(sae_id, block, one, partial, bar)
+            while loaded:  # last to first, letting go of each
+                failures += self._finish(sae_id, loaded.pop(), partials.pop())
+        return failures
+
+    def _blocks(self, work: Work, bar: Any) -> list[str]:
+        """Blocks of weights in memory, all files streamed past each; nonzeros wait on disk for the last block."""
+        (sae_id,) = work.sae_ids
+        encoder = self.encoders[sae_id]
+        waiting = self.paths.data_dir / f"sae_activations_{self.info.name}" / ".waiting"
+        shutil.rmtree(waiting, ignore_errors=True)  # of a run that was killed
+        waiting.mkdir(parents=True)
+        failures: dict[str, str] = {}
+        try:
+            spans = block_starts(encoder, work.block)
+            passes = [spans[i : i + work.blocks_a_pass] for i in range(0, len(spans), work.blocks_a_pass)]
+            for number, of_pass in enumerate(passes):
+                blocks = [encoder.block(*span, self.device) for span in of_pass]
+                for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
+                    if isinstance(loaded, UserError):
+                        failures[job.dataset] = str(loaded)
+                        continue
+                    partials = self._new_partials(sae_id, loaded)
+                    for block in blocks:
+                        self._add(sae_id, block, loaded, partials, bar)
+                    _spill(waiting / f"{job.dataset}.{number}.npz", partials)
+                del blocks
+            said = list(failures.values())
+            for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
+                if isinstance(loaded, UserError):
+                    said.append(str(loaded))
+                    continue
+                partials = self._new_partials(sae_id, loaded)
+                for number in range(len(passes)):
+                    _unspill(waiting / f"{job.dataset}.{number}.npz", partials)
+                said += self._finish(sae_id, loaded, partials)
+        finally:
+            shutil.rmtree(waiting, ignore_errors=True)
+        return said
+
+    def _new_partials(self, sae_id: str, loaded: Loaded) -> list[list[PartialRows]]:
+        return [new_partials(self.encoders[sae_id], len(piece), self.n_product) for piece in loaded.pieces()]
+
+    def _add(self, sae_id: str, block: EncoderBlock, loaded: Loaded, partials: list[list[PartialRows]], bar: Any) -> None:
+        encoder = self.encoders[sae_id]
+        if sae_id not in self._trusted:
+            check_device(encoder, block, loaded.X, self.device)
+            self._trusted.add(sae_id)
+        for piece, of_piece in zip(loaded.pieces(), partials):
+            add_block(encoder, block, piece, of_piece, self.device, self.n_product)
+            bar.update(len(piece) * len(block) / encoder.d_sae)
+
+    def _finish(self, sae_id: str, loaded: Loaded, partials: list[list[PartialRows]]) -> list[str]:
+        """Join the blocks' nonzeros and write the job's files; a line if that failed."""
+        encoded: list[SparseRows] = [concatenate([partial.finish() for partial in of_piece]) for of_piece in partials]
+        self._count(sae_id, encoded)
+        try:
+            self._write(sae_id, loaded, encoded)
+        except UserError as error:
+            return [f"{loaded.dataset.name}: {error}"]
+        return []
+
+    def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
+        job, d_sae = loaded.job, self.encoders[sae_id].d_sae
+        rows = to_csr(encoded[0], d_sae)
+        labels = loaded.dataset.labels[: rows.shape[0]]
+        if sae_id in job.normal:
+            of = split(Condition("normal"), labels)
+            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "normal")
+            files = SaeFiles(self.paths, self.info.name, "normal", job.dataset, sae_id)
+            files.write(rows, of, rest_rows(of, len(labels)), None, made)
+        if sae_id in job.ood and loaded.ood is not None:
+            of = split(Condition("OOD"), labels, ood_labels=loaded.ood.labels)
+            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "OOD")
+            files = SaeFiles(self.paths, self.info.name, "OOD", job.dataset, sae_id)
+            files.write(rows, of, None, to_csr(encoded[1], d_sae), made)
+
+    def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:
+        tally = self.tallies[sae_id]
+        if tally.fired is None:
+            tally.fired = np.zeros(self.encoders[sae_id].d_sae, dtype=bool)
+        for rows in encoded:
+            tally.rows += rows.n_rows
+            tally.nonzeros += len(rows.values)
+            tally.fired[rows.columns] = True
+
+
+def _spill(path: Path, partials: list[list[PartialRows]]) -> None:
+    """Put the nonzeros of a job's pieces away; ``_unspill`` takes them up again."""
+    arrays: dict[str, Any] = {}
+    for i, of_piece in enumerate(partials):
+        for j, partial in enumerate(of_piece):
+            arrays |= dict(zip((f"rows{i}_{j}", f"columns{i}_{j}", f"values{i}_{j}"), partial.joined()))
+    np.savez(path, **arrays)
+
+
+def _unspill(path: Path, partials: list[list[PartialRows]]) -> None:
+    with np.load(path, allow_pickle=False) as arrays:
+        for i, of_piece in enumerate(partials):
+            for j, partial in enumerate(of_piece):
+                rows, columns, values = (arrays[f"{name}{i}_{j}"] for name in ("rows", "columns", "values"))
+                partial.add((torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(values)))
