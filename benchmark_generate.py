@@ -226,9 +226,8 @@ def compare_orders(paths: Paths, names: list[str], size: Size) -> None:
         total = sum(theirs.values())
         print(f"  {len(few)} dataset, original order: normal {theirs['normal']:.0f} s, all {total:.0f} s")
         print(f"  {len(few)} dataset, ours: normal {ours['normal']:.0f} s, all {ours['all']:.0f} s")
-        print(
-            f"  ratio, start-up and loading included: normal {theirs['normal'] / ours['normal']:.1f}, all {total / ours['all']:.1f}"
-        )
+        print("  ratio, start-up and loading included: "
+              f"normal {theirs['normal'] / ours['normal']:.1f}, all {total / ours['all']:.1f}")  # fmt: skip
         shared = every.seconds * len(few) / size.n_datasets
         print(f"  ratio, all, ours with its start-up shared by {size.n_datasets} datasets: {total / shared:.1f}")
         print(f"  disk: {show_bytes(disk)} against {show_bytes(original_disk)}, 1/{original_disk / disk:.0f}", flush=True)

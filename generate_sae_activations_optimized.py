@@ -216,16 +216,23 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
 def run_original_order(
     paths: Paths, args: argparse.Namespace, info, layers: dict[str, int], datasets: list[str], ood: list[str]
 ) -> int:
-    """The yardstick: for each dataset and setting load the whole SAE, encode the rows of each condition, write its files."""
+    """The yardstick: for each dataset and setting load the whole SAE with SAELens, encode the rows of each condition in dense
+    batches, write its files."""
     import torch
+    from scipy.sparse import csr_array
 
-    from utils.encoding import encode_all
     from utils.encoding_run import load_job_activations
-    from utils.sae_store import to_csr, write_original_split
+    from utils.sae_store import write_original_split
     from utils.saes import open_sae
     from utils.settings import conditions, split
 
     device = torch.device(pick_device(args.device))
+
+    @torch.inference_mode()
+    def encode_dense(sae, rows):
+        batches = torch.from_numpy(rows).split(args.batch_size)
+        return torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy()
+
     wanted = [s for s in SETTINGS if s != "label_noise"] if args.setting == "all" else [args.setting]
     failures: list[str] = []
     tallies: dict[str, float] = defaultdict(float)
@@ -233,16 +240,12 @@ def run_original_order(
     for sae_id, setting, name in progress(pieces, desc="original order", unit="dataset"):
         started = time.monotonic()
         try:
-            encoder = open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release)
-            block = encoder.block(0, encoder.d_sae, device)
+            sae = open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release).whole(device)
             dataset, X, ood_dataset, X_ood = load_job_activations(paths, info, name, layers[sae_id], setting == "OOD")
             for condition in conditions(setting, len(X)):
                 of = split(condition, dataset.labels[: len(X)], ood_labels=ood_dataset.labels if ood_dataset else None)
                 tested = X if X_ood is None else X_ood
-                encoded = [
-                    to_csr(encode_all(encoder, [block], rows, device, args.batch_size), encoder.d_sae)
-                    for rows in (X[of.train], tested[of.test])
-                ]
+                encoded = [csr_array(encode_dense(sae, rows)) for rows in (X[of.train], tested[of.test])]
                 write_original_split(paths, info.name, name, sae_id, condition, (encoded[0], encoded[1]), of)
         except UserError as error:
             failures.append(str(error))

@@ -280,10 +280,8 @@ def test_published_ood_archives_are_read(ready):
 
 
 def test_the_original_order_writes_every_conditions_files(ready):
-    assert (
-        generate(ready, "--no-batch_mode", "--setting", "scarcity", "--target_sae_id", "layer_2/jump", "--datasets", NAMES[0])
-        == 0
-    )
+    flags = ["--target_sae_id", "layer_2/jump", "--datasets", NAMES[0]]
+    assert generate(ready, "--no-batch_mode", "--setting", "scarcity", *flags) == 0
     files = sorted(p.name for p in ready.sae_activations_folder(MODEL, "scarcity").glob("*_X_train_sae.pt"))
     assert len(files) == 15  # the sizes up to 200 of 300 rows
     labels = load_dataset(ready, NAMES[0]).labels

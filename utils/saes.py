@@ -91,6 +91,23 @@ class Encoder:
             None if norms is None else torch.from_numpy(norms).to(device),
         )
 
+    def whole(self, device: torch.device) -> Any:
+        """SAELens's object with all weights, decoder included: what the original scripts load. For comparison only."""
+        if self.load is not None:
+            return self.load(device)
+        from sae_lens import SAE
+        from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+
+        assert self.W_enc is not None
+        if self.W_enc.path.suffix != ".npz":
+            return SAE.load_from_disk(self.W_enc.path.parent, device=str(device), dtype="float32")
+        with np.load(self.W_enc.path, allow_pickle=False) as arrays:
+            state = {name: torch.tensor(arrays[name]) for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")}
+        cfg = JumpReLUSAEConfig(d_in=self.d_model, d_sae=self.d_sae, apply_b_dec_to_input=False, device="meta")
+        sae = JumpReLUSAE(cfg)
+        sae.load_state_dict(state, assign=True)
+        return sae.to(device)
+
     def prepare(self, activations: torch.Tensor) -> torch.Tensor:
         """Activations [n_rows, d_model] as SAELens's process_sae_in hands them to the encoder."""
         x = activations
