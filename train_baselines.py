@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from itertools import product
 
 import numpy as np
 
@@ -31,9 +32,15 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser)
     cli.add_datasets(parser)
-    parser.add_argument("--method", nargs="+", choices=tuple(METHODS), help="which baselines (default: the setting's)")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        type=cli.one_of(tuple(METHODS)),
+        metavar="NAME",
+        help=f"which baselines, of {', '.join(METHODS)} (default: the setting's)",
+    )
     parser.add_argument("--layer", nargs="+", type=parse_layer, metavar="N", help="blocks, or embed (default: the setting's)")
-    cli.add_seed(parser)
+    cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
 
@@ -44,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name)
     setting = args.setting
     layers = args.layer or (info.layers if setting == "normal" else (info.probe_layer,))
-    methods = args.method or METHODS_OF_SETTING.get(setting, tuple(METHODS))
+    asked = [method for part in args.method or () for method in part]
+    methods = asked or METHODS_OF_SETTING.get(setting, tuple(METHODS))
     datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
 
     column = BASELINE_CONDITION_COLUMN.get(setting)
@@ -60,18 +68,18 @@ def main(argv: list[str] | None = None) -> int:
         done = tables[layer].done()
         redone: set[tuple] = set()
         for dataset in datasets:
-            wanted: dict[Condition, list[str]] = {}
-            for condition in choose_conditions(setting, len(load_dataset(paths, dataset)), args.conditions):
-                for method in methods:
-                    key = tables[layer].key_of(row_of(dataset, layer, condition, method, args.seed))
-                    n_expected += 1
-                    if key in done and not args.overwrite:
-                        continue
-                    redone |= {key} & done
-                    wanted.setdefault(condition, []).append(method)
+            chosen = choose_conditions(setting, len(load_dataset(paths, dataset)), args.conditions)
+            wanted: dict[tuple[int, Condition], list[str]] = {}
+            for seed, condition, method in product(cli.seeds_of(args), chosen, methods):
+                key = tables[layer].key_of(row_of(dataset, layer, condition, method, seed))
+                n_expected += 1
+                if key in done and not args.overwrite:
+                    continue
+                redone |= {key} & done
+                wanted.setdefault((seed, condition), []).append(method)
             if wanted:
                 n_todo += sum(map(len, wanted.values()))
-                tasks.append((paths, info.name, dataset, layer, wanted, args.seed))
+                tasks.append((paths, info.name, dataset, layer, wanted))
         if redone:
             tables[layer].replace(redone)
     print(f"baselines, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
@@ -86,7 +94,7 @@ def run(tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Nam
     started = time.monotonic()
     failures, n_rows = [], 0
     for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"baselines, {args.setting}", prepare=load_task):
-        _, _, dataset, layer, _, _ = tasks[index]
+        _, _, dataset, layer, _ = tasks[index]
         if error is not None:
             failures.append(f"{dataset} at layer {layer}: {error}")
         tables[layer].append(rows)
@@ -106,7 +114,7 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
     return {**row, column: condition.label} if column else row
 
 
-def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict, seed: int) -> tuple:
+def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     from utils.activations import load_activations
 
@@ -115,11 +123,11 @@ def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted:
     texts = load_dataset(paths, dataset)
     X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)
     X_ood = y_ood = None
-    if any(condition.setting == "OOD" for condition in wanted):
+    if any(condition.setting == "OOD" for _, condition in wanted):
         ood = load_ood(paths, dataset)
         y_ood = ood.labels
         X_ood = load_activations(paths.model_activations(model_name, dataset, hook_name(layer), ood=True), ood, remedy, d_model)
-    return X, texts.labels[: len(X)], X_ood, y_ood, dataset, layer, wanted, seed
+    return X, texts.labels[: len(X)], X_ood, y_ood, dataset, layer, wanted
 
 
 def probe_dataset(
@@ -129,12 +137,11 @@ def probe_dataset(
     y_ood: np.ndarray | None,
     dataset: str,
     layer: Layer,
-    wanted: dict[Condition, list[str]],
-    seed: int,
+    wanted: dict[tuple[int, Condition], list[str]],
 ) -> list[dict]:
     """All wanted probes of one dataset and layer. X: [n_rows, d_model]; y: [n_rows]; X_ood, y_ood: the OOD rows."""
     rows = []
-    for condition, methods in wanted.items():
+    for (seed, condition), methods in wanted.items():
         if condition not in conditions(condition.setting, len(y)):
             continue  # fewer rows have activations than have texts
         rows_of = split(condition, y, seed, ood_labels=y_ood)

@@ -14,6 +14,7 @@ import argparse
 import random
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from utils import cli
@@ -46,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="paper", help="rank latents on all training rows, or inside each fold (nested)"
     )
-    cli.add_seed(parser)
+    cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
 
@@ -57,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name)
     setting = args.setting
     ks = tuple(sorted(set(args.ks))) if args.ks else KS_NORMAL if setting == "normal" else KS_OTHER
-    options = ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, args.seed)
+    options = [
+        ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed)
+        for seed in cli.seeds_of(args)
+    ]
     datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
     methods = sae_methods(paths, info.name, args.target_sae_id, args.sae_dir)
 
@@ -71,14 +75,15 @@ def main(argv: list[str] | None = None) -> int:
         for sae_id, method in methods.items():
             base = {"dataset": dataset, "sae_id": sae_id, "layer": layer_of(sae_id, info.probe_layer), "method": method}
             wanted = {}
-            for condition in chosen:
-                keys = {k: table.key_of(published_row(base, condition, k, options)) for k in ks}
+            for option, condition in product(options, chosen):
+                keys = {k: table.key_of(published_row(base, condition, k, option)) for k in ks}
                 n_expected += len(keys)
-                wanted[condition] = [k for k in ks if args.overwrite or keys[k] not in done]
-                redone |= {keys[k] for k in ks} & done if args.overwrite else set()
-            wanted = {condition: needed for condition, needed in wanted.items() if needed}
+                needed = [k for k in ks if args.overwrite or keys[k] not in done]
+                redone |= {keys[k] for k in needed} & done
+                if needed:
+                    wanted[option, condition] = needed
             if wanted:
-                tasks.append((paths, info.name, base, wanted, options))
+                tasks.append((paths, info.name, base, wanted))
     n_todo = sum(len(needed) for task in tasks for needed in task[3].values())
     print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
     if not tasks:
@@ -133,17 +138,17 @@ def published_row(base: dict, condition: Condition, k: int, options: ProbeOption
 
 
 def probe_dataset(
-    paths: Paths, model_name: str, base: dict, wanted: dict[Condition, list[int]], options: ProbeOptions
+    paths: Paths, model_name: str, base: dict, wanted: dict[tuple[ProbeOptions, Condition], list[int]]
 ) -> list[dict]:
     """All wanted probes of one dataset and SAE; its files are read once."""
     from utils.sae_store import SaeActivations
 
     name, sae_id = base["dataset"], base["sae_id"]
     remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
-    ood_labels = load_ood(paths, name).labels if any(condition.setting == "OOD" for condition in wanted) else None
+    ood_labels = load_ood(paths, name).labels if any(condition.setting == "OOD" for _, condition in wanted) else None
     activations = SaeActivations(paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy)
     rows = []
-    for condition, ks in wanted.items():
+    for (options, condition), ks in wanted.items():
         if condition not in conditions(condition.setting, len(activations.labels)):
             continue  # fewer rows have activations than have texts
         X_train, X_test, rows_of = activations.condition(condition, options.seed)

@@ -167,7 +167,7 @@ def mlp(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
 
 METHODS: dict[str, Callable[..., dict]] = {"logreg": logreg, "pca": pca, "knn": knn, "xgboost": xgboost, "mlp": mlp}
 # label noise and OOD use logreg alone
-METHODS_OF_SETTING = {"label_noise": ("logreg",), "OOD": ("logreg",)}
+METHODS_OF_SETTING: dict[str, tuple[str, ...]] = {"label_noise": ("logreg",), "OOD": ("logreg",)}
 
 
 def _linear_scores(fit: LinearFit, X_test: np.ndarray, y_test: np.ndarray) -> dict:

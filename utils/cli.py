@@ -53,6 +53,34 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed of the row draws and folds (42 is the paper's)")
 
 
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    add_seed(parser)
+    parser.add_argument(
+        "--seeds", type=_numbers, metavar="42,43,…", help="several seeds: rows, folds and fits are repeated with each"
+    )
+
+
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    return args.seeds or [args.seed]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def one_of(names: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """An argparse type for a comma-separated list of these names."""
+
+    def parse(text: str) -> list[str]:
+        parts = [part for part in text.split(",") if part]
+        for part in parts:
+            if part not in names:
+                raise argparse.ArgumentTypeError(f"unknown {part!r}: choose from {', '.join(names)}")
+        return parts
+
+    return parse
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n_jobs", type=positive, default=default_n_jobs(), help="worker processes, one thread each")
     parser.add_argument("--randomize_order", action="store_true", help="work through the tasks in random order")

@@ -5,6 +5,7 @@ Works on sparse rows: a [n_rows, d_sae] array is never made dense, only its k ch
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -167,23 +168,40 @@ def choose_C(fold_data: list[np.ndarray], y: np.ndarray, folds: list[Fold], k: i
 def fit_ladder(X: np.ndarray, y: np.ndarray, options: ProbeOptions) -> list[LinearFit]:
     """A fit for each of the ten C."""
     if options.reg_type == "l1" and options.solver == "path":
-        return [_from_path(fit) for fit in l1_logistic_path(X, y, Cs)]
+        return [_checked(X, y, fit) for fit in l1_logistic_path(X, y, Cs)]
     return [fit_logistic(X, y, C, options.reg_type, options.seed) for C in Cs]
 
 
 def _final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> LinearFit:
     if options.reg_type == "l1" and options.solver == "path":
-        fit = _from_path(l1_logistic_path(X, y, np.array([C]))[0])
-        if fit.converged:
-            return fit
-        # a warm start from stronger penalties gets further than a cold one
-        return _from_path(l1_logistic_path(X, y, Cs[Cs <= C * 1.0001])[0])
+        fit = l1_logistic_path(X, y, np.array([C]))[0]
+        if not fit.converged:  # a warm start from stronger penalties gets further than a cold one
+            fit = l1_logistic_path(X, y, Cs[Cs <= C * 1.0001])[0]
+        return _checked(X, y, fit)
     order = np.random.RandomState(FINAL_SEED).permutation(len(y))
     return fit_logistic(X[order], y[order], C, options.reg_type, FINAL_SEED)
 
 
-def _from_path(fit: L1Fit) -> LinearFit:
+def _checked(X: np.ndarray, y: np.ndarray, fit: L1Fit) -> LinearFit:
+    """A path's fit if it meets the optimality conditions, else the better of it and liblinear's coordinate descent."""
+    if not fit.converged:
+        other = fit_liblinear(X, y, fit.C)
+        kkt = kkt_violation(X, y, other.coef, other.intercept, fit.C)
+        if kkt < fit.kkt:
+            return LinearFit(other.coef, other.intercept, kkt <= KKT_ACCEPTED, "liblinear")
     return LinearFit(fit.coef, fit.intercept, fit.converged, "path")
+
+
+def fit_liblinear(X: np.ndarray, y: np.ndarray, C: float) -> LinearFit:
+    """scikit-learn's liblinear, its penalty on the intercept made negligible."""
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")  # whether it converged is judged by the optimality conditions
+        model = LogisticRegression(
+            C=C, intercept_scaling=1e4, max_iter=10_000, tol=1e-8, random_state=FINAL_SEED, **_penalty("l1", "liblinear")
+        ).fit(X, y)
+    return LinearFit(model.coef_[0], float(model.intercept_[0]), False, "liblinear")
 
 
 def fit_logistic(X: np.ndarray, y: np.ndarray, C: float, reg_type: str, seed: int) -> LinearFit:
@@ -201,14 +219,14 @@ def fit_logistic(X: np.ndarray, y: np.ndarray, C: float, reg_type: str, seed: in
     return LinearFit(model.coef_[0], float(model.intercept_[0]), converged, solver)
 
 
-def _penalty(reg_type: str) -> dict:
+def _penalty(reg_type: str, solver: str = "saga") -> dict:
     """scikit-learn 1.8 renamed penalty="l1" to l1_ratio=1."""
     import sklearn
 
     if reg_type == "l2":
         return {}
     old = tuple(int(part) for part in sklearn.__version__.split(".")[:2]) < (1, 8)
-    return {"solver": "saga", "penalty": "l1"} if old else {"solver": "saga", "l1_ratio": 1.0}
+    return {"solver": solver, "penalty": "l1"} if old else {"solver": solver, "l1_ratio": 1.0}
 
 
 def _prepared(X: csr_array, columns: np.ndarray, options: ProbeOptions) -> np.ndarray:

@@ -147,8 +147,11 @@ def run_tasks(
             except UserError as error:
                 yield delayed(_failed)(str(error))
 
+    # Never in this process, even for one job: it may have loaded torch, and a worker may run XGBoost, which together crash on
+    # arm64 macOS. joblib runs a single job in place, so one job is two workers of which one at a time has a task.
+    n_jobs = max(1, min(n_jobs, len(tasks)))
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        parallel = Parallel(n_jobs=max(1, min(n_jobs, len(tasks))), return_as="generator", pre_dispatch="2*n_jobs")
+        parallel = Parallel(max(n_jobs, 2), return_as="generator", pre_dispatch=1 if n_jobs == 1 else 2 * n_jobs)
         with progress(total=len(tasks), desc=desc, unit="task") as bar:
             for index, (rows, error) in enumerate(parallel(calls())):
                 bar.update()

@@ -101,8 +101,8 @@ class Encoder:
         assert self.W_enc is not None
         if self.W_enc.path.suffix != ".npz":
             return SAE.load_from_disk(self.W_enc.path.parent, device=str(device), dtype="float32")
-        with np.load(self.W_enc.path, allow_pickle=False) as arrays:
-            state = {name: torch.tensor(arrays[name]) for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")}
+        arrays = stored_arrays(self.W_enc.path)
+        state = {name: torch.tensor(arrays[name].read()) for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")}
         cfg = JumpReLUSAEConfig(d_in=self.d_model, d_sae=self.d_sae, apply_b_dec_to_input=False, device="meta")
         sae = JumpReLUSAE(cfg)
         sae.load_state_dict(state, assign=True)
