@@ -94,14 +94,14 @@ train-baselines: $(STAMP)
 .PHONY: train-sae-probes
 ## train-sae-probes: probes on SAE latents (SETTING=normal unless given)
 train-sae-probes: $(STAMP)
-	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(ARGS)
+	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: train-all
 ## train-all: baselines and SAE probes in all five settings
 train-all: $(STAMP)
 	@status=0; for setting in $(every_setting); do \
-	  $(RUN) train_baselines.py $(common) --setting $$setting $(jobs) $(ARGS) || status=1; \
-	  $(RUN) train_sae_probes.py $(common) --setting $$setting $(jobs) $(ARGS) || status=1; \
+	  $(RUN) train_baselines.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layer $(LAYER)) || status=1; \
+	  $(RUN) train_sae_probes.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layers $(LAYER)) || status=1; \
 	done; exit $$status
 
 .PHONY: visualize

@@ -10,7 +10,6 @@ label_noise (the original scripts read the files of normal and flip labels).
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from utils import cli
 from utils.datasets import choose_datasets, load_dataset
@@ -25,8 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser, default="scarcity")
     cli.add_datasets(parser)
-    parser.add_argument("--target_sae_id", nargs="+", metavar="ID", help="SAEs to export (default: all in --sae_dir)")
-    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    cli.add_saes(parser)
     parser.add_argument("--conditions", nargs="+", type=float, metavar="VALUE", help="only these conditions of the setting")
     return parser
 
@@ -34,15 +32,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    model_name = get_model(args.model_name).name
+    info = get_model(args.model_name)
+    model_name = info.name
     if args.setting not in ("scarcity", "class_imbalance"):
         print(f"{args.setting}: nothing to export, the original scripts read the files that are there")
         return 0
 
     from utils.sae_store import SaeActivations, write_original_split
-    from utils.saes import list_sae_ids
+    from utils.saes import choose_saes
 
-    sae_ids = args.target_sae_id or list_sae_ids(args.sae_dir or paths.saes(model_name)) or list(get_model(model_name).sae_ids)
+    sae_ids = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     jobs = [(dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids]
     failures, n_files, n_bytes = [], 0, 0
     remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"

@@ -15,9 +15,9 @@ import time
 
 from utils import cli
 from utils.activations import read_description, write_activations
-from utils.datasets import Dataset, choose_datasets, load_dataset, load_ood
+from utils.datasets import Dataset, choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
-from utils.models import get_model, hook_name, parse_layer
+from utils.models import get_model, hook_name
 from utils.paths import Paths
 from utils.runtime import pick_device
 
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser, extra=("all",), default="all")
     cli.add_datasets(parser)
-    parser.add_argument("--layers", nargs="+", type=parse_layer, metavar="N", help="blocks, or embed (default: the model's)")
+    parser.add_argument("--layers", nargs="+", type=cli.layer, metavar="N", help="blocks, or embed (default: the model's)")
     parser.add_argument(
         "--max_rows", type=cli.positive, metavar="N", help="only the first N rows of a dataset (OOD files are whole)"
     )
@@ -55,17 +55,19 @@ def main(argv: list[str] | None = None) -> int:
             if args.setting == "OOD":
                 raise
 
+    failures: list[str] = []
+    usable = {ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood)) for ood in (False, True)}
+    jobs = [(name, ood) for name, ood in jobs if name in usable[ood]]
     todo = [job for job in jobs if not _is_done(paths, info.name, *job, hooks, asked_n)]
     print(f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)} done, {len(todo)} to do")
     if not todo:
-        return 0
+        return cli.report_failures(failures, "files of texts")
 
     from utils.language_models import HookedModel  # loading transformers takes seconds that a finished stage need not spend
 
     device = pick_device(args.device)
     model = HookedModel(info.name, hooks, paths, device)
     made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len, "dtype": "float32"}
-    failures = []
     started = time.monotonic()
     n_texts = 0
     for number, (name, ood) in enumerate(todo, start=1):
@@ -101,10 +103,9 @@ def _is_done(paths: Paths, model_name: str, name: str, ood: bool, hooks: list[st
         if not path.is_file():
             return False
         have = read_description(path).get("n_rows")
-        if have is not None and not ood:
-            dataset = load_dataset(paths, name)
-            if have < min(max_rows or len(dataset), len(dataset)):
-                return False
+        size = dataset_size(paths, name)
+        if have is not None and not ood and have < min(max_rows or size, size):
+            return False
     return True
 
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from utils import cli
 from utils.activations import read_description
-from utils.datasets import choose_datasets, load_dataset, load_ood, unlabelled_ood_files
+from utils.datasets import choose_datasets, dataset_size, load_ood, readable, unlabelled_ood_files
 from utils.errors import UserError
-from utils.models import get_model, hook_name, sae_layer
+from utils.models import get_model, hook_name
 from utils.paths import Paths
-from utils.runtime import available_memory, parse_bytes, peak_memory, pick_device, progress, require_disk, show_bytes
+from utils.runtime import available_memory, peak_memory, pick_device, progress, require_disk, show_bytes
 from utils.settings import SETTINGS
 
 
@@ -35,12 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser, extra=("all",), default="all")
     cli.add_datasets(parser)
-    parser.add_argument(
-        "--target_sae_id", nargs="+", metavar="ID", help="SAEs to use (default: all in --sae_dir, else the paper's)"
-    )
-    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    cli.add_saes(parser)
     parser.add_argument("--sae_release", metavar="NAME", help="release in SAELens's registry (default: the model's)")
-    parser.add_argument("--layers", nargs="+", type=int, metavar="N", help="only SAEs of these layers")
     parser.add_argument(
         "--batch_mode",
         action=argparse.BooleanOptionalAction,
@@ -50,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch_size", type=cli.positive, default=128, metavar="ROWS", help="rows in a batch (a CPU product takes 8 batches)"
     )
-    parser.add_argument("--max_memory", type=parse_bytes, help="memory for weights and rows (default: 60 %% of what is free)")
+    parser.add_argument("--max_memory", type=cli.memory_size, help="memory for weights and rows (default: 60 %% of what is free)")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     cli.add_device(parser)
     return parser
@@ -61,30 +57,26 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name)
 
-    from utils.saes import list_sae_ids
+    from utils.saes import choose_saes
 
-    sae_dir = args.sae_dir or paths.saes(info.name)
-    sae_ids = args.target_sae_id or list_sae_ids(sae_dir) or list(info.sae_ids)
-    if not sae_ids:
-        raise UserError(f"no SAE in {sae_dir}: train some with train_saes.py, or name one with --target_sae_id")
-    layers = {sae_id: layer_of(sae_id, info.probe_layer) for sae_id in sae_ids}
-    sae_ids = [sae_id for sae_id in sae_ids if not args.layers or layers[sae_id] in args.layers]
-    if not sae_ids:
-        raise UserError(f"no SAE reads layers {args.layers}; the SAEs are at layers {sorted(set(layers.values()))}")
+    layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     datasets = choose_datasets(paths, args.datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
     if not args.batch_mode:
-        return run_original_order(paths, args, info, {i: layers[i] for i in sae_ids}, datasets, with_ood)
+        return run_original_order(paths, args, info, layers, datasets, with_ood)
 
-    jobs, n_sets = find_jobs(paths, info.name, {i: layers[i] for i in sae_ids}, datasets, with_ood, normal=args.setting != "OOD")
+    failures: list[str] = []
+    datasets = readable(paths, datasets, failures)
+    with_ood = readable(paths, with_ood, failures, ood=True)
+    jobs, n_sets = find_jobs(paths, info.name, layers, datasets, with_ood, args.setting != "OOD", args.sae_dir, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
-    print(f"{info.name}: {len(sae_ids)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo} to do")
+    print(f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo} to do")
     if not jobs:
-        return 0
-    return run(paths, args, info, jobs)
+        return cli.report_failures(failures, "datasets")
+    return run(paths, args, info, jobs, failures)
 
 
-def run(paths: Paths, args: argparse.Namespace, info, jobs: list) -> int:
+def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list[str]) -> int:
     """Plan, check memory and disk, encode; the exit status."""
     import torch
 
@@ -94,7 +86,6 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list) -> int:
 
     device = pick_device(args.device)
     budget = args.max_memory or int(0.6 * available_memory(device))
-    failures: list[str] = []
     encoders = open_encoders(paths, args, info, jobs, failures)
     works = make_plan(jobs, encoders, torch.device(device), budget, args.batch_size)
     rate = product_rate(info.d_model, torch.device(device))
@@ -103,18 +94,13 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list) -> int:
         return cli.report_failures(failures, "SAEs")
     require_disk(paths.data_dir, to_write)
 
-    runner = EncodingRun(paths, info, encoders, torch.device(device), args.batch_size)
+    runner = EncodingRun(paths, info, encoders, torch.device(device), args.batch_size, args.sae_dir)
     total = sum(work.n_rows * len(work.sae_ids) for work in works)
     with progress(total=total, desc="encoding", unit="row", unit_scale=True) as bar:
         for work in works:
             failures += runner.run(work, bar)
     print_table(runner.tallies, encoders, rate, info.d_model)
     return cli.report_failures(failures, "files or SAEs")
-
-
-def layer_of(sae_id: str, default: int) -> int:
-    layer = sae_layer(sae_id)
-    return default if layer is None else layer
 
 
 def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]:
@@ -132,26 +118,38 @@ def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]
 
 
 def find_jobs(
-    paths: Paths, model_name: str, layers: dict[str, int], datasets: list[str], with_ood: list[str], normal: bool
+    paths: Paths,
+    model_name: str,
+    layers: dict[str, int],
+    datasets: list[str],
+    with_ood: list[str],
+    normal: bool,
+    sae_dir: Path | None,
+    failures: list[str],
 ) -> tuple[list, int]:
-    """(jobs with something to do, number of sets of files in all)."""
+    """(jobs with something to do, number of sets of files in all); a line is added for each dataset that cannot be read."""
     from utils.encoding_plan import Job
     from utils.sae_store import SaeFiles, made_from
 
     def is_done(setting: str, name: str, sae_id: str) -> bool:
         files = SaeFiles(paths, model_name, setting, name, sae_id)
         # without a description they are unfinished; with one, its sources must still be what they were
-        return bool(files.description()) and files.is_done(made_from(paths, model_name, name, layers[sae_id], sae_id, setting))
+        made = made_from(paths, model_name, name, layers[sae_id], sae_id, setting, sae_dir)
+        return bool(files.description()) and files.is_done(made)
 
     jobs = []
     for layer in sorted(set(layers.values())):
         of_layer = [sae_id for sae_id in layers if layers[sae_id] == layer]
         for name in datasets:
-            ours = [i for i in of_layer if normal and not is_done("normal", name, i)]
-            ood = [i for i in of_layer if name in with_ood and not is_done("OOD", name, i)]
+            try:
+                ours = [i for i in of_layer if normal and not is_done("normal", name, i)]
+                ood = [i for i in of_layer if name in with_ood and not is_done("OOD", name, i)]
+            except UserError as error:
+                failures.append(str(error))
+                continue
             if ours or ood:
                 described = read_description(paths.model_activations(model_name, name, hook_name(layer)))
-                n_rows = described.get("n_rows") or len(load_dataset(paths, name))
+                n_rows = described.get("n_rows") or dataset_size(paths, name)
                 jobs.append(Job(name, layer, ours, ood, n_rows, len(load_ood(paths, name)) if ood else 0))
     return jobs, len(layers) * (normal * len(datasets) + len(with_ood))
 

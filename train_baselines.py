@@ -19,8 +19,9 @@ import numpy as np
 
 from utils import cli
 from utils.baselines import METHODS, METHODS_OF_SETTING
-from utils.datasets import choose_datasets, load_dataset, load_ood
-from utils.models import Layer, get_model, hook_name, parse_layer
+from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
+from utils.errors import UserError
+from utils.models import Layer, get_model, hook_name
 from utils.paths import Paths
 from utils.results import ResultTable, baseline_table
 from utils.runtime import run_tasks, save_run_settings
@@ -39,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"which baselines, of {', '.join(METHODS)} (default: the setting's)",
     )
-    parser.add_argument("--layer", nargs="+", type=parse_layer, metavar="N", help="blocks, or embed (default: the setting's)")
+    parser.add_argument("--layer", nargs="+", type=cli.layer, metavar="N", help="blocks, or embed (default: the setting's)")
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     layers = args.layer or (info.layers if setting == "normal" else (info.probe_layer,))
     asked = [method for part in args.method or () for method in part]
     methods = asked or METHODS_OF_SETTING.get(setting, tuple(METHODS))
-    datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
+    failures: list[str] = []
+    datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
 
     column = BASELINE_CONDITION_COLUMN.get(setting)
     tables: dict[Layer, ResultTable] = {
@@ -66,38 +68,34 @@ def main(argv: list[str] | None = None) -> int:
     n_expected = n_todo = 0
     for layer in layers:
         done = tables[layer].done()
-        redone: set[tuple] = set()
         for dataset in datasets:
-            chosen = choose_conditions(setting, len(load_dataset(paths, dataset)), args.conditions)
+            chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
             wanted: dict[tuple[int, Condition], list[str]] = {}
             for seed, condition, method in product(cli.seeds_of(args), chosen, methods):
                 key = tables[layer].key_of(row_of(dataset, layer, condition, method, seed))
                 n_expected += 1
                 if key in done and not args.overwrite:
                     continue
-                redone |= {key} & done
                 wanted.setdefault((seed, condition), []).append(method)
             if wanted:
                 n_todo += sum(map(len, wanted.values()))
                 tasks.append((paths, info.name, dataset, layer, wanted))
-        if redone:
-            tables[layer].replace(redone)
     print(f"baselines, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
     if not tasks:
-        return 0
+        return cli.report_failures(failures, "datasets")
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    return run(tables, tasks, args)
+    return run(tables, tasks, args, failures)
 
 
-def run(tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Namespace) -> int:
+def run(tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
     started = time.monotonic()
-    failures, n_rows = [], 0
+    n_rows = 0
     for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"baselines, {args.setting}", prepare=load_task):
         _, _, dataset, layer, _ = tasks[index]
         if error is not None:
             failures.append(f"{dataset} at layer {layer}: {error}")
-        tables[layer].append(rows)
+        tables[layer].append(rows, replacing=args.overwrite)
         n_rows += len(rows)
     for table in tables.values():
         table.finish()
@@ -150,6 +148,8 @@ def probe_dataset(
             scores = METHODS[method](X[rows_of.train], rows_of.y_train, X_test, rows_of.y_test, seed)
             sizes = {"num_train": len(rows_of.train), "n_train": len(rows_of.train), "n_test": len(rows_of.test)}
             rows.append({**row_of(dataset, layer, condition, method, seed), **sizes, **scores})
+    if not rows:
+        raise UserError(f"only {len(y)} rows have activations: too few for what was asked")
     return rows
 
 

@@ -15,12 +15,11 @@ import random
 import time
 from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 
 from utils import cli
-from utils.datasets import choose_datasets, load_dataset, load_ood
+from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
-from utils.models import get_model, sae_layer
+from utils.models import get_model
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
 from utils.results import ResultTable, sae_probe_table
@@ -33,14 +32,15 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser)
     cli.add_datasets(parser)
-    parser.add_argument(
-        "--target_sae_id", nargs="+", metavar="ID", help="SAEs to probe (default: all in --sae_dir, else the paper's)"
-    )
-    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    cli.add_saes(parser)
     parser.add_argument("--reg_type", choices=REG_TYPES, default="l1", help="penalty of the probe")
     parser.add_argument("--binarize", action="store_true", help="probe on (latent > 1) instead of the latent")
     parser.add_argument(
-        "--ks", nargs="+", type=cli.positive, metavar="K", help="numbers of latents (default: 1 2 4 … 512, or 16 128)"
+        "--ks",
+        nargs="+",
+        type=cli.positive,
+        metavar="K",
+        help="numbers of latents (default: 1 2 4 … 512, or 16 128); beyond d_sae: all",
     )
     parser.add_argument("--solver", choices=SOLVERS, default="path", help="path reaches the optimum; saga is the paper's")
     parser.add_argument("--latent_selection", choices=SELECTIONS, default="mean_diff_normalized", help="how latents are ranked")
@@ -56,30 +56,39 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     info = get_model(args.model_name)
+
+    from utils.saes import choose_saes, is_control
+
     setting = args.setting
     ks = tuple(sorted(set(args.ks))) if args.ks else KS_NORMAL if setting == "normal" else KS_OTHER
     options = [
         ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed)
         for seed in cli.seeds_of(args)
     ]
-    datasets = choose_datasets(paths, args.datasets, ood=setting == "OOD")
-    methods = sae_methods(paths, info.name, args.target_sae_id, args.sae_dir)
+    failures: list[str] = []
+    datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
+    layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
 
     table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
     tasks = []
     n_expected = 0
     done = table.done()
-    redone: set[tuple] = set()
     for dataset in datasets:
-        chosen = choose_conditions(setting, len(load_dataset(paths, dataset)), args.conditions)
-        for sae_id, method in methods.items():
-            base = {"dataset": dataset, "sae_id": sae_id, "layer": layer_of(sae_id, info.probe_layer), "method": method}
+        chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
+        for sae_id, layer in layers.items():
+            # controls with random weights are a method of their own
+            control = is_control((args.sae_dir or paths.saes(info.name)) / sae_id)
+            base = {
+                "dataset": dataset,
+                "sae_id": sae_id,
+                "layer": layer,
+                "method": "random_sae_probe" if control else "sae_probe",
+            }
             wanted = {}
             for option, condition in product(options, chosen):
                 keys = {k: table.key_of(published_row(base, condition, k, option)) for k in ks}
                 n_expected += len(keys)
                 needed = [k for k in ks if args.overwrite or keys[k] not in done]
-                redone |= {keys[k] for k in needed} & done
                 if needed:
                     wanted[option, condition] = needed
             if wanted:
@@ -87,47 +96,26 @@ def main(argv: list[str] | None = None) -> int:
     n_todo = sum(len(needed) for task in tasks for needed in task[3].values())
     print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
     if not tasks:
-        return 0
-    if redone:
-        table.replace(redone)
+        return cli.report_failures(failures, "datasets")
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    return run(table, tasks, args, info.name)
+    return run(table, tasks, args, failures)
 
 
-def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, model_name: str) -> int:
+def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
     started = time.monotonic()
-    failures, n_rows, n_unconverged = [], 0, 0
+    n_rows = n_unconverged = 0
     for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"SAE probes, {args.setting}"):
         if error is not None:
             failures.append(f"{tasks[index][2]['dataset']} with {tasks[index][2]['sae_id']}: {error}")
-        table.append(rows)
+        table.append(rows, replacing=args.overwrite)
         n_rows += len(rows)
         n_unconverged += sum(not row["converged"] for row in rows)
     table.finish()
     save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
     seconds = time.monotonic() - started
     print(f"{n_rows} probes in {seconds:.0f} s, {n_unconverged} of them not converged: {table.path}")
-    return cli.report_failures(failures, "datasets")
-
-
-def sae_methods(paths: Paths, model_name: str, asked: list[str] | None, sae_dir: Path | None) -> dict[str, str]:
-    """{sae_id: method} of the SAEs to probe; controls with random weights are a method of their own.
-
-    Raises UserError when there are none.
-    """
-    from utils.saes import is_control, list_sae_ids
-
-    folder = sae_dir or paths.saes(model_name)
-    sae_ids = asked or list_sae_ids(folder) or list(get_model(model_name).sae_ids)
-    if not sae_ids:
-        raise UserError(f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id")
-    return {sae_id: "random_sae_probe" if is_control(folder / sae_id) else "sae_probe" for sae_id in sae_ids}
-
-
-def layer_of(sae_id: str, default: int) -> int:
-    layer = sae_layer(sae_id)
-    return default if layer is None else layer
+    return cli.report_failures(failures, "datasets and SAEs")
 
 
 def published_row(base: dict, condition: Condition, k: int, options: ProbeOptions) -> dict:
@@ -155,6 +143,8 @@ def probe_dataset(
         for result in fit_sae_probes(X_train, rows_of.y_train, X_test, rows_of.y_test, ks, options):
             # "solver" of the options is what was asked for, of the result what was used
             rows.append({**published_row(base, condition, result["k"], options), **result})
+    if not rows:
+        raise UserError(f"only {len(activations.labels)} rows have activations: too few for what was asked")
     return rows
 
 

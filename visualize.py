@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import cli
-from utils.comparison import compare, contenders, headline, matched
+from utils.comparison import by_sae, compare, contenders, headline, matched
 from utils.errors import UserError
 from utils.models import get_model
 from utils.paths import BASELINE_FOLDERS, Paths
@@ -78,7 +78,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"left out: {line}")
     against_control = control_table(tidy)
     report = paths.figures(model_name) / "report.html"
-    write_report(report, model_name, comparison, against_control, drawn, remarks + left_out, run_settings(paths, model_name))
+    each_sae = by_sae(tidy)
+    write_report(
+        report, model_name, comparison, against_control, each_sae, drawn, remarks + left_out, run_settings(paths, model_name)
+    )
     print_summary(comparison, against_control)
     print(f"\nreport   {report}\nfigures  {paths.figures(model_name)} ({len(drawn)} as PNG and PDF)\ntable    {table_path}")
     return 0

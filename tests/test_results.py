@@ -66,10 +66,19 @@ def test_fractions_are_one_key_in_every_spelling(tmp_path):
     assert table.key_of({**row, "ratio": 0.39999999999999997}) == table.key_of({**row, "ratio": "0.4"})
 
 
-def test_rows_to_redo_are_taken_out(table):
+def test_rows_made_anew_replace_their_predecessors_only_when_they_arrive(table):
     table.append([ROW, {**ROW, "k": 128}])
-    table.replace({table.key_of(ROW)})
-    assert table.done() == {table.key_of({**ROW, "k": 128})}
+    table.append([{**ROW, "test_auc": 0.25}], replacing=True)
+    assert sorted(table.read()["test_auc"]) == [0.25, 1 / 3]
+
+
+def test_a_place_that_cannot_be_written_is_said_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        sae_probe_table(tmp_path / "file" / "all_metrics.csv", None).done()
+    (tmp_path / "all_metrics.csv").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        sae_probe_table(tmp_path / "all_metrics.csv", None).done()
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00bad", b"", b'a,b\n"1,2\n3'])

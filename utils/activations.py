@@ -48,7 +48,10 @@ def read_description(path: Path) -> dict:
     if not described.is_file():
         return {}
     try:
-        return json.loads(described.read_text(encoding="utf-8"))
+        content = json.loads(described.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("n_rows", 0), int):
+            raise ValueError("it is no description")
+        return content
     except (ValueError, OSError) as error:
         raise UserError(
             f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make both again"
@@ -63,6 +66,7 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
     Raises UserError when the file is missing or broken, belongs to other texts, or has NaN, infinite or misshaped values.
     """
     tensor = load_tensor(path, remedy)
+    remedy = f"delete it, then {remedy}"
     if tensor.ndim != 2 or not tensor.is_floating_point():
         raise UserError(
             f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows, d_model] floats: {remedy}"
@@ -75,7 +79,7 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
     if min(len(tensor), len(dataset)) != min(expected, len(dataset)) or len(tensor) < expected:
         raise UserError(f"{path} has {len(tensor)} rows, but {dataset.name} has {expected} texts: {remedy}")
     if made_from and made_from.get("texts_sha256") != fingerprint(dataset.texts[:n_rows]):
-        raise UserError(f"{path} was made from other texts than {dataset.name} has now: delete it; {remedy}")
+        raise UserError(f"{path} was made from other texts than {dataset.name} has now: {remedy}")
     activations = tensor[:n_rows].float().numpy()
     if not np.isfinite(activations).all():
         row = int(np.flatnonzero(~np.isfinite(activations).all(axis=1))[0])

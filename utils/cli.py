@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.models import DEFAULT_MODEL
+from utils.models import DEFAULT_MODEL, Layer, parse_layer
 from utils.paths import Paths
-from utils.runtime import default_n_jobs
+from utils.runtime import default_n_jobs, parse_bytes
 from utils.settings import SETTINGS
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
@@ -18,7 +20,10 @@ EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
+    """The docstring as it is written, and each flag's default unless there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -46,17 +51,27 @@ def add_datasets(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu")
+    parser.add_argument(
+        "--device", type=device_name, default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu"
+    )
+
+
+def add_saes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target_sae_id", nargs="+", type=sae_id, metavar="ID", help="SAEs to use (default: all in --sae_dir, else the paper's)"
+    )
+    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    parser.add_argument("--layers", nargs="+", type=int, metavar="N", help="only SAEs of these layers")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=42, help="seed of the row draws and folds (42 is the paper's)")
+    parser.add_argument("--seed", type=seed, default=42, help="seed of the row draws and folds (42 is the paper's)")
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     parser.add_argument(
-        "--seeds", type=_numbers, metavar="42,43,…", help="several seeds: rows, folds and fits are repeated with each"
+        "--seeds", type=_seeds, metavar="42,43,…", help="several seeds: rows, folds and fits are repeated with each"
     )
 
 
@@ -64,8 +79,45 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
     return args.seeds or [args.seed]
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+def _seeds(text: str) -> list[int]:
+    return list(dict.fromkeys(seed(part) for part in text.split(",") if part))
+
+
+def seed(text: str) -> int:
+    """A flag's seed, as numpy's generator takes it."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def device_name(text: str) -> str:
+    """A flag's device; whether the machine has it is checked when it is used."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: use auto, cuda, cuda:N, mps or cpu")
+    return text
+
+
+def memory_size(text: str) -> int:
+    """A flag's bytes."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def layer(text: str) -> Layer:
+    """A flag's layer: a block's number, or "embed"."""
+    try:
+        return parse_layer(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer: give a block's number or embed") from None
+
+
+def sae_id(text: str) -> str:
+    """A flag's SAE id: a path below the folder of SAEs."""
+    if not text or text.startswith("/") or ".." in text.split("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no SAE id: it is a path below the folder of SAEs")
+    return text
 
 
 def one_of(names: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -96,10 +148,9 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """A flag's whole number of at least 1."""
-    n = int(text)
-    if n < 1:
-        raise argparse.ArgumentTypeError(f"{n} is too few: give at least 1")
-    return n
+    if not text.lstrip("-").isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 1")
+    return int(text)
 
 
 def paths_of(args: argparse.Namespace) -> Paths:
@@ -116,14 +167,19 @@ def report_failures(failures: list[str], what: str) -> int:
     """Print the failures of a run, one line each; the exit status of the script."""
     if not failures:
         return 0
-    print(f"\n{len(failures)} {what} failed; everything else is done:", file=sys.stderr)
+    print(f"\nfailed ({what}: {len(failures)}); everything else is done:", file=sys.stderr)
     for line in failures:
         print(f"  - {line}", file=sys.stderr)
     return EXIT_FAILED
 
 
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run(main: Callable[[list[str] | None], int]) -> None:
-    """Run a script's main; a user's mistake becomes one line and a non-zero exit."""
+    """Run a script's main; a user's mistake becomes one line and a non-zero exit. SIGTERM stops it as SIGINT does."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(main(None))
     except UserError as error:

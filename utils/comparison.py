@@ -160,6 +160,40 @@ def _holm(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
+    """A row a setting and SAE (controls too): its probe (k picked by val_auc) against the best baseline on matched decisions.
+
+    Columns: setting, SAE, SAE probe and best baseline (mean test AUC), difference with its interval, ahead on, of.
+    """
+    rows = []
+    for setting, of_setting in tidy.groupby("setting", sort=False):
+        baselines = contenders(of_setting).get("quiver_baselines")
+        probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
+        for sae_id, of_sae in probes.groupby("sae_id"):
+            picked = pick(of_sae)
+            if baselines is None or not len(picked):
+                continue
+            both = matched({"sae": picked, "baseline": baselines})
+            difference = (both["sae"]["test_auc"] - both["baseline"]["test_auc"]).to_numpy()
+            if not len(difference):
+                continue
+            low, high = bootstrap_interval(difference, both["sae"]["dataset"].to_numpy())
+            rows.append(
+                {
+                    "setting": setting,
+                    "SAE": sae_id,
+                    "SAE probe": both["sae"]["test_auc"].mean(),
+                    "best baseline": both["baseline"]["test_auc"].mean(),
+                    "difference": difference.mean(),
+                    "95 % from": low,
+                    "to": high,
+                    "ahead on": int((difference > TIE).sum()),
+                    "of": len(difference),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def headline(table: pd.DataFrame) -> pd.DataFrame:
     """Setting by contender: mean test AUC over all matched decisions, with the number of datasets."""
     overall = table[table["condition"] == ALL]

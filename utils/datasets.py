@@ -94,7 +94,7 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
     for name in asked or ():
         if name not in known:
             raise unknown_name("dataset", name, known, f"(tables in {paths.text_dir})")
-    chosen = list(asked) if asked else list(known)
+    chosen = list(dict.fromkeys(asked)) if asked else list(known)
     if ood:
         partnered = set(list_ood_datasets(paths))
         chosen = [name for name in chosen if name in partnered]
@@ -135,6 +135,27 @@ def load_ood(paths: Paths, name: str) -> Dataset:
         )
     labels = table["target"].map(codes).to_numpy(np.int64)
     return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes)
+
+
+@cache
+def dataset_size(paths: Paths, name: str) -> int:
+    """Rows of a dataset that are used; remembered, where the texts are not."""
+    return len(load_dataset(paths, name))
+
+
+def readable(paths: Paths, names: list[str], failures: list[str], ood: bool = False) -> list[str]:
+    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read; a line is added for each other."""
+    usable = []
+    for name in names:
+        try:
+            dataset_size(paths, name)
+            if ood:
+                load_ood(paths, name)
+            usable.append(name)
+        except UserError as error:
+            if str(error) not in failures:
+                failures.append(str(error))
+    return usable
 
 
 def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:

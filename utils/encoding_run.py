@@ -99,8 +99,16 @@ def ahead(read: Callable[[S], T], items: Iterable[S]) -> Iterator[tuple[S, T | U
 class EncodingRun:
     """Encodes the works of a plan and tallies what it did."""
 
-    def __init__(self, paths: Paths, info: LanguageModel, encoders: dict[str, Encoder], device: torch.device, batch_size: int):
-        self.paths, self.info, self.encoders, self.device = paths, info, encoders, device
+    def __init__(
+        self,
+        paths: Paths,
+        info: LanguageModel,
+        encoders: dict[str, Encoder],
+        device: torch.device,
+        batch_size: int,
+        sae_dir: Path | None = None,
+    ) -> None:
+        self.paths, self.info, self.encoders, self.device, self.sae_dir = paths, info, encoders, device, sae_dir
         self.n_product = rows_per_product(device, batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
@@ -225,12 +233,12 @@ class EncodingRun:
         labels = loaded.dataset.labels[: rows.shape[0]]
         if sae_id in job.normal:
             of = split(Condition("normal"), labels)
-            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "normal")
+            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "normal", self.sae_dir)
             files = SaeFiles(self.paths, self.info.name, "normal", job.dataset, sae_id)
             files.write(rows, of, rest_rows(of, len(labels)), None, made)
         if sae_id in job.ood and loaded.ood is not None:
             of = split(Condition("OOD"), labels, ood_labels=loaded.ood.labels)
-            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "OOD")
+            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "OOD", self.sae_dir)
             files = SaeFiles(self.paths, self.info.name, "OOD", job.dataset, sae_id)
             files.write(rows, of, None, to_csr(encoded[1], d_sae), made)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from utils.l1_path import L1Fit, l1_logistic_path
+from utils.l1_path import KKT_ACCEPTED, L1Fit, kkt_violation, l1_logistic_path
 from utils.scores import Fold, mean_over_folds, roc_auc, score_test_rows, validation_folds
 
 Cs = np.logspace(5, -5, 10)

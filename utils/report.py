@@ -29,6 +29,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 th { font-weight: 600; cursor: pointer; background: var(--shade); } th:first-child { background: var(--shade); }
 th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
 figure { margin: 1.4rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure.multiples { overflow-x: auto; } figure.multiples img { max-width: none; width: max(100%, 44rem); }
 pre { background: var(--shade); padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; border-radius: 4px; }
 """
 SORT = """
@@ -52,7 +53,8 @@ COLUMNS = {
     "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p", "tie_share": "tied picks", "lowest": "ties: lowest", "highest": "highest",
     "n_datasets": "datasets", "n_pairs": "pairs", "n_unmatched": "unmatched",
 }  # fmt: skip
-WHOLE = {"wins", "ties", "losses", "n_datasets", "n_pairs", "n_unmatched", "k", "SAE ahead on", "datasets", "pairs", "unmatched"}
+WHOLE = {"wins", "ties", "losses", "n_datasets", "n_pairs", "n_unmatched", "k", "SAE ahead on", "ahead on", "of"}
+WHOLE |= {"datasets", "pairs", "unmatched"}
 
 
 def write_report(
@@ -60,6 +62,7 @@ def write_report(
     model_name: str,
     comparison: pd.DataFrame,
     against_control: pd.DataFrame,
+    each_sae: pd.DataFrame,
     figures: dict[str, tuple[str, Path]],
     remarks: list[str],
     settings: dict[str, dict],
@@ -81,14 +84,22 @@ def write_report(
             "up.</p>",
             _table(against_control),
         ]
+    if len(each_sae):
+        body += [
+            "<h2>Each SAE</h2>",
+            "<p>Each SAE alone, its number of latents picked by validation AUC, against the best baseline on the same datasets "
+            "and conditions.</p>",
+            _table(each_sae),
+        ]
     if figures:
         body.append("<h2>Figures</h2>")
     for name, (caption, png) in figures.items():
         data = base64.b64encode(png.read_bytes()).decode("ascii")
-        body.append(
-            f"<figure><img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{html.escape(caption)} ({html.escape(name)})</figcaption></figure>"
-        )
+        # small multiples would be unreadable on a phone: they keep their width and scroll
+        kind = "multiples" if name.endswith("_by_k") else "plain"
+        image = f"<img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{data}'>"
+        caption = f"<figcaption>{html.escape(caption)} ({html.escape(name)})</figcaption>"
+        body.append(f"<figure class='{kind}'>{image}{caption}</figure>")
     if len(comparison):
         table = comparison.rename(columns=COLUMNS)[[c for c in COLUMNS.values() if c in comparison.rename(columns=COLUMNS)]]
         table["contender"] = table["contender"].map(TITLES)

@@ -28,8 +28,9 @@ class ResultTable:
     def read(self) -> pd.DataFrame:
         """All rows, key columns filled in; an empty frame when there is no table.
 
-        Raises UserError when the file is there and is no such table.
+        Raises UserError when the file is there and is no such table, or could not be written.
         """
+        self._check_place()
         if not self.path.is_file():
             return pd.DataFrame(columns=list(self.columns))
         self._mend_last_line()
@@ -52,11 +53,16 @@ class ResultTable:
         """A row's key, with fractions rounded as tables do and numbers and their text alike."""
         return tuple(_plain(row.get(column, default)) for column, default in self.key.items())
 
-    def append(self, rows: Iterable[dict]) -> None:
-        """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which the next start mends."""
+    def append(self, rows: Iterable[dict], replacing: bool = False) -> None:
+        """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which the next start mends.
+
+        ``replacing``: rows of the same keys that are there already go, now that their successors are known.
+        """
         rows = list(rows)
         if not rows:
             return
+        if replacing:
+            self._remove({self.key_of(row) for row in rows})
         header = self._header()
         if header is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +81,14 @@ class ResultTable:
             file.flush()
             os.fsync(file.fileno())
 
-    def replace(self, keys: set[tuple]) -> None:
-        """Take out the rows with these keys, to make them anew."""
+    def _check_place(self) -> None:
+        folder = self.path.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or (self.path.exists() and not self.path.is_file()):
+            raise UserError(f"{self.path} cannot be written: {folder} must be a folder that you may write to")
+
+    def _remove(self, keys: set[tuple]) -> None:
         table = self.read()
         if len(table):
             kept = [self.key_of(row) not in keys for row in table[list(self.key)].to_dict("records")]

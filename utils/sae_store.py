@@ -24,6 +24,7 @@ from utils.errors import UserError
 from utils.models import hook_name
 from utils.paths import Paths
 from utils.runtime import write_json
+from utils.saes import find_sae_folder, fingerprint
 from utils.settings import Condition, Split, split
 from utils.tensors import load_tensor, save_tensor
 
@@ -57,7 +58,10 @@ class SaeFiles:
     def is_done(self, made_from: dict) -> bool:
         """Whether all files are there and were made from this."""
         parts = (*X_PARTS[self.setting], "y_train", "y_test")
-        return self.description() == made_from and all(self.path(part).is_file() for part in parts)
+        made = self.description()
+        if None in (made.get("sae"), made_from.get("sae")):  # an SAE of the hub is not on disk to compare with
+            made, made_from = ({**of, "sae": None} for of in (made, made_from))
+        return made == made_from and all(self.path(part).is_file() for part in parts)
 
     def write(
         self, rows: csr_array, condition_split: Split, rest: np.ndarray | None, ood_rows: csr_array | None, made_from: dict
@@ -77,7 +81,7 @@ class SaeFiles:
         write_json(self.description_path, made_from)
 
 
-def made_from(paths: Paths, model_name: str, dataset: str, layer: int, sae_id: str, setting: str) -> dict:
+def made_from(paths: Paths, model_name: str, dataset: str, layer: int, sae_id: str, setting: str, sae_dir: Path | None) -> dict:
     """What SAE activations depend on, as their description records it: when it changes they are made again."""
     made: dict = {"sae_id": sae_id, "model_name": model_name, "hook_name": hook_name(layer), "setting": setting}
     for kind, ood in (("activations", False), ("ood_activations", True)):
@@ -88,6 +92,8 @@ def made_from(paths: Paths, model_name: str, dataset: str, layer: int, sae_id: s
         if not ood:
             made["n_rows"] = described.get("n_rows")
         made[kind] = described.get("texts_sha256") or (path.stat().st_size if path.is_file() else None)
+    folder = find_sae_folder(sae_dir or paths.saes(model_name), sae_id)
+    made["sae"] = fingerprint(folder) if folder else None
     return made
 
 
@@ -125,6 +131,7 @@ def load_sparse(path: Path, remedy: str) -> csr_array:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         tensor = load_tensor(path, remedy)
+    remedy = f"delete it, then {remedy}"
     if tensor.ndim != 2:
         raise UserError(f"{path} has {tensor.ndim} dimensions, not [n_rows, d_sae]: {remedy}")
     if tensor.layout == torch.sparse_csr:
@@ -174,6 +181,10 @@ class SaeActivations:
         """Sparse [n_rows, d_sae] in dataset order, from our own files."""
         if self._rows is None:
             pieces = [load_sparse(self.normal.path(part), self.remedy) for part in ("X_train_sae", "X_test_sae", "X_rest_sae")]
+            if len({piece.shape[1] for piece in pieces}) != 1:
+                raise UserError(
+                    f"{self.normal.path('X_train_sae')} and its companions are of different SAEs: delete them, then {self.remedy}"
+                )
             stacked = vstack(pieces, format="csr")
             if stacked.shape[0] != len(self.labels):
                 raise UserError(
@@ -277,6 +288,6 @@ def write_original_split(
 
 def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
     for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
-        found = load_tensor(files.path(name), remedy).numpy()
-        if not np.array_equal(found, labels):
-            raise UserError(f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it; {remedy}")
+        found = load_tensor(files.path(name), remedy)
+        if found.layout != torch.strided or not np.array_equal(found.numpy(), labels):
+            raise UserError(f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it, then {remedy}")

@@ -6,6 +6,7 @@ and never more than a block at a time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 
 from utils.datasets import first_line
 from utils.errors import UserError, unknown_name
-from utils.models import get_model
+from utils.models import LanguageModel, get_model, sae_layer
 from utils.paths import Paths
 from utils.weight_files import StoredArray, stored_arrays
 
@@ -82,6 +83,8 @@ class Encoder:
             weights = self.W_enc.columns(start, stop)
         if self.input_scale != 1.0:
             weights = weights * np.float32(self.input_scale)
+        if not np.isfinite(weights.sum(dtype=np.float64)):
+            raise UserError(f"{self.W_enc.path} has NaN or infinite weights in latents {start} to {stop - 1}: fetch it again")
         norms = np.linalg.norm(self.W_dec.rows(start, stop), axis=1) if self.W_dec else None
         vectors = {name: torch.from_numpy(array[start:stop]).to(device) for name, array in self.vectors.items()}
         return EncoderBlock(
@@ -147,8 +150,31 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     markers = ("params.npz", "cfg.json", "hyperparams.json")
     found = {path.parent for marker in markers for path in sae_dir.rglob(marker)}
     return sorted(
-        folder.relative_to(sae_dir).as_posix() for folder in found if not any(part.startswith(".") for part in folder.parts)
+        folder.relative_to(sae_dir).as_posix()
+        for folder in found
+        if not any(part.startswith(".") for part in folder.relative_to(sae_dir).parts)
     )
+
+
+def choose_saes(
+    paths: Paths, info: LanguageModel, asked: list[str] | None, sae_dir: Path | None, layers: list[int] | None
+) -> dict[str, int]:
+    """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of ``layers`` where given.
+
+    Raises UserError when there are none.
+    """
+    folder = sae_dir or paths.saes(info.name)
+    sae_ids = list(dict.fromkeys(asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
+    if not sae_ids:
+        raise UserError(f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id")
+    found = {}
+    for sae_id in sae_ids:
+        layer = sae_layer(sae_id)
+        found[sae_id] = info.probe_layer if layer is None else layer
+    chosen = {sae_id: layer for sae_id, layer in found.items() if not layers or layer in layers}
+    if not chosen:
+        raise UserError(f"no SAE reads the layers {layers}; those there are at layers {sorted(set(found.values()))}")
+    return chosen
 
 
 def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = None, release: str | None = None) -> Encoder:
@@ -237,7 +263,7 @@ def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     arrays = stored_arrays(folder / "sae_weights.safetensors")
     architecture = cfg.get("architecture", "standard")
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # SAELens before 6.0
-        architecture, cfg["k"] = "topk", cfg.get("activation_fn_kwargs", {}).get("k")
+        architecture, cfg["k"] = "topk", (cfg.get("activation_fn_kwargs") or {}).get("k")
     if architecture not in ARCHITECTURES:
         from sae_lens.registry import SAE_CLASS_REGISTRY
 
@@ -323,5 +349,23 @@ def _checked(encoder: Encoder, folder: Path) -> Encoder:
 
 def is_control(folder: Path) -> bool:
     """Whether the SAE in a folder says that its weights were never trained."""
-    path = folder / "cfg.json"
-    return path.is_file() and _read_json(path).get("metadata", {}).get("control") == "random"
+    try:
+        metadata = _read_json(folder / "cfg.json").get("metadata")
+    except UserError:  # no SAELens folder, or a broken one: the probes do not need it
+        return False
+    return isinstance(metadata, dict) and metadata.get("control") == "random"
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names, sizes and samples of an SAE's files: changes when the SAE does, and costs no full reading."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix in (".json", ".npz", ".safetensors") and p.name != "training.json"
+    ):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with open(path, "rb") as file:
+            for i in range(64):  # 64 samples of 4 kB, the whole of a small file
+                file.seek(size * i // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()

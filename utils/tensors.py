@@ -36,7 +36,9 @@ def load_tensor(path: Path, remedy: str) -> torch.Tensor:
         except (RuntimeError, ValueError):  # old-format files cannot be memory-mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise anything: zip, pickle, struct and torch errors
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): {remedy}") from error
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): delete it, then {remedy}"
+        ) from error
     if not isinstance(loaded, torch.Tensor):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a tensor: {remedy}")
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a tensor: delete it, then {remedy}")
     return loaded

@@ -107,7 +107,7 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
     column = SAE_CONDITION_COLUMN.get(setting)
     raw_columns = read_table(found).columns
     table = sae_probe_table(found, column).read()
-    _check_scores(table, found)
+    _check_scores(table, found, "k", "layer")
     remarks = []
     if setting == "OOD":
         # Published OOD tables hold in-distribution AUCs (DESIGN.md, section 4.1); ours say how many OOD rows they tested
@@ -124,12 +124,15 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
     return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
 
 
-def _check_scores(table: pd.DataFrame, path: Path) -> None:
-    for column in ("dataset", "val_auc", "test_auc"):
+def _check_scores(table: pd.DataFrame, path: Path, *numbers: str) -> None:
+    for column in ("dataset", "val_auc", "test_auc", *numbers):
         if column not in table.columns:
             raise UserError(f"{path} lacks the column {column}; it has {', '.join(map(str, table.columns))}")
-    for column in ("val_auc", "test_auc"):
+    for column in ("val_auc", "test_auc", *numbers):
         if len(table) and not pd.api.types.is_numeric_dtype(table[column]):
             strange = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
             row = int(np.flatnonzero(strange)[0]) if strange.any() else 0
             raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]!r}, not a number")
+        if column.endswith("_auc") and ((table[column] < 0) | (table[column] > 1)).any():
+            row = int(np.flatnonzero((table[column] < 0) | (table[column] > 1))[0])
+            raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]}, outside 0 to 1")

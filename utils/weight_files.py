@@ -19,6 +19,8 @@ import numpy as np
 
 from utils.errors import UserError
 
+# what parsing a header that is not one can raise
+BROKEN = (zipfile.BadZipFile, struct.error, ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError)
 MAX_HEADER = 100 << 20  # bytes of a safetensors header; real ones are a few kB
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
@@ -84,9 +86,18 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
     """
     try:
         arrays = _npz_arrays(path) if path.suffix == ".npz" else _safetensors_arrays(path)
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except (zipfile.BadZipFile, struct.error, ValueError, KeyError, TypeError, SyntaxError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SyntaxError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path} is not a readable weight file ({type(error).__name__}: {error}): fetch it again") from error
     size = path.stat().st_size
     for name, array in arrays.items():
@@ -139,6 +150,8 @@ def _safetensors_arrays(path: Path) -> dict[str, StoredArray]:
         if length > min(MAX_HEADER, os.fstat(file.fileno()).st_size):
             raise ValueError("an absurd safetensors header")
         header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")
     arrays = {}
     for name, entry in header.items():
         if name == "__metadata__":
