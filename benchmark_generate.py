@@ -47,7 +47,7 @@ class Size:
     million_memory: str
 
 
-FULL = Size(20, 1500, {"16k": 16_384, "131k": 131_072}, 1, 1 << 20, 2, "2GiB")
+FULL = Size(20, 1200, {"16k": 16_384, "131k": 131_072}, 1, 1 << 20, 2, "2GiB")
 QUICK = Size(4, 1200, {"16k": 16_384}, 1, 1 << 17, 1, "700MiB")
 
 
@@ -174,12 +174,12 @@ class Measured:
 
 
 MEASURE = """
-import atexit, json, resource, runpy, sys
+import atexit, json, runpy, sys
+from utils.runtime import peak_memory
 def report():
     lines = open("/proc/self/io") if sys.platform == "linux" else ["rchar: 0"]
     read = int(next(line.split()[1] for line in lines if line.startswith("rchar")))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print("MEASURED", json.dumps({"read": read, "peak": peak}))
+    print("MEASURED", json.dumps({"read": read, "peak": peak_memory()}))
 atexit.register(report)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -215,8 +215,9 @@ def compare_orders(paths: Paths, names: list[str], size: Size) -> None:
         sae_id = write_sae(paths, width, d_sae)
         flags = ["--target_sae_id", sae_id]
         print(f"\n{width} x {D_MODEL}, {size.n_datasets} datasets of {size.n_rows} rows", flush=True)
+        nothing = generate(paths, names, "--setting", "all", "--dry_run", *flags).bytes_read  # of Python's modules, mostly
         every = generate(paths, names, "--setting", "all", *flags)
-        say("all settings", every, least_rows + 4 * D_MODEL * d_sae)
+        say("all settings", every, nothing, least_rows + 4 * D_MODEL * d_sae)
         ours = {setting: generate(paths, few, "--setting", setting, *flags).seconds for setting in ("normal", "all")}
         disk = folder_bytes(out)
         theirs, original_disk = {}, 0
@@ -238,15 +239,19 @@ def million(paths: Paths, names: list[str], size: Size) -> None:
     sae_id = write_sae(paths, "1m", size.million_width)
     limits = ["--max_memory", size.million_memory]
     print(f"\n{size.million_width} x {D_MODEL}, {' '.join(limits)}, {len(names)} datasets of {size.n_rows} rows", flush=True)
-    found = generate(paths, names, "--setting", "normal", "--target_sae_id", sae_id, *limits)
+    flags = ["--setting", "normal", "--target_sae_id", sae_id, *limits]
+    nothing = generate(paths, names, "--dry_run", *flags).bytes_read
+    found = generate(paths, names, *flags)
     rows = [paths.model_activations(MODEL, n, f"blocks.{LAYER}.hook_resid_post").stat().st_size for n in names]
-    say("normal", found, sum(rows) + 4 * D_MODEL * size.million_width)
+    say("normal", found, nothing, sum(rows) + 4 * D_MODEL * size.million_width)
 
 
-def say(what: str, measured: Measured, least: int) -> None:
-    times = measured.bytes_read / least
+def say(what: str, measured: Measured, nothing: int, least: int) -> None:
+    """``nothing``: bytes that a run without any encoding reads; ``least``: bytes of the weights and rows, each once."""
+    read = measured.bytes_read - nothing
+    times = read / least
     print(f"  {what}: {measured.seconds:.0f} s, {measured.share:.0%} of the product rate measured in the same process")
-    print(f"  read {show_bytes(measured.bytes_read)}, {times:.2f} times each input once; peak memory {show_bytes(measured.peak)}")
+    print(f"  read {show_bytes(read)}, {times:.2f} times each input once; peak memory {show_bytes(measured.peak)}")
 
 
 if __name__ == "__main__":

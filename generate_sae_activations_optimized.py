@@ -99,7 +99,8 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list
     with progress(total=total, desc="encoding", unit="row", unit_scale=True) as bar:
         for work in works:
             failures += runner.run(work, bar)
-    print_table(runner.tallies, encoders, rate, info.d_model)
+    # the ceiling before and after: other work on the machine can only lower a measurement
+    print_table(runner.tallies, encoders, max(rate, product_rate(info.d_model, torch.device(device))), info.d_model)
     return cli.report_failures(failures, "files or SAEs")
 
 

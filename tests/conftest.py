@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.datasets import list_datasets, load_dataset, load_ood  # noqa: E402
+from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood  # noqa: E402
 from utils.paths import Paths  # noqa: E402
 
 WORDS = ["the", "a", "house", "cat", "runs", "over", "blue", "small", "old", "tree", "river", "stone"]
@@ -23,9 +23,14 @@ needs_shared = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     """Empty data folders of a test's own."""
-    for cached in (list_datasets, load_dataset, load_ood):
-        cached.cache_clear()
+    clear_caches()
     return Paths(tmp_path / "texts", tmp_path / "data", tmp_path / "results", tmp_path / "figures")
+
+
+def clear_caches() -> None:
+    """Forget the texts of other tests."""
+    for cached in (list_datasets, load_dataset, load_ood, dataset_size):
+        cached.cache_clear()
 
 
 def folder_flags(paths: Paths) -> list[str]:

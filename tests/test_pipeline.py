@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, WORDS, folder_flags, write_texts
+from conftest import ROOT, WORDS, clear_caches, folder_flags, write_texts
 from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
 import generate_model_activations
@@ -21,7 +21,7 @@ import train_baselines
 import train_sae_probes
 import train_saes
 import visualize
-from utils.datasets import list_datasets, load_dataset, load_ood
+from utils.datasets import load_dataset, load_ood
 from utils.errors import UserError
 from utils.language_models import HookedModel
 from utils.paths import Paths
@@ -61,11 +61,6 @@ def done(tmp_path_factory) -> Paths:
     write_tiny_model(paths)
     run_all(paths)
     return paths
-
-
-def clear_caches() -> None:
-    for cached in (list_datasets, load_dataset, load_ood):
-        cached.cache_clear()
 
 
 def run_all(paths: Paths) -> None:

@@ -131,15 +131,18 @@ class EncodingRun:
 
     def _resident(self, work: Work, bar: Any) -> list[str]:
         failures = []
-        blocks = {
-            sae_id: [self.encoders[sae_id].block(a, b, self.device) for a, b in block_starts(self.encoders[sae_id], work.block)]
-            for sae_id in work.sae_ids
-        }
+        blocks = {}
+        for sae_id in work.sae_ids:
+            encoder = self.encoders[sae_id]
+            try:
+                blocks[sae_id] = [encoder.block(*span, self.device) for span in block_starts(encoder, work.block)]
+            except UserError as error:  # of the weights: the other SAEs go on
+                failures.append(str(error))
         for job, loaded in ahead(self._read, work.jobs):
             if isinstance(loaded, UserError):
                 failures.append(str(loaded))
                 continue
-            for sae_id in (i for i in job.sae_ids if i in work.sae_ids):
+            for sae_id in (i for i in job.sae_ids if i in blocks):
                 started = time.monotonic()
                 partials = self._new_partials(sae_id, loaded)
                 for block in blocks[sae_id]:
@@ -182,7 +185,10 @@ class EncodingRun:
             spans = block_starts(encoder, work.block)
             passes = [spans[i : i + work.blocks_a_pass] for i in range(0, len(spans), work.blocks_a_pass)]
             for number, of_pass in enumerate(passes):
-                blocks = [encoder.block(*span, self.device) for span in of_pass]
+                try:
+                    blocks = [encoder.block(*span, self.device) for span in of_pass]
+                except UserError as error:
+                    return [*failures.values(), str(error)]
                 for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
                     if isinstance(loaded, UserError):
                         failures[job.dataset] = str(loaded)

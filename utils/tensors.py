@@ -22,7 +22,7 @@ def save_tensor(path: Path, tensor: torch.Tensor) -> None:
 
 
 def load_tensor(path: Path, remedy: str) -> torch.Tensor:
-    """A tensor from a ``.pt`` file, memory-mapped where the file allows; nothing in the file is executed.
+    """A tensor from a ``.pt`` file; nothing in the file is executed.
 
     Raises UserError when the file is missing, broken, or not a plain tensor.
     """
@@ -31,10 +31,7 @@ def load_tensor(path: Path, remedy: str) -> torch.Tensor:
     if not path.is_file():
         raise UserError(f"no file {path}: {remedy}")
     try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError):  # old-format files cannot be memory-mapped
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise anything: zip, pickle, struct and torch errors
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): delete it, then {remedy}"
