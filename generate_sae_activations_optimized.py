@@ -26,7 +26,15 @@ from utils.datasets import choose_datasets, dataset_size, load_ood, readable, un
 from utils.errors import UserError
 from utils.models import get_model, hook_name
 from utils.paths import Paths
-from utils.runtime import available_memory, peak_memory, pick_device, progress, require_disk, show_bytes
+from utils.runtime import (
+    available_memory,
+    peak_memory,
+    pick_device,
+    progress,
+    require_disk,
+    return_freed_memory,
+    show_bytes,
+)
 from utils.settings import SETTINGS
 
 
@@ -84,6 +92,7 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list
     from utils.encoding_plan import make_plan
     from utils.encoding_run import EncodingRun
 
+    return_freed_memory()
     device = pick_device(args.device)
     budget = args.max_memory or int(0.6 * available_memory(device))
     encoders = open_encoders(paths, args, info, jobs, failures)
