@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from utils.probes import FINAL_SEED, Cs, LinearFit, fit_logistic
+from utils.probes import LinearFit, ProbeOptions, choose_C, final_fit, fit_logistic
 from utils.scores import mean_over_folds, roc_auc, score_test_rows, validation_folds
 
 MAX_PCA = 100
@@ -43,21 +43,9 @@ def logreg(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     """L2 logistic regression on raw activations, C chosen on validation rows."""
     X_train, X_test = _in_row_span(X_train, X_test)
     folds = validation_folds(y_train, seed)
-    C, val_auc = 1.0, float("nan")
-    if folds:
-        aucs = [
-            np.mean(
-                [
-                    roc_auc(y_train[val], fit_logistic(X_train[tr], y_train[tr], c, "l2", seed).scores(X_train[val]))
-                    for tr, val in folds
-                ]
-            )
-            for c in Cs
-        ]
-        best = int(np.argmax(aucs))
-        C, val_auc = float(Cs[best]), float(aucs[best])
-    order = np.random.RandomState(FINAL_SEED).permutation(len(y_train))
-    fit = fit_logistic(X_train[order], y_train[order], C, "l2", FINAL_SEED)
+    options = ProbeOptions(reg_type="l2", seed=seed)
+    C, val_auc = choose_C([X_train] * len(folds), y_train, folds, X_train.shape[1], options)
+    fit = final_fit(X_train, y_train, C, options)
     if not folds:
         val_auc = roc_auc(y_train, fit.scores(X_train))
     return {**_linear_scores(fit, X_test, y_test), "val_auc": val_auc, "C": C, "converged": fit.converged}

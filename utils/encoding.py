@@ -214,9 +214,7 @@ def check_device(encoder: Encoder, block: EncoderBlock, activations: np.ndarray,
 
 
 def _dense(encoder: Encoder, block: EncoderBlock, rows: np.ndarray, device: torch.device) -> np.ndarray:
-    partials = new_partials(encoder, len(rows), len(rows))
-    add_block(encoder, block, rows, partials, device, len(rows))
-    sparse = partials[0].finish()
+    sparse = encode_all(encoder, [block], rows, device)
     dense = np.zeros((len(rows), len(block)), dtype=np.float32)
     dense[np.repeat(np.arange(len(rows)), np.diff(sparse.indptr)), sparse.columns - block.start] = sparse.values
     return dense

@@ -113,11 +113,11 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
             entering = np.sort(entering[strongest])
         signs[entering] = -np.sign(gradient[entering])
         weights = C * p * (1 - p)
-        active, step, intercept_step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w, b)
+        active, step, intercept_step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w)
         new = _line_search(X, signed, C, w, b, z, loss, active, signs, step, intercept_step)
         if new is None:
             stalled += 1
-            w, b, z, loss, moved = _coordinate_pass(X, y, signed, C, w, b, z, loss)
+            w, b, z, loss, moved = _coordinate_pass(X, signed, C, w, b, z, loss)
             if not moved:
                 break
         else:
@@ -127,16 +127,13 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
     return L1Fit(C, w, b, objective(X, y, w, b, C), max_violation, n_steps)
 
 
-def _newton_direction(X, weights, gradient, intercept_gradient, signs, w, b):
+def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
     """Newton step on the active weights and the intercept; weights that would enter with the wrong sign are left out."""
     active = np.flatnonzero(signs)
-    wX = None
+    columns = X[:, active]
+    weighted = weights[:, None] * columns
+    gram, cross = columns.T @ weighted, weighted.sum(axis=0)
     while True:
-        if wX is None:
-            columns = X[:, active]
-            wX = weights[:, None] * columns
-            gram = columns.T @ wX
-            cross = wX.sum(axis=0)
         m = len(active)
         hessian = np.empty((m + 1, m + 1))
         hessian[:m, :m] = gram
@@ -192,7 +189,7 @@ def _line_search(X, signed, C, w, b, z, loss, active, signs, step, intercept_ste
     return None
 
 
-def _coordinate_pass(X, y, signed, C, w, b, z, loss):
+def _coordinate_pass(X, signed, C, w, b, z, loss):
     """One pass of coordinate-wise Newton steps: slow, but it moves where the projected Newton step cannot."""
     w, z = w.copy(), z.copy()
     start = loss + np.abs(w).sum()

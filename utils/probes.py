@@ -130,7 +130,7 @@ def fit_sae_probes(
     results = []
     for k in ks:  # a k beyond d_sae uses every latent: slices below end there
         C, val_auc = choose_C(fold_data, y_train, folds, k, options)
-        fit = _final_fit(train[:, :k], y_train, C, options)
+        fit = final_fit(train[:, :k], y_train, C, options)
         scores = fit.scores(test[:, :k])
         if not folds:
             val_auc = roc_auc(y_train, fit.scores(train[:, :k]))
@@ -173,7 +173,8 @@ def fit_ladder(X: np.ndarray, y: np.ndarray, options: ProbeOptions) -> list[Line
     return [fit_logistic(X, y, C, options.reg_type, options.seed) for C in Cs]
 
 
-def _final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> LinearFit:
+def final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> LinearFit:
+    """The fit at the chosen C on all training rows, shuffled by the paper's seed where the solver heeds their order."""
     if options.reg_type == "l1" and options.solver == "path":
         fit = l1_logistic_path(X, y, np.array([C]))[0]
         if not fit.converged:  # a warm start from stronger penalties gets further than a cold one
