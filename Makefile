@@ -86,6 +86,16 @@ export-splits: $(STAMP)
 benchmark-generate: $(STAMP)
 	$(RUN) benchmark_generate.py $(ARGS)
 
+.PHONY: benchmark-probes
+## benchmark-probes: our probes against the paper's procedure in scikit-learn, on the demo's data (half an hour)
+benchmark-probes: $(STAMP)
+	$(RUN) benchmark_probes.py $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
+
+.PHONY: positive-control
+## positive-control: synthetic activations whose features an SAE knows, so that its probes must win on few rows
+positive-control: $(STAMP)
+	$(RUN) positive_control.py $(folders) $(ARGS)
+
 .PHONY: train-baselines
 ## train-baselines: the five baseline probes (SETTING=normal unless given)
 train-baselines: $(STAMP)
@@ -97,11 +107,12 @@ train-sae-probes: $(STAMP)
 	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: train-all
-## train-all: baselines and SAE probes in all five settings
+## train-all: baselines, SAE probes and their controls in all five settings
 train-all: $(STAMP)
 	@status=0; for setting in $(every_setting); do \
 	  $(RUN) train_baselines.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layer $(LAYER)) || status=1; \
-	  $(RUN) train_sae_probes.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layers $(LAYER)) || status=1; \
+	  $(RUN) train_sae_probes.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layers $(LAYER)) \
+	    --controls raw_dims pca_dims || status=1; \
 	done; exit $$status
 
 .PHONY: visualize

@@ -33,10 +33,15 @@ stage 5. baseline probes
 "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
-stage 6. SAE probes
-"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
-"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" ${jobs[@]+"${jobs[@]}"}
-"$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
-stage 7. comparison, figures, report
+stage 6. SAE probes and controls, both protocols
+controls=(--controls raw_dims pca_dims)
+for protocol in paper nested; do
+  "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --protocol $protocol "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+  "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" --protocol $protocol "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+done
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+stage 7. the control whose answer is known
+"$RUN" positive_control.py ${folders[@]+"${folders[@]}"}
+stage 8. comparison, figures, report
 "$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
 printf '\ndemo done in %d s\n' $((SECONDS - started))

@@ -23,7 +23,7 @@ from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood
 from utils.errors import UserError
 from utils.models import Layer, get_model, hook_name
 from utils.paths import Paths
-from utils.results import ResultTable, baseline_table
+from utils.results import ResultTable, baseline_table, seconds_table
 from utils.runtime import run_tasks, save_run_settings
 from utils.settings import BASELINE_CONDITION_COLUMN, Condition, choose_conditions, conditions, split
 
@@ -95,7 +95,8 @@ def run(tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Nam
         _, _, dataset, layer, _ = tasks[index]
         if error is not None:
             failures.append(f"{dataset} at layer {layer}: {error}")
-        tables[layer].append(rows, replacing=args.overwrite)
+        for written in (tables[layer], seconds_table(tables[layer])):
+            written.append(rows, replacing=args.overwrite)
         n_rows += len(rows)
     for table in tables.values():
         table.finish()
@@ -145,9 +146,11 @@ def probe_dataset(
         rows_of = split(condition, y, seed, ood_labels=y_ood)
         X_test = (X if X_ood is None else X_ood)[rows_of.test]
         for method in methods:
+            started = time.perf_counter()
             scores = METHODS[method](X[rows_of.train], rows_of.y_train, X_test, rows_of.y_test, seed)
+            seconds = round(time.perf_counter() - started, 4)
             sizes = {"num_train": len(rows_of.train), "n_train": len(rows_of.train), "n_test": len(rows_of.test)}
-            rows.append({**row_of(dataset, layer, condition, method, seed), **sizes, **scores})
+            rows.append({**row_of(dataset, layer, condition, method, seed), **sizes, **scores, "seconds": seconds})
     if not rows:
         raise UserError(f"only {len(y)} rows have activations: too few for what was asked")
     return rows

@@ -4,8 +4,9 @@
     python train_sae_probes.py --model_name all-MiniLM-L6-v2 --setting scarcity --conditions 10 53 198 --ks 16 128
 
 Appends to results/sae_probes_{model}/{setting}_setting/all_metrics.csv as probes are done, and does only what that table
-lacks. Needs the files of generate_sae_activations_optimized.py; what is missing is listed at the end. Trains no baselines:
-that is train_baselines.py.
+lacks. Needs the files of generate_sae_activations_optimized.py; what is missing is listed at the end. `--controls raw_dims
+pca_dims` adds the same probe on raw dimensions and on principal components of the model activations, at the SAEs' layers.
+Trains no baselines: that is train_baselines.py.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from dataclasses import asdict
 from itertools import product
 
 from utils import cli
+from utils.controls import CONTROLS, ControlActivations, control_id
 from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
 from utils.models import get_model
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
-from utils.results import ResultTable, sae_probe_table
+from utils.results import ResultTable, sae_probe_table, seconds_table
 from utils.runtime import run_tasks, save_run_settings
 from utils.settings import SAE_CONDITION_COLUMN, Condition, choose_conditions, conditions
 
@@ -47,6 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="paper", help="rank latents on all training rows, or inside each fold (nested)"
     )
+    parser.add_argument(
+        "--controls",
+        nargs="+",
+        choices=CONTROLS,
+        default=[],
+        help="probe these too, chosen as latents are, from model activations",
+    )
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -68,6 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     failures: list[str] = []
     datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
+    sae_dir = args.sae_dir or paths.saes(info.name)
+    # an SAE with random weights is a control too, and a method of its own
+    probed = [(i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe") for i, layer in layers.items()]
+    probed += [
+        (control_id(control, layer), layer, control) for layer, control in product(sorted(set(layers.values())), args.controls)
+    ]
 
     table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
     tasks = []
@@ -75,15 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     done = table.done()
     for dataset in datasets:
         chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
-        for sae_id, layer in layers.items():
-            # controls with random weights are a method of their own
-            control = is_control((args.sae_dir or paths.saes(info.name)) / sae_id)
-            base = {
-                "dataset": dataset,
-                "sae_id": sae_id,
-                "layer": layer,
-                "method": "random_sae_probe" if control else "sae_probe",
-            }
+        for sae_id, layer, method in probed:
+            base = {"dataset": dataset, "sae_id": sae_id, "layer": layer, "method": method}
             wanted = {}
             for option, condition in product(options, chosen):
                 keys = {k: table.key_of(published_row(base, condition, k, option)) for k in ks}
@@ -104,17 +112,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
     started = time.monotonic()
+    seconds = seconds_table(table)
     n_rows = n_unconverged = 0
     for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"SAE probes, {args.setting}"):
         if error is not None:
             failures.append(f"{tasks[index][2]['dataset']} with {tasks[index][2]['sae_id']}: {error}")
-        table.append(rows, replacing=args.overwrite)
+        for written in (table, seconds):
+            written.append(rows, replacing=args.overwrite)
         n_rows += len(rows)
         n_unconverged += sum(not row["converged"] for row in rows)
     table.finish()
     save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
-    seconds = time.monotonic() - started
-    print(f"{n_rows} probes in {seconds:.0f} s, {n_unconverged} of them not converged: {table.path}")
+    print(f"{n_rows} probes in {time.monotonic() - started:.0f} s, {n_unconverged} of them not converged: {table.path}")
     return cli.report_failures(failures, "datasets and SAEs")
 
 
@@ -132,9 +141,14 @@ def probe_dataset(
     from utils.sae_store import SaeActivations
 
     name, sae_id = base["dataset"], base["sae_id"]
-    remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
-    ood_labels = load_ood(paths, name).labels if any(condition.setting == "OOD" for _, condition in wanted) else None
-    activations = SaeActivations(paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy)
+    ood = any(condition.setting == "OOD" for _, condition in wanted)
+    activations: ControlActivations | SaeActivations
+    if base["method"] in CONTROLS:
+        activations = ControlActivations(paths, model_name, name, base["method"], base["layer"], ood)
+    else:
+        remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
+        ood_labels = load_ood(paths, name).labels if ood else None
+        activations = SaeActivations(paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy)
     rows = []
     for (options, condition), ks in wanted.items():
         if condition not in conditions(condition.setting, len(activations.labels)):

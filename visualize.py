@@ -18,11 +18,24 @@ from pathlib import Path
 import pandas as pd
 
 from utils import cli
-from utils.comparison import by_sae, compare, contenders, headline, matched
+from utils.comparison import (
+    CONTROL_METHODS,
+    TITLES,
+    by_sae,
+    compare,
+    contenders,
+    headline,
+    matched,
+    of_protocol,
+    protocols,
+    val_test_gap,
+)
 from utils.errors import UserError
 from utils.models import get_model
 from utils.paths import BASELINE_FOLDERS, Paths
+from utils.probes import PROTOCOLS
 from utils.report import write_report
+from utils.results import read_table
 from utils.runtime import atomic_path, progress
 from utils.settings import SETTINGS
 from utils.tidy_results import BASELINE, CONTROL, SAE, load_results
@@ -73,14 +86,26 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_path(table_path) as temporary:
         comparison.to_csv(temporary, index=False, lineterminator="\n")
 
-    drawn, left_out = draw(tidy, comparison, paths.figures(model_name))
+    # figures show one protocol, the paper's where there are both; tables show both
+    shown = next(iter(protocols(tidy)), PROTOCOLS[0])
+    drawn, left_out = draw(of_protocol(tidy, shown), comparison[comparison["protocol"] == shown], paths.figures(model_name))
     for line in left_out:
         print(f"left out: {line}")
-    against_control = control_table(tidy)
+    against_control = control_table(of_protocol(tidy, shown))
     report = paths.figures(model_name) / "report.html"
-    each_sae = by_sae(tidy)
     write_report(
-        report, model_name, comparison, against_control, each_sae, drawn, remarks + left_out, run_settings(paths, model_name)
+        report,
+        model_name,
+        {
+            "comparison": comparison,
+            "against_control": against_control,
+            "gap": val_test_gap(tidy),
+            "positive_control": positive_control(paths),
+            "each_sae": by_sae(tidy),
+        },
+        drawn,
+        remarks + left_out,
+        run_settings(paths, model_name),
     )
     print_summary(comparison, against_control)
     print(f"\nreport   {report}\nfigures  {paths.figures(model_name)} ({len(drawn)} as PNG and PDF)\ntable    {table_path}")
@@ -138,19 +163,28 @@ def scatter(normal: pd.DataFrame):
 
 
 def control_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Normal setting, by k: mean test AUC of SAE probes (best SAE by val_auc) and of the random control, and who is ahead."""
+    """Normal setting, by k: mean test AUC of SAE probes (best SAE by val_auc) and of each control, and who is ahead of it."""
     rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
-    if not {SAE, CONTROL} <= set(rows["kind"]):
-        return pd.DataFrame()
-    table = []
+    table: list[dict] = []
     for k, of_k in rows.groupby("k"):
-        picks = matched({n: p for n, p in contenders(of_k).items() if n in ("sae_only", "random_sae")})
-        sae, control = picks["sae_only"]["test_auc"], picks["random_sae"]["test_auc"]
-        table.append(
-            {"k": int(k), "SAE probe": sae.mean(), "random-SAE control": control.mean(),
-             "SAE ahead on": int((sae > control).sum()), "n_datasets": len(sae)}
-        )  # fmt: skip
+        picks = contenders(of_k)
+        row: dict = {"k": int(k)}
+        for name in CONTROL_METHODS:
+            if name not in picks or "sae_only" not in picks:
+                continue
+            both = matched({n: picks[n] for n in ("sae_only", name)})
+            sae, control = both["sae_only"]["test_auc"], both[name]["test_auc"]
+            row |= {"SAE probe": sae.mean(), TITLES[name]: control.mean(), f"ahead of {TITLES[name]}": int((sae > control).sum())}
+            row["of"] = len(sae)
+        if len(row) > 1:
+            table.append({**row, "of": row.pop("of")})
     return pd.DataFrame(table)
+
+
+def positive_control(paths: Paths) -> pd.DataFrame:
+    """The table of positive_control.py, empty where it was not run."""
+    path = paths.positive_control()
+    return read_table(path) if path.is_file() else pd.DataFrame()
 
 
 def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.comparison import bootstrap_interval, compare, headline, pick
+from utils.comparison import bootstrap_interval, compare, headline, pick, val_test_gap
 
 
-def probe(dataset, kind, method, val_auc, test_auc, condition="all", setting="normal", layer=2, k=np.nan):
+def probe(
+    dataset, kind, method, val_auc, test_auc, condition="all", setting="normal", layer=2, k=np.nan, protocol="paper", seed=42
+):
     return {
         "setting": setting, "condition": condition, "dataset": dataset, "layer": layer, "kind": kind, "method": method,
-        "k": k, "val_auc": val_auc, "test_auc": test_auc,
+        "k": k, "val_auc": val_auc, "test_auc": test_auc, "seed": seed, "protocol": None if kind == "baseline" else protocol,
     }  # fmt: skip
 
 
@@ -85,3 +87,32 @@ def test_bootstrap_resamples_datasets_not_rows():
     repeated = bootstrap_interval(np.repeat(values, 10), np.repeat(datasets, 10))
     assert repeated == pytest.approx(once)
     assert once[0] < values.mean() < once[1]
+
+
+def test_a_control_that_lacks_decisions_takes_none_from_the_others():
+    rows = [
+        probe(d, kind, method, 0.5, auc)
+        for d in "ab"
+        for kind, method, auc in (("baseline", "logreg", 0.5), ("sae", "sae_probe", 0.6))
+    ]
+    rows += [probe("a", "control", "raw_dims", 0.9, 0.9)]
+    overall = compare(pd.DataFrame(rows)).set_index("contender")
+    assert overall.loc["sae_only", "n_pairs"] == 2
+    assert overall.loc["raw_dims", "n_pairs"] == 1
+    assert overall.loc["raw_dims", "mean_difference"] == pytest.approx(0.4)
+
+
+def test_protocols_are_compared_apart():
+    rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.9, 0.6)]
+    rows += [probe("a", "sae", "sae_probe", 0.45, 0.7, protocol="nested")]
+    table = compare(pd.DataFrame(rows)).set_index(["protocol", "contender"])["mean_test_auc"]
+    assert (table["paper", "quiver_with_sae"], table["nested", "quiver_with_sae"]) == (0.6, 0.5)
+    gap = val_test_gap(pd.DataFrame(rows)).iloc[0]
+    assert (gap["SAE probes, paper"], gap["SAE probes, nested"]) == (pytest.approx(0.3), pytest.approx(-0.25))
+
+
+def test_seeds_are_decisions_of_their_own():
+    rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.9, 0.6)]
+    rows += [probe("a", "sae", "sae_probe", 0.9, 0.9, seed=43)]
+    overall = compare(pd.DataFrame(rows)).set_index("contender")
+    assert (overall.loc["sae_only", "n_pairs"], overall.loc["sae_only", "mean_test_auc"]) == (1, 0.6)

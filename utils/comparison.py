@@ -1,6 +1,7 @@
 """Matched comparison of SAE probes with baselines: who wins, by how much, and how sure that is.
 
-A decision is one dataset in one condition at one layer. Contenders are compared only over decisions that all of them have.
+A decision is one dataset in one condition at one layer, with one seed of its rows. Contenders are compared only over decisions
+that all of them have, and a control only with those that it has too.
 A contender with several probes for a decision (a quiver) takes the one with the best val_auc and is scored by its test_auc;
 ties in val_auc, which decide much of the paper's scarcity setting, are resolved in expectation over a uniformly random
 choice. Nothing is ever picked by test_auc.
@@ -11,20 +12,28 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from utils.probes import PROTOCOLS
 from utils.tidy_results import BASELINE, CONTROL, SAE
 
-CONTENDERS = ("quiver_baselines", "quiver_with_sae", "sae_only", "logreg", "random_sae")
+CONTENDERS = ("quiver_baselines", "quiver_with_sae", "sae_only", "logreg")
+CONTROL_METHODS = {"random_sae": "random_sae_probe", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}  # contender: method
 TITLES = {
     "quiver_baselines": "best baseline",
     "quiver_with_sae": "baselines + SAE",
     "sae_only": "SAE probe",
     "logreg": "logreg",
     "random_sae": "random-SAE control",
+    "raw_dims": "raw dimensions",
+    "pca_dims": "principal components",
 }
-DECISION = ["setting", "condition", "dataset", "layer"]
+DECISION = ["setting", "condition", "dataset", "layer", "seed"]
 N_RESAMPLES = 2000
 TIE = 1e-12  # val_auc this close are tied
 ALL = "all"
+COLUMNS = (
+    "setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs", "protocol", "n_unmatched", "lowest", "highest",
+    "tie_share", "mean_val_auc", "mean_difference", "ci_low", "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm",
+)  # fmt: skip
 
 
 def pick(rows: pd.DataFrame) -> pd.DataFrame:
@@ -51,8 +60,8 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "quiver_with_sae": rows["kind"].isin([BASELINE, SAE]),
         "sae_only": rows["kind"] == SAE,
         "logreg": (rows["kind"] == BASELINE) & (rows["method"] == "logreg"),
-        "random_sae": rows["kind"] == CONTROL,
     }
+    masks |= {name: (rows["kind"] == CONTROL) & (rows["method"] == method) for name, method in CONTROL_METHODS.items()}
     picks = {name: pick(rows[mask]) for name, mask in masks.items() if mask.any()}
     return {name: picked for name, picked in picks.items() if len(picked)}
 
@@ -67,38 +76,61 @@ def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {name: picked.set_index(DECISION).loc[shared].reset_index() for name, picked in picks.items()}
 
 
-def compare(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Per setting and condition (and "all" of them), a row a contender, against the quiver of baselines.
+def protocols(tidy: pd.DataFrame) -> list[str]:
+    """The protocols of the SAE probes in a table, the paper's first."""
+    found = set(tidy.loc[tidy["kind"] == SAE, "protocol"].dropna())
+    return [protocol for protocol in PROTOCOLS if protocol in found]
 
-    Columns: setting, condition, contender, mean_test_auc, n_datasets, n_pairs (matched decisions), then n_unmatched, the range
-    of the mean over tie rules (lowest, highest), tie_share, and against quiver_baselines: mean_difference with a 95 %
-    bootstrap interval over datasets (ci_low, ci_high), wins, ties, losses, and Wilcoxon p with Holm's correction (p_holm).
+
+def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """The rows of a protocol: its probes on latents and controls, and all baselines, which have none."""
+    return tidy[(tidy["kind"] == BASELINE) | (tidy["protocol"] == protocol)]
+
+
+def compare(tidy: pd.DataFrame) -> pd.DataFrame:
+    """Per setting, protocol and condition (and "all" of them), a row a contender, against the quiver of baselines.
+
+    Columns: setting, condition, contender, mean_test_auc, n_datasets, n_pairs (matched decisions), then protocol, n_unmatched,
+    the range of the mean over tie rules (lowest, highest), tie_share, mean_val_auc, and against quiver_baselines:
+    mean_difference with a 95 % bootstrap interval over datasets (ci_low, ci_high), wins, ties, losses, and Wilcoxon p with
+    Holm's correction (p_holm).
     """
     tables = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
-        picks = contenders(of_setting)
-        if not {"quiver_baselines", "sae_only"} <= set(picks):
-            continue
-        present = matched({name: picks[name] for name in picks})
-        decisions = {tuple(row) for p in picks.values() for row in p[DECISION].itertuples(index=False)}
-        conditions = sorted(present["quiver_baselines"]["condition"].unique(), key=str)
-        groups = [c for c in conditions if c != ALL]
-        table = [_rows(setting, c, {n: p[p["condition"] == c] for n, p in present.items()}) for c in groups]
-        table.append(_rows(setting, ALL, present))
-        frame = pd.DataFrame([row for rows in table for row in rows])
-        unmatched = len(decisions) - len(present["quiver_baselines"])
-        frame["n_unmatched"] = np.where(frame["condition"] == ALL, unmatched, 0)
-        tables.append(_holm(frame))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        for protocol in protocols(of_setting):
+            picks = contenders(of_protocol(of_setting, protocol))
+            if {"quiver_baselines", "sae_only"} <= set(picks):
+                tables.append(_compare_picks(setting, picks).assign(protocol=protocol))
+    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS)) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
-def _rows(setting: str, condition: object, picks: dict[str, pd.DataFrame]) -> list[dict]:
-    reference = picks["quiver_baselines"]
+def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    present = matched({name: picks[name] for name in CONTENDERS if name in picks})
+    pairs = {name: (picked, present["quiver_baselines"]) for name, picked in present.items()}
+    for name in CONTROL_METHODS:
+        if name in picks:
+            both = matched({name: picks[name], "baseline": present["quiver_baselines"]})
+            pairs[name] = (both[name], both["baseline"])
+    conditions = [c for c in sorted(present["quiver_baselines"]["condition"].unique(), key=str) if c != ALL]
+    rows = [row for c in conditions for row in _rows(setting, c, {n: _only(p, c) for n, p in pairs.items()})]
+    frame = pd.DataFrame(rows + _rows(setting, ALL, pairs))
+    decisions = {tuple(row) for name in present for row in picks[name][DECISION].itertuples(index=False)}
+    unmatched = len(decisions) - len(present["quiver_baselines"])
+    frame["n_unmatched"] = np.where(frame["condition"] == ALL, unmatched, 0)
+    return _holm(frame)
+
+
+def _only(pair: tuple[pd.DataFrame, pd.DataFrame], condition: object) -> tuple[pd.DataFrame, pd.DataFrame]:
+    picked, reference = pair
+    return picked[picked["condition"] == condition], reference[reference["condition"] == condition]
+
+
+def _rows(setting: object, condition: object, pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict]:
+    """A row a contender; each comes with the baselines' picks for the same decisions."""
     rows = []
-    for name in CONTENDERS:
-        if name not in picks or not len(picks[name]):
+    for name, (picked, reference) in pairs.items():
+        if not len(picked):
             continue
-        picked = picks[name]
         row = {
             "setting": setting,
             "condition": condition,
@@ -161,15 +193,15 @@ def _holm(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
-    """A row a setting and SAE (controls too): its probe (k picked by val_auc) against the best baseline on matched decisions.
+    """A row a setting, protocol and SAE (controls too): its probe, k picked by val_auc, against the best baseline, matched.
 
-    Columns: setting, SAE, SAE probe and best baseline (mean test AUC), difference with its interval, ahead on, of.
+    Columns: setting, SAE or control, protocol, mean test AUC of both sides, difference with its interval, ahead on, of.
     """
     rows = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
         baselines = contenders(of_setting).get("quiver_baselines")
         probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
-        for sae_id, of_sae in probes.groupby("sae_id"):
+        for (sae_id, protocol), of_sae in probes.groupby(["sae_id", "protocol"]):
             picked = pick(of_sae)
             if baselines is None or not len(picked):
                 continue
@@ -181,7 +213,8 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     "setting": setting,
-                    "SAE": sae_id,
+                    "SAE or control": sae_id,
+                    "protocol": protocol,
                     "SAE probe": both["sae"]["test_auc"].mean(),
                     "best baseline": both["baseline"]["test_auc"].mean(),
                     "difference": difference.mean(),
@@ -194,10 +227,25 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
+    """How far validation AUC promises more than test rows keep: a row a setting and condition, over all probes, unpicked.
+
+    Columns: setting, condition, then "val - test: …" for the SAE probes of each protocol, all baselines, and logreg.
+    """
+    rows = tidy.dropna(subset=["val_auc", "test_auc"])
+    gap = rows["val_auc"] - rows["test_auc"]
+    who = {f"SAE probes, {protocol}": (rows["kind"] == SAE) & (rows["protocol"] == protocol) for protocol in protocols(rows)}
+    who |= {"baselines": rows["kind"] == BASELINE, "logreg": rows["method"] == "logreg"}
+    keys = [rows["setting"], rows["condition"]]
+    table = pd.DataFrame({name: gap[mask].groupby([key[mask] for key in keys], sort=False).mean() for name, mask in who.items()})
+    return table.dropna(thresh=2).reset_index()
+
+
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """Setting by contender: mean test AUC over all matched decisions, with the number of datasets."""
+    """Setting (and protocol, where there are two) by contender: mean test AUC over all matched decisions, and how many."""
     overall = table[table["condition"] == ALL]
-    wide = overall.pivot(index="setting", columns="contender", values="mean_test_auc")
-    wide = wide[[name for name in CONTENDERS if name in wide.columns]].rename(columns=TITLES)
-    n = overall.drop_duplicates("setting").set_index("setting")[["n_datasets", "n_pairs"]]
-    return wide.join(n).reindex(list(dict.fromkeys(overall["setting"])))
+    index = ["setting", "protocol"] if overall["protocol"].nunique() > 1 else ["setting"]
+    wide = overall.pivot(index=index, columns="contender", values="mean_test_auc")
+    wide = wide[[name for name in TITLES if name in wide.columns]].rename(columns=TITLES)
+    n = overall.drop_duplicates(index).set_index(index)[["n_datasets", "n_pairs"]]
+    return n[[]].join(wide).join(n)

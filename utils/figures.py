@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.comparison import ALL, TITLES
+from utils.comparison import ALL, CONTENDERS, CONTROL_METHODS, TITLES
 from utils.tidy_results import BASELINE, CONTROL, SAE
 
 STYLE = {
@@ -24,7 +24,10 @@ STYLE = {
     "sae_only": {"color": "#D55E00", "marker": "^", "hatch": "\\\\"},
     "quiver_with_sae": {"color": "#009E73", "marker": "D", "hatch": ".."},
     "random_sae": {"color": "#8C8C8C", "marker": "x", "hatch": "xx"},
+    "raw_dims": {"color": "#000000", "marker": "+", "hatch": "++"},
+    "pca_dims": {"color": "#CC79A7", "marker": "*", "hatch": "**"},
 }
+CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
 METHOD_MARKERS = {"logreg": "s", "pca": "v", "knn": "P", "xgboost": "X", "mlp": "D"}
 METHOD_COLORS = {"logreg": "#56B4E9", "pca": "#E69F00", "knn": "#009E73", "xgboost": "#CC79A7", "mlp": "#0072B2"}
 SAE_MARKERS = ("^", "v", "<", ">", "d", "p")
@@ -86,13 +89,13 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         # trained SAEs first, so that their colours do not depend on whether there is a control
         for i, (_, curve) in enumerate(of_dataset.groupby(["kind", "sae_id"], sort=False)):
             sae_id = curve["sae_id"].iloc[0]
-            control = curve["kind"].iloc[0] == CONTROL
+            control = STYLE.get(CONTROL_OF.get(curve["method"].iloc[0], ""))
             curve = curve.groupby("k")["test_auc"].mean()
             axes.plot(
                 curve.index,
                 curve,
-                color=STYLE["random_sae"]["color"] if control else SAE_COLORS[i % len(SAE_COLORS)],
-                marker="x" if control else SAE_MARKERS[i % len(SAE_MARKERS)],
+                color=control["color"] if control else SAE_COLORS[i % len(SAE_COLORS)],
+                marker=control["marker"] if control else SAE_MARKERS[i % len(SAE_MARKERS)],
                 linestyle="--" if control else "-",
                 markersize=4,
                 linewidth=1.2,
@@ -143,9 +146,10 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
         curve = rows[rows["contender"] == name].sort_values("condition", key=lambda c: c.astype(float))
         x = curve["condition"].astype(float)
         style = STYLE[name]
-        upper.plot(x, curve["mean_test_auc"], color=style["color"], marker=style["marker"], markersize=5, label=TITLES[name])
-        if name != "quiver_baselines":
-            lower.plot(x, curve["mean_difference"], color=style["color"], marker=style["marker"], markersize=4)
+        line = {"color": style["color"], "marker": style["marker"], "linestyle": "--" if name in CONTROL_METHODS else "-"}
+        upper.plot(x, curve["mean_test_auc"], markersize=5, label=TITLES[name], **line)
+        if name in CONTENDERS and name != "quiver_baselines":
+            lower.plot(x, curve["mean_difference"], markersize=4, **line)
             lower.fill_between(x, curve["ci_low"], curve["ci_high"], color=style["color"], alpha=0.13, linewidth=0)
     lower.axhline(0, color=STYLE["quiver_baselines"]["color"], linewidth=1.2)
     lower.set_ylabel("difference from\nbest baseline")

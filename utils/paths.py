@@ -88,5 +88,8 @@ class Paths:
     def comparison_table(self, model_name: str) -> Path:
         return self.results_dir / f"comparison_{model_name}.csv"
 
+    def positive_control(self) -> Path:
+        return self.results_dir / "positive_control.csv"
+
     def figures(self, model_name: str) -> Path:
         return self.figures_dir / model_name

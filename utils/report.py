@@ -48,26 +48,31 @@ document.querySelectorAll("table").forEach(table => table.querySelectorAll("th")
 }));
 """
 COLUMNS = {
-    "setting": "setting", "condition": "condition", "contender": "contender", "mean_test_auc": "mean test AUC",
-    "mean_difference": "difference", "ci_low": "95 % from", "ci_high": "to", "wins": "wins", "ties": "ties", "losses": "losses",
-    "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p", "tie_share": "tied picks", "lowest": "ties: lowest", "highest": "highest",
+    "setting": "setting", "protocol": "protocol", "condition": "condition", "contender": "contender",
+    "mean_test_auc": "mean test AUC", "mean_difference": "difference", "ci_low": "95 % from", "ci_high": "to",
+    "wins": "wins", "ties": "ties", "losses": "losses", "p_wilcoxon": "Wilcoxon p", "p_holm": "Holm p",
+    "tie_share": "tied picks", "lowest": "ties: lowest", "highest": "highest",
     "n_datasets": "datasets", "n_pairs": "pairs", "n_unmatched": "unmatched",
 }  # fmt: skip
-WHOLE = {"wins", "ties", "losses", "n_datasets", "n_pairs", "n_unmatched", "k", "SAE ahead on", "ahead on", "of"}
-WHOLE |= {"datasets", "pairs", "unmatched"}
+WHOLE = {"wins", "ties", "losses", "n_datasets", "n_pairs", "n_unmatched", "k", "ahead on", "of"}
+WHOLE |= {"datasets", "pairs", "unmatched", "above_logreg", "n_labels", "n_train"}
 
 
 def write_report(
     path: Path,
     model_name: str,
-    comparison: pd.DataFrame,
-    against_control: pd.DataFrame,
-    each_sae: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
     figures: dict[str, tuple[str, Path]],
     remarks: list[str],
     settings: dict[str, dict],
 ) -> None:
-    """Write the report of one model. ``figures``: {name: (caption, PNG file)}; ``settings``: what made the tables."""
+    """Write the report of one model.
+
+    ``tables``: comparison, against_control, positive_control, gap, each_sae, each possibly empty. ``figures``:
+    {name: (caption, PNG file)}.
+    ``settings``: what made the tables.
+    """
+    comparison, against_control, each_sae = (tables[name] for name in ("comparison", "against_control", "each_sae"))
     body = [f"<h1>Are SAE probes useful on {html.escape(model_name)}?</h1>", _answer(comparison)]
     if len(comparison):
         body += ["<h2>By setting</h2>", _table(headline(comparison).reset_index())]
@@ -78,11 +83,22 @@ def write_report(
         )
     if len(against_control):
         body += [
-            "<h2>Trained SAEs against random weights</h2>",
-            "<p>The control is an SAE of the same shape whose weights were never trained. Where it does as well, the probe owes "
-            "nothing to what the SAE learned. With few latents a trained SAE should be ahead; with many, random directions catch "
-            "up.</p>",
+            "<h2>Trained SAEs against controls</h2>",
+            "<p>Normal setting, k latents against k columns of something else, chosen by the same rule: an SAE of the same shape "
+            "whose weights were never trained; the model's raw dimensions; its principal components. Where a control does as "
+            "well, the probe owes nothing to what the SAE learned.</p>",
             _table(against_control),
+        ]
+    if len(tables["positive_control"]):
+        body += ["<h2>Where the answer is known</h2>", _known_answer(tables["positive_control"])]
+        body.append(_table(tables["positive_control"]))
+    if len(tables["gap"]):
+        body += [
+            "<h2>What validation promises</h2>",
+            "<p>Validation AUC less test AUC, averaged over all probes of a condition. The paper's protocol ranks latents on all "
+            "training rows before it sets some aside for validation, so its SAE probes promise too much, most on few rows; "
+            "the nested protocol ranks inside each fold.</p>",
+            _table(tables["gap"]),
         ]
     if len(each_sae):
         body += [
@@ -131,16 +147,37 @@ def _answer(comparison: pd.DataFrame) -> str:
         return "<p>No setting has both baselines and SAE probes yet, so there is nothing to compare.</p>"
     lines = []
     overall = comparison[(comparison["condition"] == ALL) & (comparison["contender"] == "sae_only")]
+    several = overall["protocol"].nunique() > 1
     for row in overall.to_dict("records"):
         sure = row["ci_low"] > 0 or row["ci_high"] < 0
         side = "above" if row["mean_difference"] > 0 else "below"
         interval = f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})" if pd.notna(row["ci_low"]) else ""
         hedge = "" if sure else ", a difference this data cannot tell from none"
+        where = html.escape(row["setting"]) + (f", {row['protocol']} protocol" if several else "")
         lines.append(
-            f"<li><b>{html.escape(row['setting'])}</b>: SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best "
+            f"<li><b>{where}</b>: SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best "
             f"baseline{interval}{hedge}; ahead in {row['wins']:.0f} of {row['n_pairs']} decisions.</li>"
         )
     return "<ul>" + "".join(lines) + "</ul>"
+
+
+def _known_answer(table: pd.DataFrame) -> str:
+    """What the positive control shows, in words taken from its own numbers."""
+    fewest = table[table["n_train"] == table["n_train"].min()]
+    found = "; ".join(
+        f"{html.escape(row['probe'])}: {row['mean_test_auc']:.3f}"
+        + (
+            f", above logreg on {row['above_logreg']} of {row['n_labels']}"
+            if row["above_logreg"] or "SAE" in row["probe"]
+            else ""
+        )
+        for row in fewest.to_dict("records")
+    )
+    return (
+        "<p>Synthetic activations, the label being whether one of their features fires. An SAE whose encoder is the true "
+        "dictionary must win where training rows are few, and one with random directions must not: if it were otherwise, the "
+        f"probes would be at fault. With {int(fewest['n_train'].iloc[0])} training rows: {found}.</p>"
+    )
 
 
 def _table(table: pd.DataFrame) -> str:
@@ -156,5 +193,11 @@ def _cell(column: str, value: object) -> str:
     if value is None or value != value:
         return "–"
     if isinstance(value, float):
-        return f"{value:.0f}" if column in WHOLE else f"{value:.3g}" if column == "condition" else f"{value:.3f}"
+        return (
+            f"{value:.0f}"
+            if column in WHOLE or column.startswith("ahead")
+            else f"{value:.3g}"
+            if column == "condition"
+            else f"{value:.3f}"
+        )
     return html.escape(str(value))

@@ -171,6 +171,11 @@ def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:
     return ResultTable(path, (*SAE_PROBE_COLUMNS, *varied, *SAE_PROBE_EXTRAS), key)
 
 
+def seconds_table(table: ResultTable) -> ResultTable:
+    """Beside a result table, how long each row took. Not a column of it: its bytes must not change from run to run."""
+    return ResultTable(table.path.with_name(f"{table.path.stem}_seconds.csv"), (*table.key, "seconds"), table.key)
+
+
 def baseline_table(path: Path, condition_column: str | None, layer: object) -> ResultTable:
     """The table of baselines of a setting; ``layer`` is what rows of a published table, which do not say, stand for."""
     varied = (condition_column, "num_train") if condition_column == "ratio" else (condition_column,) if condition_column else ()

@@ -16,7 +16,7 @@ from utils.settings import BASELINE_CONDITION_COLUMN, SAE_CONDITION_COLUMN, SETT
 BASELINE, SAE, CONTROL = "baseline", "sae", "control"
 TIDY_COLUMNS = (
     "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type", "binarize",
-    "protocol", "seed", "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged",
+    "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged",
 )  # fmt: skip
 NO_CONDITION = "all"  # of normal and OOD, which have one condition
 
@@ -24,7 +24,8 @@ NO_CONDITION = "all"  # of normal and OOD, which have one condition
 def load_results(paths: Paths, model_name: str, settings: tuple[str, ...] = SETTINGS) -> tuple[pd.DataFrame, list[str]]:
     """(tidy table, remarks): columns TIDY_COLUMNS; a remark is a line on a table that was left out or read otherwise.
 
-    ``kind`` is baseline, sae or control (an SAE with random weights). ``condition`` is the varied value, or "all".
+    ``kind`` is baseline, sae or control (an SAE with random weights, raw dimensions, principal components). ``condition`` is
+    the varied value, or "all".
 
     Raises UserError for a table that is there and cannot be read.
     """
@@ -120,7 +121,7 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
             table = table[ours]
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
-    table = table.assign(kind=np.where(table["method"] == "random_sae_probe", CONTROL, SAE))
+    table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))
     return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
 
 

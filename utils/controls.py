@@ -1,0 +1,52 @@
+"""Controls for SAE probes: the same probe on k raw dimensions, or on k principal components, of the model activations.
+
+Both are chosen by the rule that chooses latents, so that what is left between them and an SAE probe is the SAE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from utils.baselines import principal_components
+from utils.datasets import load_dataset, load_ood
+from utils.models import Layer, get_model, hook_name
+from utils.paths import Paths
+from utils.settings import Condition, Split, split
+
+CONTROLS = ("raw_dims", "pca_dims")
+
+
+def control_id(control: str, layer: Layer) -> str:
+    """What stands for the SAE's id in a result table: "layer_20/raw_dims"."""
+    return f"layer_{layer}/{control}"
+
+
+class ControlActivations:
+    """Rows of one dataset as a control sees them, in the form of ``sae_store.SaeActivations``.
+
+    Raises UserError when the model activations are missing, unreadable, or do not belong to the dataset's texts.
+    """
+
+    def __init__(self, paths: Paths, model_name: str, dataset: str, control: str, layer: Layer, ood: bool) -> None:
+        from utils.activations import load_activations  # loads torch, which --help can do without
+
+        remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
+        d_model = get_model(model_name).d_model
+        texts = load_dataset(paths, dataset)
+        self.control = control
+        self.X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)
+        self.labels = texts.labels[: len(self.X)]
+        self.X_ood, self.ood_labels = None, None
+        if ood:
+            shifted = load_ood(paths, dataset)
+            path = paths.model_activations(model_name, dataset, hook_name(layer), ood=True)
+            self.X_ood, self.ood_labels = load_activations(path, shifted, remedy, d_model), shifted.labels
+
+    def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
+        """(X_train, X_test, split): [n, d_model], or [n, n_components] with the components of the training rows."""
+        rows_of = split(condition, self.labels, seed, ood_labels=self.ood_labels)
+        X_train, X_test = self.X[rows_of.train], (self.X if self.X_ood is None else self.X_ood)[rows_of.test]
+        if self.control == "pca_dims":
+            X_train, X_test = principal_components(X_train, X_test, min(X_train.shape))
+        return csr_array(X_train.astype(np.float32)), csr_array(X_test.astype(np.float32)), rows_of
