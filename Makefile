@@ -61,6 +61,26 @@ demo: $(STAMP)
 fetch-data: $(STAMP)
 	$(RUN) fetch_data.py $(folders) $(ARGS)
 
+.PHONY: extract-data
+## extract-data: unpack the paper's archives of MODEL that lie in data/ or raw_text_datasets/
+extract-data: $(STAMP)
+	$(RUN) extract_data.py --model_name $(MODEL) $(folders) $(ARGS)
+
+.PHONY: fetch-published-results
+## fetch-published-results: the paper's result tables (ARGS="--from DIR": from a copy of its repository)
+fetch-published-results: $(STAMP)
+	$(RUN) fetch_published_results.py $(folders) $(ARGS)
+
+.PHONY: status
+## status: what is there, what is missing and the command that makes it (ARGS="--output REPRODUCTION_STATUS.md")
+status: $(STAMP)
+	$(RUN) status.py --model_name $(MODEL) $(folders) $(ARGS)
+
+.PHONY: audit
+## audit: what to distrust in the result tables of MODEL
+audit: $(STAMP)
+	$(RUN) audit.py --model_name $(MODEL) $(folders) $(ARGS)
+
 .PHONY: generate-model-acts
 ## generate-model-acts: texts to model activations
 generate-model-acts: $(STAMP)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dsyrk
 from scipy.special import expit
 
 KKT_TARGET = 1e-6  # the solver stops here
@@ -68,7 +69,7 @@ def l1_logistic_path(X: np.ndarray, y: np.ndarray, Cs: np.ndarray) -> list[L1Fit
 
     X: [n_rows, n_columns] float; y: [n_rows] in {0, 1}, both classes present.
     """
-    X = np.ascontiguousarray(X, dtype=np.float64)
+    X = np.asfortranarray(X, dtype=np.float64)  # active columns are taken out of it again and again
     y = np.asarray(y, dtype=np.float64)
     if not 0 < y.sum() < len(y):
         raise ValueError("both classes must be present in y")
@@ -113,8 +114,8 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
             entering = np.sort(entering[strongest])
         signs[entering] = -np.sign(gradient[entering])
         weights = C * p * (1 - p)
-        active, step, intercept_step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w)
-        new = _line_search(X, signed, C, w, b, z, loss, active, signs, step, intercept_step)
+        active, columns, step, intercept_step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w)
+        new = _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step)
         if new is None:
             stalled += 1
             w, b, z, loss, moved = _coordinate_pass(X, signed, C, w, b, z, loss)
@@ -128,48 +129,58 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
 
 
 def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
-    """Newton step on the active weights and the intercept; weights that would enter with the wrong sign are left out."""
+    """Newton step on the active weights and the intercept; weights that would enter with the wrong sign are left out.
+
+    (active, their columns of X, step on them, step on the intercept)
+    """
     active = np.flatnonzero(signs)
     columns = X[:, active]
-    weighted = weights[:, None] * columns
-    gram, cross = columns.T @ weighted, weighted.sum(axis=0)
+    # a symmetric product, of which only the lower triangle is made and read
+    curvature = dsyrk(1.0, np.sqrt(weights)[:, None] * columns, trans=1, lower=1)
+    cross = weights @ columns
     while True:
         m = len(active)
-        hessian = np.empty((m + 1, m + 1))
-        hessian[:m, :m] = gram
-        hessian[m, :m] = hessian[:m, m] = cross
+        hessian = np.empty((m + 1, m + 1), order="F")
+        hessian[:m, :m] = curvature
+        hessian[m, :m] = cross
         hessian[m, m] = weights.sum()
         slope = np.append(gradient[active] + signs[active], intercept_gradient)
         direction = -_solve_positive(hessian, slope)
         wrong = (w[active] == 0) & (direction[:m] * signs[active] <= 0)
         if not wrong.any():
-            return active, direction[:m], direction[m]
+            return active, columns, direction[:m], direction[m]
         keep = ~wrong
-        active, gram, cross = active[keep], gram[np.ix_(keep, keep)], cross[keep]
+        active, columns = active[keep], columns[:, keep]
+        curvature, cross = curvature[np.ix_(keep, keep)], cross[keep]
 
 
 def _solve_positive(hessian: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Solve a positive semi-definite system, scaled to unit diagonal, with the smallest ridge that lets it factor."""
+    """Solve a positive semi-definite system (its lower triangle), scaled to unit diagonal, with the smallest ridge that lets
+    it factor."""
     scale = np.sqrt(np.maximum(np.diagonal(hessian), 1e-12))
-    scaled = hessian / scale[:, None] / scale[None, :]
+    hessian /= scale[:, None]
+    hessian /= scale[None, :]
     ridge = 1e-13
-    diagonal = np.arange(len(scaled))
+    diagonal = np.arange(len(hessian))
     while True:
-        trial = scaled.copy()
+        trial = hessian.copy(order="F")
         trial[diagonal, diagonal] += ridge
         try:
-            return cho_solve(cho_factor(trial, lower=True, check_finite=False), slope / scale, check_finite=False) / scale
+            factor = cho_factor(trial, lower=True, overwrite_a=True, check_finite=False)
+            return cho_solve(factor, slope / scale, check_finite=False) / scale
         except np.linalg.LinAlgError:
             ridge *= 100
 
 
-def _line_search(X, signed, C, w, b, z, loss, active, signs, step, intercept_step):
-    """Backtrack along the step, projected on the orthant of ``signs``; None when nothing decreases F."""
+def _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step):
+    """Backtrack along the step, projected on the orthant of ``signs``; None when nothing decreases F.
+
+    Every nonzero weight is among ``active``, whose ``columns`` [n_rows, n_active] these are.
+    """
     penalty = np.abs(w).sum()
     start = loss + penalty
     old = w[active]
     sign = signs[active]
-    columns = X[:, active]
     t = 1.0
     for _ in range(40):
         trial = old + t * step
@@ -184,7 +195,7 @@ def _line_search(X, signed, C, w, b, z, loss, active, signs, step, intercept_ste
             new_w = w.copy()
             new_w[active] = trial
             new_b = b + t * intercept_step
-            return new_w, new_b, X @ new_w + new_b, loss_trial, decrease
+            return new_w, new_b, columns @ trial + new_b, loss_trial, decrease
         t *= 0.5
     return None
 

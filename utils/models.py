@@ -88,3 +88,26 @@ def sae_layer(sae_id: str) -> int | None:
     """
     match = re.match(r"(?:layer_|l|blocks\.)(\d+)(?=[/_r.]|$)", sae_id)
     return int(match.group(1)) if match else None
+
+
+def named_width(sae_id: str) -> int | None:
+    """The number of latents an id names; None if it names none.
+
+    >>> named_width("layer_20/width_16k/average_l0_408"), named_width("layer_20/width_1m/average_l0_193"), named_width("my_sae")
+    (16384, 1048576, None)
+    """
+    match = re.search(r"width[_-](\d+)(k|m|pow\d+)?", sae_id)
+    if not match:
+        return None
+    number, unit = int(match.group(1)), match.group(2) or ""
+    return number ** int(unit.removeprefix("pow")) if unit.startswith("pow") else number * {"": 1, "k": 1024, "m": 1024**2}[unit]
+
+
+def named_l0(sae_id: str) -> int | None:
+    """The mean number of active latents an id names; None if it names none.
+
+    >>> named_l0("layer_20/width_16k/average_l0_408"), named_l0("layer_2/width_4k/topk_32"), named_l0("l16r_32x")
+    (408, 32, None)
+    """
+    match = re.search(r"(?:l0|topk)_(\d+)", sae_id)
+    return int(match.group(1)) if match else None

@@ -71,11 +71,33 @@ class Paths:
         folder = self.sae_activations_folder(model_name, setting)
         return folder / f"{dataset}_{sae_stem(sae_id)}{suffix}_{part}.pt"
 
-    def published_ood_archive(self, model_name: str, dataset: str, ood: bool) -> Path:
-        """A file of the published OOD archives: all rows of one dataset, for an SAE that its width tells."""
-        if ood:
-            return self.data_dir / f"sae_activations_{model_name}_OOD" / f"{dataset}_OOD.pt"
-        return self.data_dir / f"sae_activations_{model_name}" / f"{dataset}.pt"
+    def published_ood_archive(self, model_name: str, dataset: str, ood: bool, width: str = "") -> Path:
+        """A file of the published OOD archives: all rows of one dataset, for an SAE that its width tells.
+
+        The archive ``…_OOD_1m.tar.gz`` has the same names inside; ``extract_data.py`` puts its files beside the other's, with
+        ``width`` "_1m".
+        """
+        folder = f"sae_activations_{model_name}{'_OOD' if ood else ''}{width}"
+        return self.data_dir / folder / f"{dataset}{'_OOD' if ood else ''}.pt"
+
+    # published archives
+    def archive_names(self, model_name: str) -> list[str]:
+        return [
+            f"model_activations_{model_name}.tar.gz",
+            f"model_activations_{model_name}_OOD.tar.gz",
+            f"sae_activations_{model_name}_OOD.tar.gz",
+            f"sae_activations_{model_name}_OOD_1m.tar.gz",
+            f"baseline_results_{model_name}.tar.gz",
+        ]
+
+    def archives(self, model_name: str) -> list[Path]:
+        """Those that are there, in the data or the text folder."""
+        places = [folder / name for name in self.archive_names(model_name) for folder in (self.data_dir, self.text_dir)]
+        return [path for path in places if path.is_file()]
+
+    def extracted(self, archive: Path) -> Path:
+        """Says that an archive was unpacked to its end."""
+        return self.data_dir / f".extracted-{archive.name.removesuffix('.tar.gz')}.json"
 
     # results
     def sae_probe_table(self, model_name: str, setting: str) -> Path:
@@ -87,6 +109,24 @@ class Paths:
 
     def comparison_table(self, model_name: str) -> Path:
         return self.results_dir / f"comparison_{model_name}.csv"
+
+    def baseline_runs_folders(self, model_name: str, setting: str) -> list[Path]:
+        """Where the original scripts leave a table of one row for each baseline probe."""
+        places = (self.data_dir, self.text_dir)
+        folder = {**BASELINE_FOLDERS, "normal": "normal"}[setting]
+        return [place / f"baseline_results_{model_name}" / folder / "allruns" for place in places]
+
+    def multi_token_folder(self, model_name: str) -> Path:
+        return self.data_dir / f"consolidated_probing_{model_name}"
+
+    def architecture_wins(self, model_name: str) -> Path:
+        return self.results_dir / f"sae_probes_{model_name}" / "improvements"
+
+    def relabelling(self) -> Path:
+        return self.results_dir / "investigate" / "87_glue_cola_investigate_probes.csv"
+
+    def pruned_latents(self, model_name: str) -> Path:
+        return self.results_dir / f"sae_probes_{model_name}" / "OOD" / "OOD_latents"
 
     def positive_control(self) -> Path:
         return self.results_dir / "positive_control.csv"

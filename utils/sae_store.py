@@ -9,7 +9,6 @@ imbalance and label noise only draw other rows from it. ``OOD_setting`` holds th
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from scipy.sparse import csr_array, vstack
 from utils.activations import read_description
 from utils.encoding import SparseRows
 from utils.errors import UserError
-from utils.models import hook_name
+from utils.models import hook_name, named_width
 from utils.paths import Paths
 from utils.runtime import write_json
 from utils.saes import find_sae_folder, fingerprint
@@ -216,11 +215,12 @@ class SaeActivations:
             else:
                 train = self.rows()[rows_of.train]
             return train, load_sparse(self.ood.path("X_test_sae"), self.remedy)
-        archives = [self.paths.published_ood_archive(self.model_name, self.dataset, ood) for ood in (False, True)]
+        width = named_width(self.sae_id)
+        suffix = "_1m" if width == 1 << 20 and self._archives("_1m")[0].is_file() else ""
+        archives = self._archives(suffix)
         if not all(path.is_file() for path in archives):
             raise UserError(f"no file {self.ood.path('X_test_sae')}: {self.remedy}")
         inside, outside = (load_sparse(path, self.remedy) for path in archives)
-        width = named_width(self.sae_id)
         if width is not None and inside.shape[1] != width:
             raise UserError(
                 f"{archives[0]} has {inside.shape[1]} latents, not those of {self.sae_id}: unpack the archive of that SAE"
@@ -228,6 +228,9 @@ class SaeActivations:
         if outside.shape[0] != len(rows_of.y_test) or rows_of.train.max() >= inside.shape[0]:
             raise UserError(f"{archives[1]} has other rows than the texts of {self.dataset}: {self.remedy}")
         return inside[rows_of.train], outside
+
+    def _archives(self, width: str) -> list[Path]:
+        return [self.paths.published_ood_archive(self.model_name, self.dataset, ood, width) for ood in (False, True)]
 
     def _original_split(self, condition: Condition, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
         """The original scripts' files hold the paper's split and nothing else; label noise has the files of normal."""
@@ -258,12 +261,6 @@ def condition_suffixes(condition: Condition) -> list[str]:
     if condition.setting == "class_imbalance":
         return list(dict.fromkeys([f"_frac{condition.value}", f"_frac{condition.label}"]))
     return [""]
-
-
-def named_width(sae_id: str) -> int | None:
-    """The number of latents an id names: "…/width_16k/…" -> 16384, "…/width_1m/…" -> 1048576; None if it names none."""
-    match = re.search(r"width_(\d+)([km]?)", sae_id)
-    return int(match.group(1)) * {"": 1, "k": 1024, "m": 1024**2}[match.group(2)] if match else None
 
 
 def write_original_split(

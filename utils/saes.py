@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from utils.datasets import first_line
 from utils.errors import UserError, unknown_name
-from utils.models import LanguageModel, get_model, sae_layer
+from utils.models import LanguageModel, get_model, named_l0, sae_layer
 from utils.paths import Paths
 from utils.weight_files import StoredArray, stored_arrays
 
@@ -68,8 +67,7 @@ class Encoder:
     @property
     def named_l0(self) -> int | None:
         """The mean number of active latents that the id names, or a TopK SAE's own k."""
-        match = re.search(r"l0_(\d+)", self.sae_id)
-        return int(match.group(1)) if match else self.k_active or None
+        return named_l0(self.sae_id) or self.k_active or None
 
     def block(self, start: int, stop: int, device: torch.device) -> EncoderBlock:
         """Read latents start … stop - 1 from the file."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from utils.datasets import first_line
 from utils.errors import UserError
 from utils.models import get_model
 from utils.paths import BASELINE_FOLDERS, Paths
@@ -18,6 +20,7 @@ TIDY_COLUMNS = (
     "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type", "binarize",
     "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged",
 )  # fmt: skip
+ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 NO_CONDITION = "all"  # of normal and OOD, which have one condition
 
 
@@ -66,6 +69,8 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
         found = existing(path, path.parent / "summary" / path.name)
         if found:
             sources.append((found, probe_layer))
+    if not sources:
+        return _baseline_runs(paths, model_name, setting)
     frames = []
     for path, at_layer in sources:
         if setting == "OOD" and "test_auc_baseline" in read_table(path).columns:
@@ -76,6 +81,43 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
         table = table.assign(kind=BASELINE, setting=setting, protocol=None)
         frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), []
+
+
+def _baseline_runs(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+    """The original scripts' tables of one row each, as ``baseline_results_{model}.tar.gz`` holds them."""
+    column = BASELINE_CONDITION_COLUMN.get(setting)
+    rows: list[dict] = []
+    remarks: list[str] = []
+    for folder in paths.baseline_runs_folders(model_name, setting):
+        for path in sorted(folder.glob("layer*_*.csv")):
+            try:
+                rows.append(_baseline_run(path, column))
+            except (OSError, ValueError, UnicodeDecodeError, csv.Error) as error:
+                remarks.append(f"{path} is left out: {first_line(error)}")
+    if not rows:
+        return pd.DataFrame(), remarks
+    table = pd.DataFrame(rows)
+    table = table.assign(kind=BASELINE, setting=setting, protocol=None, seed=42)
+    remarks.append(f"baselines of {setting}: {len(table)} tables of one row in baseline_results_{model_name}")
+    return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
+
+
+def _baseline_run(path: Path, column: str | None) -> dict:
+    """The row of layer{layer}_{dataset}_{method}….csv. Raises ValueError when it is not what such a file holds."""
+    needed = {"dataset", "method", "val_auc", "test_auc"} | ({column} if column else set())
+    with open(path, encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    if len(found) != 1 or not needed <= set(found[0]):
+        raise ValueError(f"it has not one row with {', '.join(sorted(needed))}")
+    layer = path.name.removeprefix("layer").split("_")[0]
+    row: dict[str, object] = {name: found[0][name] for name in ("dataset", "method")}
+    row["layer"] = int(layer) if layer.isdigit() else layer
+    for name in ("val_auc", "test_auc", "test_f1", "test_acc", *([column] if column else [])):
+        number = float(found[0].get(name) or "nan")
+        if name.endswith("_auc") and not -ROUNDING <= number <= 1 + ROUNDING:
+            raise ValueError(f"{name} is {found[0][name]!r}")
+        row[name] = number
+    return row
 
 
 def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
@@ -119,6 +161,9 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
                 "test on in-distribution rows"
             )
             table = table[ours]
+    if "sae_l0" in table.columns:  # the sweep of architectures tells SAEs of one name apart by this column
+        l0 = table["sae_l0"].round().astype("Int64").astype(str)
+        table["sae_id"] = table["sae_id"].where(table["sae_l0"].isna(), table["sae_id"] + "_l0_" + l0)
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
     table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))
@@ -134,6 +179,8 @@ def _check_scores(table: pd.DataFrame, path: Path, *numbers: str) -> None:
             strange = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
             row = int(np.flatnonzero(strange)[0]) if strange.any() else 0
             raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]!r}, not a number")
-        if column.endswith("_auc") and ((table[column] < 0) | (table[column] > 1)).any():
-            row = int(np.flatnonzero((table[column] < 0) | (table[column] > 1))[0])
-            raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]}, outside 0 to 1")
+        if column.endswith("_auc"):
+            outside = ~table[column].between(-ROUNDING, 1 + ROUNDING) & table[column].notna()
+            if outside.any():
+                row = int(np.flatnonzero(outside)[0])
+                raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]}, outside 0 to 1")

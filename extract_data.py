@@ -1,0 +1,187 @@
+"""Unpack the paper's published archives of a model into data/.
+
+    python extract_data.py --model_name gemma-2-9b
+    python extract_data.py --model_name gemma-2-9b --archives model_activations_gemma-2-9b_OOD.tar.gz
+
+Looks in data/ and raw_text_datasets/ for model_activations_{model}.tar.gz, …_OOD.tar.gz, sae_activations_{model}_OOD.tar.gz,
+…_OOD_1m.tar.gz and baseline_results_{model}.tar.gz. Streams each once; a run that was stopped goes on with the files that are
+lacking. Nothing is written outside the folders that an archive is named for: links, devices and members that point elsewhere are
+refused. The archives stay. Downloads nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from utils import cli
+from utils.datasets import first_line
+from utils.errors import UserError
+from utils.models import get_model
+from utils.paths import Paths
+from utils.runtime import atomic_path, progress, require_disk, show_bytes, write_json
+
+CHUNK = 1 << 20
+SAMPLE = 32 << 20  # compressed bytes read to learn how much an archive grows
+SPARE = 64 << 20  # bytes of the disk that are left free
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    parser.add_argument("--archives", nargs="+", metavar="NAME", help="only these (default: all of the model's that are there)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    model_name = get_model(args.model_name).name
+    found = paths.archives(model_name)
+    if args.archives:
+        unknown = set(args.archives) - {path.name for path in found}
+        if unknown:
+            there = ", ".join(path.name for path in found) or "none"
+            raise UserError(f"no archive {', '.join(sorted(unknown))} of {model_name} in {paths.data_dir}; there: {there}")
+        found = [path for path in found if path.name in args.archives]
+    if not found:
+        names = ", ".join(paths.archive_names(model_name))
+        raise UserError(f"no archive of {model_name} in {paths.data_dir} or {paths.text_dir}: put one there ({names})")
+    failures: list[str] = []
+    for archive in found:
+        try:
+            failures += extract(archive, paths, model_name)
+        except UserError as error:
+            failures.append(str(error))
+    return cli.report_failures(failures, "archives")
+
+
+def is_extracted(archive: Path, paths: Paths) -> bool:
+    """Whether this very archive was unpacked to its end."""
+    try:
+        return json.loads(paths.extracted(archive).read_text(encoding="utf-8")) == identity(archive)
+    except (OSError, ValueError):
+        return False
+
+
+def identity(archive: Path) -> dict[str, int]:
+    status = archive.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
+    """Unpack one archive; lines on members that were refused.
+
+    Raises UserError when the archive is damaged or the disk too small. What was unpacked by then stays.
+    """
+    if is_extracted(archive, paths):
+        print(f"{archive.name}: already unpacked")
+        return []
+    require_disk(paths.data_dir, estimate(archive))
+    refused, n_new, n_there = [], 0, 0
+    with (
+        damage_as_user_error(archive),
+        open(archive, "rb") as compressed,
+        gzip.open(compressed) as stream,
+        progress(total=archive.stat().st_size, desc=archive.name, unit="B", unit_scale=True) as bar,
+        tarfile.open(fileobj=stream, mode="r|") as members,
+    ):
+        for member in members:
+            bar.update(compressed.tell() - bar.n)
+            if member.isdir() or PurePosixPath(member.name).name.startswith(("._", ".DS_Store")):
+                continue
+            try:
+                path = destination(member, archive, paths, model_name)
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            if path.is_file() and path.stat().st_size == member.size:
+                n_there += 1
+                continue
+            copy(members, member, path, archive)
+            n_new += 1
+        while stream.read(CHUNK):  # to the end, where gzip compares its checksum
+            pass
+        bar.update(archive.stat().st_size - bar.n)
+    if not refused:
+        write_json(paths.extracted(archive), identity(archive))
+    print(f"{archive.name}: {n_new} files unpacked, {n_there} were there, {len(refused)} refused")
+    return refused
+
+
+@contextmanager
+def damage_as_user_error(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{archive} is cut off or damaged ({first_line(error)}): what was whole is unpacked; download it again, and run this "
+            "again"
+        ) from error
+
+
+def estimate(archive: Path) -> int:
+    """Bytes that an archive will unpack to, from how much its beginning grows."""
+    unpacker, n_in, n_out = zlib.decompressobj(wbits=31), 0, 0
+    with open(archive, "rb") as file:
+        while n_in < SAMPLE and (block := file.read(CHUNK)):
+            try:
+                n_out += len(unpacker.decompress(block))
+            except zlib.error as error:
+                raise UserError(f"{archive} is no gzip file ({first_line(error)}): download it again") from error
+            n_in += len(block)
+    return int(archive.stat().st_size * n_out / max(n_in, 1))
+
+
+def destination(member: tarfile.TarInfo, archive: Path, paths: Paths, model_name: str) -> Path:
+    """Where a member goes: below one of the folders that its archive is for.
+
+    Raises UserError for a link, a device, or a name that leads anywhere else.
+    """
+    if not member.isreg():
+        raise UserError(f"{archive.name}: {member.name!r} is a link or device, not a file: refused")
+    parts = [part for part in PurePosixPath(member.name).parts if part != "."]
+    if PurePosixPath(member.name).is_absolute() or ".." in parts or "\\" in member.name or "\0" in member.name:
+        raise UserError(f"{archive.name}: {member.name!r} would land outside its folder: refused")
+    if len(parts) > 1 and parts[0] in ("data", "raw_text_datasets"):
+        parts = parts[1:]
+    stem = archive.name.removesuffix(".tar.gz")
+    folders = {stem, stem.removesuffix("_1m"), stem.removesuffix("_1m").removesuffix("_OOD")}
+    if parts[0] not in folders:
+        if len(parts) > 1 and parts[0].startswith(("model_activations", "sae_activations", "baseline_results")):
+            raise UserError(f"{archive.name}: {member.name!r} belongs to another archive: refused")
+        parts = [stem.removesuffix("_1m"), *parts]
+    if stem.endswith("_1m") and not parts[0].endswith("_1m"):
+        parts[0] += "_1m"  # the other archive has the same names for another SAE
+    path = paths.data_dir.joinpath(*parts)
+    if paths.data_dir.resolve() not in path.parent.resolve().parents:  # a link on this disk
+        raise UserError(f"{archive.name}: {member.name!r} would land outside {paths.data_dir}: refused")
+    return path
+
+
+def copy(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path, archive: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if member.size > free - SPARE:
+        raise UserError(
+            f"{archive.name}: {member.name} needs {show_bytes(member.size)} and {show_bytes(free)} are free: make room, then run "
+            "this again"
+        )
+    source = members.extractfile(member)
+    assert source is not None
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        if temporary.stat().st_size != member.size:
+            raise EOFError(f"{member.name} ends early")
+
+
+if __name__ == "__main__":
+    cli.run(main)
