@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils import cli
+from utils import cli, side_experiments
 from utils.comparison import (
     CONTROL_METHODS,
     TITLES,
@@ -32,13 +32,14 @@ from utils.comparison import (
 )
 from utils.errors import UserError
 from utils.models import get_model
+from utils.multi_token import load_multi_token
 from utils.paths import BASELINE_FOLDERS, Paths
 from utils.probes import PROTOCOLS
 from utils.report import write_report
 from utils.results import read_table
 from utils.runtime import atomic_path, progress
 from utils.settings import SETTINGS
-from utils.tidy_results import BASELINE, CONTROL, SAE, load_results
+from utils.tidy_results import CONTROL, SAE, load_results
 
 # What differs in the texts of each out-of-distribution file, as read in the files
 OOD_SHIFTS = {
@@ -88,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
-    drawn, left_out = draw(of_protocol(tidy, shown), comparison[comparison["protocol"] == shown], paths.figures(model_name))
+    gap = val_test_gap(tidy)
+    jobs = makers(of_protocol(tidy, shown), comparison[comparison["protocol"] == shown], gap, paths, model_name)
+    drawn, left_out = draw(jobs, paths.figures(model_name))
     for line in left_out:
         print(f"left out: {line}")
     against_control = control_table(of_protocol(tidy, shown))
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         {
             "comparison": comparison,
             "against_control": against_control,
-            "gap": val_test_gap(tidy),
+            "gap": gap,
             "positive_control": positive_control(paths),
             "each_sae": by_sae(tidy),
         },
@@ -112,40 +115,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def draw(tidy: pd.DataFrame, comparison: pd.DataFrame, folder: Path) -> tuple[dict[str, tuple[str, Path]], list[str]]:
+def draw(jobs: dict[str, tuple[str, Callable]], folder: Path) -> tuple[dict[str, tuple[str, Path]], list[str]]:
     """({name: (caption, PNG)} of the figures drawn, a line for each left out)."""
     from matplotlib import pyplot as plt
 
-    from utils import figures
+    from utils.figures import NoData
 
-    normal = tidy[tidy["setting"] == "normal"]
-    have = set(comparison["setting"]) if len(comparison) else set()
-    jobs: list[tuple[str, str, bool, str, Callable]] = [
-        ("settings", "Mean test AUC of each contender, setting by setting", bool(have),
-         "no setting has both baselines and SAE probes", lambda: figures.setting_bars(comparison)),
-        ("normal_auc_by_k", "Test AUC against k, the number of latents a probe may use, dataset by dataset",
-         bool((normal["kind"] == SAE).any()), "no SAE probes in the normal setting", lambda: figures.auc_by_k(tidy)),
-        ("normal_quiver", "SAE probe against best baseline, a point a dataset; both picked by validation AUC",
-         "normal" in have, "the normal setting lacks baselines or SAE probes", lambda: scatter(normal)),
-        ("normal_layers", "Mean test AUC of each baseline by layer", bool((normal["kind"] == BASELINE).any()),
-         "no baselines in the normal setting", lambda: figures.method_by_layer(tidy)),
-    ]  # fmt: skip
-    for setting, label in CONDITION_LABELS.items():
-        jobs.append(
-            (setting, f"Mean test AUC over the conditions of {setting}", setting in have,
-             f"{setting} lacks baselines or SAE probes",
-             lambda s=setting, name=label: figures.condition_curves(comparison, s, name))
-        )  # fmt: skip
-    jobs.append(
-        ("OOD", "Test AUC out of distribution, dataset by dataset", "OOD" in have, "OOD lacks baselines or SAE probes",
-         lambda: figures.ood_bars(matched(contenders(tidy[tidy["setting"] == "OOD"])), OOD_SHIFTS))
-    )  # fmt: skip
-    drawn, left_out = {}, []
-    for name, caption, possible, reason, make in progress(jobs, desc="figures", unit="figure"):
-        if not possible:
+    drawn: dict[str, tuple[str, Path]] = {}
+    left_out: list[str] = []
+    for name, (caption, make) in progress(jobs.items(), desc="figures", unit="figure"):
+        try:
+            figure = make()
+        except (NoData, UserError) as reason:
             left_out.append(f"figure {name}: {reason}")
+            for suffix in ("png", "pdf"):  # an older one would show what is no longer there
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
             continue
-        figure = make()
         for suffix in ("png", "pdf"):
             with atomic_path(folder / f"{name}.{suffix}") as temporary:
                 metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes on every run
@@ -155,11 +140,76 @@ def draw(tidy: pd.DataFrame, comparison: pd.DataFrame, folder: Path) -> tuple[di
     return drawn, left_out
 
 
-def scatter(normal: pd.DataFrame):
-    from utils import figures
+def makers(
+    tidy: pd.DataFrame, comparison: pd.DataFrame, gap: pd.DataFrame, paths: Paths, model_name: str
+) -> dict[str, tuple[str, Callable]]:
+    """{name: (caption, what draws it or raises NoData)}, in the order of the report."""
+    from utils import figures, paper_figures
 
-    picks = matched(contenders(normal))
-    return figures.quiver_scatter(picks["quiver_baselines"], picks["sae_only"], picks.get("random_sae"))
+    picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
+    normal = picks.get("normal", {})
+    jobs: dict[str, tuple[str, Callable]] = {
+        "settings": ("Mean test AUC of each contender, setting by setting", lambda: figures.setting_bars(comparison)),
+        "normal_auc_by_k": (
+            "Test AUC against k, the number of latents a probe may use, dataset by dataset",
+            lambda: figures.auc_by_k(tidy),
+        ),
+        "normal_quiver": (
+            "SAE probe against best baseline, a point a dataset; both picked by validation AUC",
+            lambda: figures.quiver_scatter(normal),
+        ),
+        "auc_by_width": (
+            "Mean test AUC against the width of the SAE (whose L0 may differ too)",
+            lambda: figures.auc_by_size(tidy, "width"),
+        ),
+        "auc_by_l0": ("Mean test AUC against the L0 of the SAE", lambda: figures.auc_by_size(tidy, "L0")),
+        "normal_layers": ("Mean test AUC of each baseline by layer", lambda: figures.method_by_layer(tidy)),
+        "normal_best_method": (
+            "How often each baseline is the best by validation AUC, layer by layer",
+            lambda: figures.best_method_by_layer(tidy),
+        ),
+    }
+    for setting, label in CONDITION_LABELS.items():
+        jobs[setting] = (
+            f"Mean test AUC over the conditions of {setting}, and the difference from the best baseline",
+            lambda s=setting, name=label: figures.condition_curves(comparison, s, name),
+        )
+        jobs[f"{setting}_datasets"] = (
+            f"{setting} on eight datasets, from the one where SAE probes gain most to the one where they lose most",
+            lambda s=setting, name=label: figures.selected_datasets(picks.get(s, {}), s, name),
+        )
+    jobs["OOD"] = (
+        "Test AUC out of distribution, dataset by dataset, with what was shifted",
+        lambda: figures.ood_bars(picks.get("OOD", {}), OOD_SHIFTS),
+    )
+    jobs["validation_gaps"] = (
+        "How much more validation promises than test rows keep",
+        lambda: figures.validation_gaps(gap, CONDITION_LABELS),
+    )
+    jobs["multi_token"] = (
+        "Probes on all tokens of a text (published results)",
+        lambda: paper_figures.multi_token(multi_token_results(paths, model_name), normal.get("quiver_baselines")),
+    )
+    jobs["architectures"] = (
+        "How often probes on one SAE architecture beat those on another (published win rates)",
+        lambda: paper_figures.architecture_wins(side_experiments.win_rates(paths, model_name)),
+    )
+    jobs["cola_relabelling"] = (
+        "CoLA with its own labels and with cleaner ones (published results)",
+        lambda: paper_figures.relabelling(side_experiments.relabelling(paths, model_name)),
+    )
+    jobs["pruned_latents"] = (
+        "Probes on the latents judged most relevant, in and out of distribution (published results)",
+        lambda: paper_figures.pruned_latents(side_experiments.pruned(paths, model_name)),
+    )
+    return jobs
+
+
+def multi_token_results(paths: Paths, model_name: str) -> pd.DataFrame:
+    table, remarks = load_multi_token(paths, model_name)
+    for remark in remarks:
+        print(f"note: {remark}")
+    return table
 
 
 def control_table(tidy: pd.DataFrame) -> pd.DataFrame:

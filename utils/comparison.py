@@ -68,12 +68,15 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The picks over the decisions that all contenders have, in the same order."""
-    shared = None
-    for picked in picks.values():
-        index = pd.MultiIndex.from_frame(picked[DECISION])
-        shared = index if shared is None else shared.intersection(index)
-    shared = shared.sort_values() if shared is not None else shared
-    return {name: picked.set_index(DECISION).loc[shared].reset_index() for name, picked in picks.items()}
+    indexes = [pd.MultiIndex.from_frame(picked[DECISION]) for picked in picks.values()]
+    shared = set(indexes[0]).intersection(*indexes[1:]) if indexes else set()
+    order = sorted(shared, key=lambda decision: tuple(map(str, decision)))  # layers are numbers and "embed"
+    return {
+        name: picked.set_index(DECISION).reindex(pd.MultiIndex.from_tuples(order, names=DECISION)).reset_index()
+        if order
+        else picked.iloc[:0]
+        for name, picked in picks.items()
+    }
 
 
 def protocols(tidy: pd.DataFrame) -> list[str]:
@@ -111,7 +114,7 @@ def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFr
         if name in picks:
             both = matched({name: picks[name], "baseline": present["quiver_baselines"]})
             pairs[name] = (both[name], both["baseline"])
-    conditions = [c for c in sorted(present["quiver_baselines"]["condition"].unique(), key=str) if c != ALL]
+    conditions = [c for c in sorted(present["quiver_baselines"]["condition"].unique(), key=_sortable) if c != ALL]
     rows = [row for c in conditions for row in _rows(setting, c, {n: _only(p, c) for n, p in pairs.items()})]
     frame = pd.DataFrame(rows + _rows(setting, ALL, pairs))
     decisions = {tuple(row) for name in present for row in picks[name][DECISION].itertuples(index=False)}
@@ -192,6 +195,10 @@ def _holm(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def _sortable(condition: object) -> float:
+    return -1.0 if condition == ALL else float(str(condition))
+
+
 def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     """A row a setting, protocol and SAE (controls too): its probe, k picked by val_auc, against the best baseline, matched.
 
@@ -233,12 +240,13 @@ def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
     Columns: setting, condition, then "val - test: …" for the SAE probes of each protocol, all baselines, and logreg.
     """
     rows = tidy.dropna(subset=["val_auc", "test_auc"])
-    gap = rows["val_auc"] - rows["test_auc"]
+    rows = rows.assign(gap=rows["val_auc"] - rows["test_auc"])
     who = {f"SAE probes, {protocol}": (rows["kind"] == SAE) & (rows["protocol"] == protocol) for protocol in protocols(rows)}
     who |= {"baselines": rows["kind"] == BASELINE, "logreg": rows["method"] == "logreg"}
-    keys = [rows["setting"], rows["condition"]]
-    table = pd.DataFrame({name: gap[mask].groupby([key[mask] for key in keys], sort=False).mean() for name, mask in who.items()})
-    return table.dropna(thresh=2).reset_index()
+    columns = {name: rows[mask].groupby(["setting", "condition"], sort=False)["gap"].mean() for name, mask in who.items()}
+    table = pd.concat(columns, axis=1).dropna(thresh=2).reset_index()
+    order = {setting: i for i, setting in enumerate(dict.fromkeys(rows["setting"]))}
+    return table.sort_values(["setting", "condition"], key=lambda c: c.map(order) if c.name == "setting" else c.map(_sortable))
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Figures: a table in, a figure out. Nothing here reads files; nothing is drawn from an empty table.
+"""Figures: a table in, a figure out. Nothing here reads files; a table that lacks what a figure shows raises NoData.
 
 Each contender has one colour (Okabe and Ito's, told apart by the colour-blind), one marker and one hatch (told apart in
 grey). The chance line is drawn, the number of datasets and what a band means are written on the figure.
@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.comparison import ALL, CONTENDERS, CONTROL_METHODS, TITLES
+from utils.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
+from utils.models import named_l0, named_width
 from utils.tidy_results import BASELINE, CONTROL, SAE
 
 STYLE = {
@@ -30,10 +31,16 @@ STYLE = {
 CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
 METHOD_MARKERS = {"logreg": "s", "pca": "v", "knn": "P", "xgboost": "X", "mlp": "D"}
 METHOD_COLORS = {"logreg": "#56B4E9", "pca": "#E69F00", "knn": "#009E73", "xgboost": "#CC79A7", "mlp": "#0072B2"}
+METHOD_HATCHES = {"logreg": "//", "pca": "..", "knn": "", "xgboost": "xx", "mlp": "\\\\"}
 SAE_MARKERS = ("^", "v", "<", ">", "d", "p")
 SAE_COLORS = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#661100", "#AA4499")
 CHANCE = 0.5
 BAR_ORDER = ("quiver_baselines", "logreg", "sae_only", "random_sae")
+
+
+class NoData(Exception):
+    """A figure is left out; the message says what is lacking."""
+
 
 plt.rcParams.update(
     {
@@ -55,6 +62,8 @@ plt.rcParams.update(
 def setting_bars(comparison: pd.DataFrame) -> Figure:
     """The one-bar-per-setting summary: mean test AUC of each contender over matched decisions."""
     overall = comparison[comparison["condition"] == ALL]
+    if not len(overall):
+        raise NoData("no setting has both baselines and SAE probes")
     settings = list(dict.fromkeys(overall["setting"]))
     names = [name for name in BAR_ORDER if name in set(overall["contender"])]
     figure, axes = plt.subplots(figsize=(2.2 + 1.5 * len(settings), 3.6))
@@ -80,6 +89,8 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
 def auc_by_k(tidy: pd.DataFrame) -> Figure:
     """Normal setting, a panel a dataset: test AUC against the number of latents, for each SAE, with baselines as lines."""
     rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()]
+    if not (rows["kind"] == SAE).any():
+        raise NoData("no SAE probes in the normal setting")
     layers = sorted(rows["layer"].unique())
     baselines = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)]
     datasets = list(dict.fromkeys(rows["dataset"]))
@@ -106,16 +117,21 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
             axes.axhline(best.max(), color=STYLE["logreg"]["color"], linewidth=1.4, linestyle="-.", label="logreg on activations")
         axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_title(dataset, fontsize=8)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
-        axes.set_ylim(0.45, 1.02)
         axes.grid()
+    # panels share their axes: setting them in each would set all of them each time
+    grid[0].set_xscale("log", base=2)
+    grid[0].set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
+    grid[0].set_ylim(0.45, 1.02)
     _shared_labels(figure, grid, "k: latents the probe may use", "test AUC")
     return figure
 
 
-def quiver_scatter(best_baseline: pd.DataFrame, sae: pd.DataFrame, control: pd.DataFrame | None) -> Figure:
-    """Normal setting, a point a dataset: SAE probe against best baseline, both picked by val_auc."""
+def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
+    """Normal setting, a point a dataset: SAE probe against best baseline, both picked by val_auc (``comparison.contenders``)."""
+    if not {"quiver_baselines", "sae_only"} <= set(picks):
+        raise NoData("the normal setting lacks baselines or SAE probes")
+    picks = matched({name: picks[name] for name in ("quiver_baselines", "sae_only", "random_sae") if name in picks})
+    best_baseline, sae, control = picks["quiver_baselines"], picks["sae_only"], picks.get("random_sae")
     figure, axes = plt.subplots(figsize=(4.6, 4.4))
     for name, picked in (("random_sae", control), ("sae_only", sae)):
         if picked is None or not len(picked):
@@ -140,6 +156,8 @@ def quiver_scatter(best_baseline: pd.DataFrame, sae: pd.DataFrame, control: pd.D
 def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figure:
     """Mean test AUC over the conditions of a setting, and below it the difference from the best baseline with its interval."""
     rows = comparison[(comparison["setting"] == setting) & (comparison["condition"] != ALL)]
+    if not len(rows):
+        raise NoData(f"{setting} lacks baselines or SAE probes")
     names = [name for name in STYLE if name in set(rows["contender"])]
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.4, 5.2), sharex=True, height_ratios=(3, 2))
     for name in names:
@@ -166,13 +184,16 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
         lower.minorticks_off()
     for axes in (upper, lower):
         axes.grid()
-    _legend_above(figure, upper, 3)
+    _legend_above(figure, upper, 4 if len(names) == 4 else 3)
     return figure
 
 
 def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     """OOD test AUC per dataset and contender, with what was shifted."""
     names = [name for name in BAR_ORDER if name in picks and name != "quiver_baselines"]
+    if not {"quiver_baselines", "sae_only"} <= set(picks):
+        raise NoData("OOD lacks baselines or SAE probes")
+    picks = matched({name: picks[name] for name in names})
     datasets = list(picks[names[0]]["dataset"])
     figure, axes = plt.subplots(figsize=(6.0, 0.7 + 0.62 * len(datasets)))
     height = 0.8 / len(names)
@@ -195,8 +216,7 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
 
 def method_by_layer(tidy: pd.DataFrame) -> Figure:
     """Mean test AUC of each baseline at each layer, normal setting."""
-    rows = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE)]
-    layers = sorted(rows["layer"].unique(), key=lambda layer: -1 if layer == "embed" else int(layer))
+    rows, layers = _normal_baselines(tidy)
     figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
     for method, marker in METHOD_MARKERS.items():
         mean = rows[rows["method"] == method].groupby("layer")["test_auc"].mean().reindex(layers)
@@ -210,16 +230,160 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
     return figure
 
 
+def _normal_baselines(tidy: pd.DataFrame) -> tuple[pd.DataFrame, list]:
+    rows = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE)]
+    if not len(rows):
+        raise NoData("no baselines in the normal setting")
+    return rows, sorted(rows["layer"].unique(), key=lambda layer: -1 if layer == "embed" else int(layer))
+
+
+def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
+    """On how many datasets each baseline has the best val_auc, at each layer of the normal setting; ties are shared."""
+    rows, layers = _normal_baselines(tidy)
+    by_dataset = ["layer", "dataset", "seed"]
+    best = rows[rows["val_auc"] >= rows.groupby(by_dataset)["val_auc"].transform("max") - TIE]
+    best = best.assign(share=1 / best.groupby(by_dataset)["method"].transform("size"))
+    shares = best.groupby(["layer", "method"])["share"].sum() / best.groupby("layer")["share"].sum()
+    figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
+    below = np.zeros(len(layers))
+    for method in METHOD_COLORS:
+        heights = np.array([shares.get((layer, method), 0.0) for layer in layers])
+        axes.bar(range(len(layers)), heights, 0.75, bottom=below, color=METHOD_COLORS[method], hatch=METHOD_HATCHES[method],
+                 edgecolor="white", label=method)  # fmt: skip
+        below += heights
+    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set_xlabel(f"layer ({rows['dataset'].nunique()} datasets)")
+    axes.set_ylabel("share of datasets where best\nby validation AUC (ties shared)")
+    _legend_above(figure, axes, 3)
+    return figure
+
+
+def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
+    """Mean test AUC against the ``size`` of SAEs, "width" or "L0", a panel a setting and a line a k.
+
+    Over datasets that have all the SAEs of a panel; for L0, SAEs of the width that has the most values of it.
+    """
+    rows = tidy[(tidy["kind"] == SAE) & tidy["k"].notna()]
+    read = {"width": named_width, "L0": named_l0}[size]
+    sizes = {sae_id: read(str(sae_id)) for sae_id in rows["sae_id"].unique()}
+    rows = rows.assign(size=rows["sae_id"].map(sizes), width=rows["sae_id"].map(lambda i: named_width(str(i)))).dropna(
+        subset=["size"]
+    )
+    panels = []
+    for setting, of_setting in rows.groupby("setting", sort=False):
+        of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]
+        if size == "L0":
+            most = of_setting.groupby("width")["size"].nunique()
+            of_setting = of_setting[of_setting["width"] == most.idxmax()] if len(most) else of_setting
+        if of_setting["size"].nunique() > 1:
+            panels.append((setting, of_setting))
+    if not panels:
+        raise NoData(f"no setting has SAE probes of more than one {size}")
+    figure, grid = plt.subplots(1, len(panels), figsize=(1.2 + 2.5 * len(panels), 3.0), sharey=True, squeeze=False)
+    for axes, (setting, of_panel) in zip(grid[0], panels):
+        keys = ["dataset", "condition", "seed"]
+        complete = of_panel.groupby(keys)["size"].transform("nunique") == of_panel["size"].nunique()
+        ks = sorted(of_panel["k"].unique())
+        shown = ks if len(ks) <= 4 else [k for k in (1, 16, 128, 512) if k in ks]
+        for k, marker, color in zip(shown, SAE_MARKERS, SAE_COLORS):
+            curve = of_panel[complete & (of_panel["k"] == k)].groupby("size")["test_auc"].mean()
+            axes.plot(curve.index, curve, marker=marker, color=color, linewidth=1.2, markersize=5, label=f"k = {k:.0f}")
+        values = sorted(of_panel["size"].unique())
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+        axes.set_xticks(values, [_short(value) for value in values], rotation=45 if len(values) > 4 else 0)
+        axes.set_title(f"{setting} ({of_panel[complete]['dataset'].nunique()} datasets)", fontsize=9)
+        axes.set_xlabel(
+            "latents of the SAE" if size == "width" else f"L0 of the SAE ({_short(of_panel['width'].iloc[0])} latents)"
+        )
+        axes.grid()
+    grid[0][0].set_ylabel("mean test AUC")
+    figure.tight_layout()
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) -> Figure:
+    """A setting's conditions on eight datasets, evenly spaced from the one where SAE probes gain most to where they lose most."""
+    if not {"quiver_baselines", "sae_only"} <= set(picks):
+        raise NoData(f"{setting} lacks baselines or SAE probes")
+    both = matched({name: picks[name] for name in ("quiver_baselines", "sae_only")})
+    gain = both["sae_only"]["test_auc"] - both["quiver_baselines"]["test_auc"]
+    order = gain.groupby(both["sae_only"]["dataset"]).mean().sort_values(ascending=False)
+    chosen = order.index[np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))]
+    figure, grid = _panels(len(chosen), height=2.1)
+    for axes, dataset in zip(grid, chosen):
+        for name in ("quiver_baselines", "logreg", "sae_only"):
+            if name not in picks:
+                continue
+            rows = picks[name][picks[name]["dataset"] == dataset]
+            curve = rows.groupby(rows["condition"].astype(float))["test_auc"].mean()
+            style = STYLE[name]
+            axes.plot(curve.index, curve, color=style["color"], marker=style["marker"], markersize=3.5, linewidth=1.1,
+                      label=TITLES[name])  # fmt: skip
+        axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
+        axes.set_title(f"{dataset} ({order[dataset]:+.3f})", fontsize=8)
+        axes.grid()
+    grid[0].set_ylim(0.35, 1.02)
+    if setting == "scarcity":
+        grid[0].set_xscale("log", base=2)
+        grid[0].set_xticks([4, 32, 256], ["4", "32", "256"])
+        grid[0].minorticks_off()
+    _shared_labels(figure, grid, f"{label} (in brackets: mean difference of the SAE probe from the best baseline)", "test AUC")
+    return figure
+
+
+def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
+    """Validation AUC less test AUC over the conditions of each setting that has several; ``gap``: comparison.val_test_gap."""
+    settings = [s for s in labels if (gap["setting"] == s).sum() > 1] if len(gap) else []
+    if not settings:
+        raise NoData("no setting with several conditions has validation AUCs")
+    figure, grid = plt.subplots(1, len(settings), figsize=(1.0 + 2.9 * len(settings), 3.0), sharey=True, squeeze=False)
+    names = [column for column in gap.columns if column not in ("setting", "condition")]
+    styles = dict(zip(names, (("#D55E00", "^", "-"), ("#E69F00", "v", "--"), ("#0072B2", "o", "-"), ("#56B4E9", "s", "-."))))
+    if len(names) == 3:  # one protocol
+        styles = dict(zip(names, (("#D55E00", "^", "-"), ("#0072B2", "o", "-"), ("#56B4E9", "s", "-."))))
+    for axes, setting in zip(grid[0], settings):
+        rows = gap[gap["setting"] == setting]
+        for name, (color, marker, line) in styles.items():
+            axes.plot(
+                rows["condition"].astype(float), rows[name], color=color, marker=marker, linestyle=line, markersize=4, label=name
+            )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(labels[setting])
+        axes.set_title(setting, fontsize=9)
+        if setting == "scarcity":
+            axes.set_xscale("log", base=2)
+        axes.grid()
+    grid[0][0].set_ylabel("validation AUC - test AUC\n(mean over all probes)")
+    figure.tight_layout()
+    handles, texts = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _short(number: float) -> str:
+    """16384 -> "16k", 1048576 -> "1M"."""
+    for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= size:
+            return f"{number / size:.0f}{unit}"
+    return f"{number:.0f}"
+
+
 def _count(row: pd.Series) -> str:
     n = f"{int(row['n_datasets'])} datasets"
     return n if row["n_pairs"] == row["n_datasets"] else f"{n},\n{int(row['n_pairs'])} conditions"
 
 
 def _panels(n: int, height: float) -> tuple[Figure, list]:
-    columns = min(4, n)
+    """Small multiples in a grid of fixed margins: laying out a hundred panels by trial takes half a minute."""
+    columns = min(4, n) if n <= 24 else 8
     rows = -(-n // columns)
+    wide, high = 2.3 * columns + 0.6, height * rows + 0.8
+    margins = {"left": 0.6 / wide, "right": 1 - 0.1 / wide, "bottom": 0.55 / high, "top": 1 - 0.25 / high}
     figure, grid = plt.subplots(
-        rows, columns, figsize=(2.3 * columns, height * rows + 0.5), sharex=True, sharey=True, squeeze=False
+        rows, columns, figsize=(wide, high), sharex=True, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.1, **margins}
     )
     flat = list(grid.flat)
     for axes in flat[n:]:
@@ -228,10 +392,9 @@ def _panels(n: int, height: float) -> tuple[Figure, list]:
 
 
 def _shared_labels(figure: Figure, grid: list, x: str, y: str) -> None:
-    figure.supxlabel(x, fontsize=10)
-    figure.supylabel(y, fontsize=10)
+    figure.supxlabel(x, fontsize=10, y=0.05 / figure.get_figheight())
+    figure.supylabel(y, fontsize=10, x=0.05 / figure.get_figwidth())
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.tight_layout()
     figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
 
 

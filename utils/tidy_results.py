@@ -125,18 +125,10 @@ def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
     common = {"setting": "OOD", "condition": NO_CONDITION, "layer": layer, "seed": 42, "val_auc": np.nan}
     ours = table[table["method"].notna()] if "method" in table.columns else table.iloc[:0]
     published = table[table["test_auc_baseline"].notna()]
-    frames = [
-        published[["dataset"]].assign(kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common),
-        published[["dataset"]].assign(
-            kind=SAE,
-            method="sae_probe",
-            sae_id="published",
-            k=np.nan,
-            protocol="paper",
-            test_auc=published["test_auc_sae"],
-            **common,
-        ),
-    ]
+    frames = [published[["dataset"]].assign(kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common)]
+    if "test_auc_sae" in published.columns:  # not in the table of gemma-2-2b
+        sae = {"method": "sae_probe", "sae_id": "published", "k": np.nan, "protocol": "paper"}
+        frames.append(published[["dataset"]].assign(kind=SAE, test_auc=published["test_auc_sae"], **sae, **common))
     if len(ours):
         frames.append(ours.assign(kind=BASELINE, setting="OOD", condition=NO_CONDITION))
     return pd.concat(frames, ignore_index=True)
