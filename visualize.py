@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import cli, side_experiments
+from utils.audit import audit
 from utils.comparison import (
     CONTROL_METHODS,
     TITLES,
@@ -96,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"left out: {line}")
     against_control = control_table(of_protocol(tidy, shown))
     report = paths.figures(model_name) / "report.html"
+    findings = audit(paths, model_name)
     write_report(
         report,
         model_name,
@@ -107,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
             "each_sae": by_sae(tidy),
         },
         drawn,
-        remarks + left_out,
+        findings,
+        left_out,
         run_settings(paths, model_name),
     )
     print_summary(comparison, against_control)

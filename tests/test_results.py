@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from utils.errors import UserError
-from utils.results import baseline_table, read_table, sae_probe_table
+from utils.results import baseline_table, sae_probe_table
+from utils.tidy_results import load_results
 
 ROW = {
     "test_f1": 0.9, "test_acc": 0.9, "test_auc": 1 / 3, "val_auc": 0.8, "k": 16, "dataset": "d", "layer": 2, "sae_id": "s",
@@ -87,3 +88,19 @@ def test_what_is_no_table_is_named(table, content):
     table.path.write_bytes(content)
     with pytest.raises(UserError, match=r"all_metrics\.csv"):
         table.read()
+
+
+def test_our_ood_baselines_stand_beside_the_published_ones(paths):
+    path = paths.baseline_table("gemma-2-9b", "OOD")
+    path.parent.mkdir(parents=True)
+    path.write_text("dataset,test_auc_baseline,test_auc_sae\na,0.8,0.7\nb,0.6,0.5\n")
+    table = baseline_table(path, None, 20)
+    row = {"dataset": "a", "method": "logreg", "layer": 20, "seed": 42, "test_auc": 0.75, "val_auc": 0.9}
+    assert table.key_of(row) not in table.done()
+    table.append([row])
+    table.finish()
+    assert table.key_of(row) in table.done()
+    tidy, _ = load_results(paths, "gemma-2-9b", ("OOD",))
+    baselines = tidy[tidy["kind"] == "baseline"]
+    assert sorted(baselines["test_auc"]) == [0.6, 0.75]
+    assert tidy.loc[tidy["kind"] == "sae", "test_auc"].tolist() == [0.7, 0.5]

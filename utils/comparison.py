@@ -39,13 +39,14 @@ COLUMNS = (
 def pick(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a decision: test_auc expected over the probes tied at the best val_auc, its range, and whether it was a tie.
 
-    A decision between several probes without val_auc cannot be made and is left out; a single probe needs no decision (the
-    published OOD table has one SAE probe and one baseline, and no val_auc).
+    A decision between several probes of which one has no val_auc cannot be made and is left out; a single probe needs no
+    decision (the published OOD tables have one baseline a dataset, without val_auc).
     """
     by_decision = rows.groupby(DECISION)
     best = by_decision["val_auc"].transform("max")
-    alone = by_decision["test_auc"].transform("size") == 1
-    tied = rows[(rows["val_auc"] >= best - TIE) | alone]
+    n_probes = by_decision["test_auc"].transform("size")
+    told = by_decision["val_auc"].transform("count") == n_probes
+    tied = rows[((rows["val_auc"] >= best - TIE) & told) | (n_probes == 1)]
     grouped = tied.groupby(DECISION)
     picked = grouped["test_auc"].agg(test_auc="mean", lowest="min", highest="max", n_tied="size")
     picked["val_auc"] = grouped["val_auc"].max()

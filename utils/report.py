@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.audit import Finding
 from utils.comparison import ALL, TITLES, headline
 from utils.runtime import atomic_path
 
@@ -63,7 +64,8 @@ def write_report(
     model_name: str,
     tables: dict[str, pd.DataFrame],
     figures: dict[str, tuple[str, Path]],
-    remarks: list[str],
+    findings: list[Finding],
+    left_out: list[str],
     settings: dict[str, dict],
 ) -> None:
     """Write the report of one model.
@@ -125,9 +127,9 @@ def write_report(
             "signed-rank test over datasets, corrected by Holm over a setting's conditions. Click a heading to sort.</p>",
             _table(table),
         ]
-    body.append("<h2>Notes</h2>")
-    notes = [*remarks] or ["Nothing was left out."]
-    body.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
+    body += ["<h2>Audit</h2>", _audit(findings)]
+    if left_out:
+        body += ["<h2>Figures left out</h2>", "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in left_out) + "</ul>"]
     if settings:
         body.append("<h2>Settings and versions</h2>")
         body.append(f"<pre>{html.escape(json.dumps(settings, indent=1, sort_keys=True))}</pre>")
@@ -139,6 +141,19 @@ def write_report(
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _audit(findings: list[Finding]) -> str:
+    """What was looked for in the tables, the worst first."""
+    if not findings:
+        return "<p>Nothing was found.</p>"
+    titles = {"wrong": "Must not be used as what it is called", "doubt": "To be known", "fine": "Looked for and not found"}
+    parts = []
+    for weight, title in titles.items():
+        lines = [f"<li><b>{html.escape(f.about)}</b>: {html.escape(f.what)}</li>" for f in findings if f.weight == weight]
+        if lines:
+            parts.append(f"<h3>{title}</h3><ul>{''.join(lines)}</ul>")
+    return "".join(parts)
 
 
 def _answer(comparison: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from utils.datasets import first_line
 from utils.errors import UserError
+from utils.paths import BASELINE_FOLDERS
 from utils.runtime import atomic_path
 
 
@@ -33,7 +34,6 @@ class ResultTable:
         self._check_place()
         if not self.path.is_file():
             return pd.DataFrame(columns=list(self.columns))
-        self._mend_last_line()
         table = read_table(self.path)
         for column, default in self.key.items():
             if column not in table.columns:
@@ -45,7 +45,9 @@ class ResultTable:
         return table
 
     def done(self) -> set[tuple]:
-        """Keys of the rows that are there."""
+        """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut off first."""
+        if self.path.is_file():
+            self._mend_last_line()
         table = self.read()
         return {self.key_of(row) for row in table[list(self.key)].to_dict("records")}
 
@@ -123,15 +125,26 @@ class ResultTable:
                     file.truncate(end)
 
 
+def is_torn(path: Path) -> bool:
+    """Whether a table's last line was not written to its end."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return size > 0 and file.read(1) != b"\n"
+
+
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV with full float precision.
+    """A CSV with full float precision; of a torn one, the whole lines.
 
     Raises UserError when it cannot be read as one.
     """
     try:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            content = content[: content.rfind(b"\n") + 1] or content
         # pandas 3 reads every digit by itself, and deprecates being asked to
         options = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-        return pd.read_csv(path, **options)
+        return pd.read_csv(io.BytesIO(content), **options)
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it") from error
 
@@ -153,6 +166,7 @@ def _sortable(value: object) -> tuple:
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
+PUBLISHED = "published"
 SAE_PROBE_COLUMNS = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "dataset", "layer", "sae_id", "reg_type", "binarize")
 SAE_PROBE_EXTRAS = (
     "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "converged", "n_train", "n_test", "latents",
@@ -179,7 +193,9 @@ def seconds_table(table: ResultTable) -> ResultTable:
 def baseline_table(path: Path, condition_column: str | None, layer: object) -> ResultTable:
     """The table of baselines of a setting; ``layer`` is what rows of a published table, which do not say, stand for."""
     varied = (condition_column, "num_train") if condition_column == "ratio" else (condition_column,) if condition_column else ()
-    key: dict[str, object] = {"dataset": None, "method": None, "layer": layer}
+    # the published OOD table names no method: its rows stand beside ours and are not ours
+    method = PUBLISHED if path.parent.name == BASELINE_FOLDERS["OOD"] else None
+    key: dict[str, object] = {"dataset": None, "method": method, "layer": layer}
     if condition_column:
         key[condition_column] = None
     key["seed"] = 42

@@ -130,6 +130,18 @@ def _num_test(labels: np.ndarray, num_train: int) -> int:
     return n_rest if balanced else min(n_rest, possible)
 
 
+def n_test_rows(condition: Condition, n_rows: int) -> int | None:
+    """Test rows of a condition for a balanced dataset of ``n_rows`` rows; None in OOD, where the OOD file says."""
+    setting = condition.setting
+    if setting == "OOD":
+        return None
+    if setting == "class_imbalance":
+        largest = int(n_rows / 2 / 0.95)
+        return max(MIN_TEST, largest - min(largest - MIN_TEST, MAX_TRAIN) - 1)
+    num_train = int(condition.value or 0) if setting == "scarcity" else min(n_rows - MIN_TEST, MAX_TRAIN)
+    return n_rows - num_train - 1
+
+
 def split(condition: Condition, labels: np.ndarray, seed: int = 42, ood_labels: np.ndarray | None = None) -> Split:
     """The rows of a condition for a dataset with these labels [n_rows].
 

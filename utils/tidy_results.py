@@ -11,8 +11,9 @@ import pandas as pd
 from utils.datasets import first_line
 from utils.errors import UserError
 from utils.models import get_model
+from utils.ood_evidence import Judgement, judge
 from utils.paths import BASELINE_FOLDERS, Paths
-from utils.results import baseline_table, read_table, sae_probe_table
+from utils.results import PUBLISHED, baseline_table, is_torn, read_table, sae_probe_table
 from utils.settings import BASELINE_CONDITION_COLUMN, SAE_CONDITION_COLUMN, SETTINGS
 
 BASELINE, SAE, CONTROL = "baseline", "sae", "control"
@@ -71,8 +72,9 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
             sources.append((found, probe_layer))
     if not sources:
         return _baseline_runs(paths, model_name, setting)
-    frames = []
+    frames, remarks = [], []
     for path, at_layer in sources:
+        remarks += _torn(path)
         if setting == "OOD" and "test_auc_baseline" in read_table(path).columns:
             frames.append(_published_ood(read_table(path), probe_layer))
             continue
@@ -80,7 +82,11 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
         _check_scores(table, path)
         table = table.assign(kind=BASELINE, setting=setting, protocol=None)
         frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
-    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), []
+    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), remarks
+
+
+def _torn(path: Path) -> list[str]:
+    return [f"{path}: its last line is cut off and left out; rows may be missing"] if is_torn(path) else []
 
 
 def _baseline_runs(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
@@ -123,39 +129,74 @@ def _baseline_run(path: Path, column: str | None) -> dict:
 def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
     """The paper's true OOD AUCs: one column for logistic regression, one for its SAE probe (no validation AUC)."""
     common = {"setting": "OOD", "condition": NO_CONDITION, "layer": layer, "seed": 42, "val_auc": np.nan}
-    ours = table[table["method"].notna()] if "method" in table.columns else table.iloc[:0]
+    ours = table[table["method"].notna() & (table["method"] != PUBLISHED)] if "method" in table.columns else table.iloc[:0]
     published = table[table["test_auc_baseline"].notna()]
     frames = [published[["dataset"]].assign(kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common)]
     if "test_auc_sae" in published.columns:  # not in the table of gemma-2-2b
         sae = {"method": "sae_probe", "sae_id": "published", "k": np.nan, "protocol": "paper"}
         frames.append(published[["dataset"]].assign(kind=SAE, test_auc=published["test_auc_sae"], **sae, **common))
     if len(ours):
-        frames.append(ours.assign(kind=BASELINE, setting="OOD", condition=NO_CONDITION))
+        frames.insert(
+            0, ours.assign(kind=BASELINE, setting="OOD", condition=NO_CONDITION)
+        )  # ahead of the same probe's published row
     return pd.concat(frames, ignore_index=True)
 
 
-def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame, Judgement | None]:
+    """(table, its rows, what they tell) of the OOD SAE probes that do not say how many rows they tested: published ones.
+
+    The judgement is None where there are none such. Label noise with nothing flipped has the rows of the normal setting.
+    """
+    found = _sae_table(paths, model_name, "OOD")
+    if found is None:
+        return None, pd.DataFrame(), None
+    table = _with_l0(sae_probe_table(found, None).read())
+    _check_scores(table, found, "k", "layer")
+    untold = table[table["n_test"].isna()] if "n_test" in table.columns else table
+    if not len(untold):
+        return found, table, None
+    inside = [_sae_probes(paths, model_name, setting)[0] for setting in ("normal", "label_noise")]
+    inside = [rows[rows["condition"].isin([NO_CONDITION, 0.0])] for rows in inside if len(rows)]
+    baselines = [_baselines(paths, model_name, setting)[0] for setting in ("normal", "OOD")]
+    in_baselines, ood_baselines = (rows[rows["kind"] == BASELINE] if len(rows) else rows for rows in baselines)
+    if len(in_baselines):
+        in_baselines = in_baselines[in_baselines["layer"] == get_model(model_name).probe_layer]
+    known = pd.concat(inside, ignore_index=True) if inside else pd.DataFrame()
+    return found, table, judge(untold, known, in_baselines, ood_baselines)
+
+
+def _sae_table(paths: Paths, model_name: str, setting: str) -> Path | None:
     path = paths.sae_probe_table(model_name, setting)
-    found = existing(path, path.parent.with_name("ood_setting") / path.name) if setting == "OOD" else existing(path)
+    return existing(path, path.parent.with_name("ood_setting") / path.name) if setting == "OOD" else existing(path)
+
+
+def _with_l0(table: pd.DataFrame) -> pd.DataFrame:
+    """The sweep of architectures tells SAEs of one name apart by the column sae_l0."""
+    if "sae_l0" not in table.columns:
+        return table
+    named = table["sae_id"] + "_l0_" + table["sae_l0"].round().astype("Int64").astype(str)
+    return table.assign(sae_id=table["sae_id"].where(table["sae_l0"].isna(), named))
+
+
+def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+    found = _sae_table(paths, model_name, setting)
     if found is None:
         return pd.DataFrame(), []
     column = SAE_CONDITION_COLUMN.get(setting)
-    raw_columns = read_table(found).columns
     table = sae_probe_table(found, column).read()
     _check_scores(table, found, "k", "layer")
-    remarks = []
+    remarks = _torn(found)
     if setting == "OOD":
-        # Published OOD tables hold in-distribution AUCs (DESIGN.md, section 4.1); ours say how many OOD rows they tested
-        ours = table["n_test"].notna() if "n_test" in raw_columns else pd.Series(False, index=table.index)
-        if not ours.all():
-            remarks.append(
-                f"{int((~ours).sum())} rows of {found.parent.name}/{found.name} are left out: published tables of that name "
-                "test on in-distribution rows"
-            )
-            table = table[ours]
-    if "sae_l0" in table.columns:  # the sweep of architectures tells SAEs of one name apart by this column
-        l0 = table["sae_l0"].round().astype("Int64").astype(str)
-        table["sae_id"] = table["sae_id"].where(table["sae_l0"].isna(), table["sae_id"] + "_l0_" + l0)
+        _, _, judgement = judge_ood(paths, model_name)
+        if judgement is not None:
+            told = table["n_test"].notna() if "n_test" in table.columns else pd.Series(False, index=table.index)
+            which = f"{int((~told).sum())} rows of {found.parent.name}/{found.name}"
+            if judgement.inside:
+                table = table[told]
+                remarks.append(f"{which} are left out, they are not out of distribution: {judgement.evidence}")
+            else:
+                remarks.append(f"{which} do not say which rows they tested, and are used: {judgement.evidence}")
+    table = _with_l0(table)
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
     table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))

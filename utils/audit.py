@@ -1,0 +1,152 @@
+"""What to distrust in a model's result tables, with the evidence: the known defects of the published ones, looked for in all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from utils.comparison import contenders, matched
+from utils.datasets import dataset_size, list_datasets
+from utils.errors import UserError
+from utils.paths import Paths
+from utils.probes import KS_NORMAL, KS_OTHER
+from utils.settings import MIN_TEST, SETTINGS, conditions, n_test_rows
+from utils.tidy_results import BASELINE, CONTROL, SAE, judge_ood, load_results
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``weight``: "wrong" (do not use), "doubt" (know it) or "fine" (looked for, not found); ``about``: which table."""
+
+    weight: str
+    about: str
+    what: str
+
+
+def audit(paths: Paths, model_name: str) -> list[Finding]:
+    """All findings on a model's tables, the worst first.
+
+    Raises UserError when a table cannot be read.
+    """
+    tidy, remarks = load_results(paths, model_name)
+    # what is said of OOD tables is found again below, with its weight
+    found = [Finding("doubt", "tables", remark) for remark in remarks if "out of distribution" not in remark]
+    found += _ood(paths, model_name)
+    for setting in SETTINGS:
+        rows = tidy[tidy["setting"] == setting]
+        if len(rows):
+            found += _unmatched(setting, rows)
+            found += _missing(paths, setting, rows)
+            found += _small_tests(paths, setting, rows)
+            found += _solvers(setting, rows)
+    order = {"wrong": 0, "doubt": 1, "fine": 2}
+    return sorted(found, key=lambda finding: order[finding.weight])
+
+
+def _ood(paths: Paths, model_name: str) -> list[Finding]:
+    path, table, judgement = judge_ood(paths, model_name)
+    if path is None:
+        return []
+    about = f"{path.parent.name}/{path.name}"
+    if judgement is None:
+        return [Finding("fine", about, f"its {len(table)} rows say how many OOD rows they tested")]
+    if judgement.inside:
+        return [Finding("wrong", about, f"not out of distribution: {judgement.evidence}")]
+    return [
+        Finding("doubt", about, f"does not say which rows it tested; by its numbers out of distribution: {judgement.evidence}")
+    ]
+
+
+def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    picks = contenders(rows)
+    if not {"quiver_baselines", "sae_only"} <= set(picks):
+        return []
+    baselines, probes = picks["quiver_baselines"], picks["sae_only"]
+    both = matched({"baselines": baselines, "probes": probes})
+    n_matched = len(both["probes"])
+    lone = {"baselines": len(baselines) - n_matched, "SAE probes": len(probes) - n_matched}
+    if not any(lone.values()):
+        return [Finding("fine", setting, f"baselines and SAE probes have the same {n_matched} datasets and conditions")]
+    elsewhere = int((~baselines["layer"].isin(set(probes["layer"]))).sum())
+    parts = [f"{n} have {side} only" for side, n in lone.items() if n]
+    why = f", {elsewhere} of them at layers without an SAE" if elsewhere else ""
+    gap = both["probes"]["test_auc"].mean() - both["baselines"]["test_auc"].mean()
+    careless = probes["test_auc"].mean() - baselines["test_auc"].mean()
+    return [
+        Finding("doubt", setting, f"{n_matched} decisions match, {' and '.join(parts)}{why}: SAE probes less best baseline is "
+                f"{gap:+.3f} over the matched ones (it would be {careless:+.3f} without matching)")
+    ]  # fmt: skip
+
+
+def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Rows that the other rows of the same table lead one to expect."""
+    try:
+        sizes = {name: dataset_size(paths, name) for name in rows["dataset"].unique() if name in list_datasets(paths)}
+    except UserError:
+        sizes = {}
+    found = []
+    for kind, keys in ((BASELINE, ["layer", "method"]), (SAE, ["sae_id", "reg_type", "binarize", "protocol"])):
+        of_kind = rows[rows["kind"] == kind]
+        n_ks = len([k for k in (KS_NORMAL if setting == "normal" else KS_OTHER) if k in set(of_kind["k"])]) or 1
+        for values, group in of_kind.groupby(keys, dropna=False):
+            there = set(zip(group["dataset"], group["condition"].astype(str)))
+            names = set(group["dataset"]) & set(sizes)
+            known = {str(c) for c in group["condition"]}
+            lacking = [
+                f"{name} at {label}"
+                for name in sorted(names)
+                for label in (str(c.label) if c.label is not None else "all" for c in conditions(setting, sizes[name]))
+                if label in known and (name, label) not in there
+            ]
+            n_k = len(group.dropna(subset=["k"]))
+            if kind == SAE and n_k and n_k < len(there) * n_ks:
+                lacking.append(f"{len(there) * n_ks - n_k} of {len(there) * n_ks} values of k")
+            if lacking:
+                name = " ".join(str(value) for value in values)
+                more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+                found.append(
+                    Finding("doubt", f"{setting}, {name}", f"{len(lacking)} rows are missing: {', '.join(lacking[:3])}{more}")
+                )
+    return found
+
+
+def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Conditions tested on fewer than 100 rows: by the table where it says so, else by the paper's rule and the texts."""
+    told = rows.dropna(subset=["n_test"])
+    small = {(row.dataset, str(row.condition)): int(row.n_test) for row in told.itertuples() if row.n_test < MIN_TEST}
+    try:
+        known = set(list_datasets(paths))
+        for name in sorted(set(rows["dataset"]) & known) if not len(told) else ():
+            for condition in conditions(setting, dataset_size(paths, name)):
+                n_test = n_test_rows(condition, dataset_size(paths, name))
+                if n_test is not None and n_test < MIN_TEST:
+                    small[name, str(condition.label)] = n_test
+    except UserError as error:
+        return [Finding("doubt", setting, f"the sizes of test sets are not known: {error}")]
+    if not small:
+        return []
+    fewest = min(small, key=lambda key: small[key])
+    n_datasets = len({name for name, _ in small})
+    return [
+        Finding("doubt", setting, f"{len(small)} conditions of {n_datasets} datasets are tested on fewer than {MIN_TEST} rows; "
+                f"the fewest are {small[fewest]} ({fewest[0]})")
+    ]  # fmt: skip
+
+
+def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    probes = rows[rows["kind"].isin([SAE, CONTROL]) & (rows["reg_type"] == "l1")]
+    found = []
+    if len(probes):
+        untold = probes["converged"].isna() & (probes["solver"] == "saga")
+        if untold.any():
+            found.append(
+                Finding("doubt", setting, f"{int(untold.sum())} SAE probes were made with saga and 1,000 steps, which stops far "
+                        "from the optimum at weak penalties, and do not say whether they converged")
+            )  # fmt: skip
+    told = rows.dropna(subset=["converged"])
+    short = told[~told["converged"].astype(bool)]
+    if len(short):
+        by_method = ", ".join(f"{method} {n}" for method, n in short["method"].value_counts().items())
+        found.append(Finding("doubt", setting, f"{len(short)} of {len(told)} fits did not converge ({by_method})"))
+    return found
