@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from utils.errors import UserError
-from utils.results import baseline_table, sae_probe_table
+from utils.results import baseline_table, read_table, sae_probe_table
 from utils.tidy_results import load_results
 
 ROW = {

@@ -299,8 +299,7 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
         axes.grid()
     grid[0][0].set_ylabel("mean test AUC")
     figure.tight_layout()
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8)
+    shared_legend(figure, grid[0][0], 4)
     return figure
 
 
@@ -358,8 +357,7 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
         axes.grid()
     grid[0][0].set_ylabel("validation AUC - test AUC\n(mean over all probes)")
     figure.tight_layout()
-    handles, texts = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8)
+    shared_legend(figure, grid[0][0], 4)
     return figure
 
 
@@ -394,8 +392,13 @@ def _panels(n: int, height: float) -> tuple[Figure, list]:
 def _shared_labels(figure: Figure, grid: list, x: str, y: str) -> None:
     figure.supxlabel(x, fontsize=10, y=0.05 / figure.get_figheight())
     figure.supylabel(y, fontsize=10, x=0.05 / figure.get_figwidth())
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
+    shared_legend(figure, grid[0], 3)
+
+
+def shared_legend(figure: Figure, axes, columns: int) -> None:
+    """One legend for all panels, above them, taken from one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=8)
 
 
 def _legend_above(figure: Figure, axes, columns: int) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.figures import CHANCE, STYLE, NoData
+from utils.figures import CHANCE, STYLE, NoData, shared_legend
 from utils.models import named_l0
 
 RELABELLED = {0: "original labels", 1: "labels of an ensemble\nof language models", 2: "only where the\ntwo disagree"}
@@ -134,6 +134,5 @@ def pruned_latents(tables: dict[str, pd.DataFrame]) -> Figure:
         axes.grid()
     grid[0][0].set_ylabel("AUC")
     figure.tight_layout()
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8)
+    shared_legend(figure, grid[0][0], 2)
     return figure
