@@ -23,7 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    found = audit(cli.paths_of(args), get_model(args.model_name).name)
+    paths = cli.paths_of(args)
+    found = audit(paths, get_model(args.model_name, paths).name)
     if not found:
         print("no result tables to audit")
     for finding in found:

@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    info = get_model(args.model_name, paths)
     model_name = info.name
     if args.setting not in ("scarcity", "class_imbalance"):
         print(f"{args.setting}: nothing to export, the original scripts read the files that are there")

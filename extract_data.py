@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    model_name = get_model(args.model_name).name
+    model_name = get_model(args.model_name, paths).name
     found = paths.archives(model_name)
     if args.archives:
         unknown = set(args.archives) - {path.name for path in found}

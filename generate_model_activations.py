@@ -2,24 +2,30 @@
 
     python generate_model_activations.py --model_name all-MiniLM-L6-v2 --max_rows 1500
     python generate_model_activations.py --model_name gemma-2-9b --layers 20 --setting OOD
+    python generate_model_activations.py --model_name mine --hf_model ~/my-model --hook_names blocks.3.hook_mlp_out
 
-Writes data/model_activations_{model}/{dataset}_{hook_name}.pt, float32 [n_rows, d_model], row i for text i: the last token
-of a text (decoders, as in the paper) or the mean over its tokens (encoders). Files that are there are not made again.
-Makes no SAE activations: that is generate_sae_activations_optimized.py.
+Any model of the transformers library: one of the table in utils/models.py by name, another with --hf_model (a hub id or a
+folder) and the layers or hooks to read; what it is is written to data/model_activations_{model}/model.json, and the later
+stages know it by its name. Writes data/model_activations_{model}/{dataset}_{hook_name}.pt, float32 [n_rows, d_model], row i for
+text i: the last token of a text (decoders, as in the paper) or the mean over its tokens (encoders). Files that are there are not
+made again. Makes no SAE activations: that is generate_sae_activations_optimized.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 from utils import cli
 from utils.activations import read_description, write_activations
 from utils.datasets import Dataset, choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
-from utils.models import get_model, hook_name
+from utils.models import MODELS, LanguageModel, describe_model, get_model, hook_name, layer_order
 from utils.paths import Paths
 from utils.runtime import pick_device
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,7 +33,16 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser, extra=("all",), default="all")
     cli.add_datasets(parser)
-    parser.add_argument("--layers", nargs="+", type=cli.layer, metavar="N", help="blocks, or embed (default: the model's)")
+    parser.add_argument("--OOD", action="store_true", help="the same as --setting OOD")
+    parser.add_argument("--hf_model", metavar="ID_OR_PATH", help="where transformers finds a model outside the table")
+    parser.add_argument(
+        "--layers", "--hook_names", dest="layers", nargs="+", type=cli.layer, metavar="N",
+        help="blocks (their hook_resid_post), embed, or hooks such as blocks.3.hook_mlp_out (default: the model's)",
+    )  # fmt: skip
+    parser.add_argument("--max_seq_len", type=cli.positive, metavar="TOKENS", help="longest text (default: the model's, 1024)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model's weights"
+    )
     parser.add_argument(
         "--max_rows", type=cli.positive, metavar="N", help="only the first N rows of a dataset (OOD files are whole)"
     )
@@ -41,7 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    if args.OOD:
+        args.setting = "OOD"
+    info = find_model(args, paths)
     hooks = [hook_name(layer) for layer in args.layers or info.layers]
     asked_n = args.max_rows
 
@@ -66,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     from utils.language_models import HookedModel  # loading transformers takes seconds that a finished stage need not spend
 
     device = pick_device(args.device)
-    model = HookedModel(info.name, hooks, paths, device)
-    made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len, "dtype": "float32"}
+    model = HookedModel(info, hooks, paths, device, args.dtype)
+    made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len}
+    made_by["dtype"] = str(model.dtype).removeprefix("torch.")
     started = time.monotonic()
     n_texts = 0
     for number, (name, ood) in enumerate(todo, start=1):
@@ -87,6 +105,30 @@ def main(argv: list[str] | None = None) -> int:
         f"{paths.model_activations_folder(info.name)}"
     )
     return cli.report_failures(failures, "files of texts")
+
+
+def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
+    """The model asked for; one outside the table is described, for this and the later stages."""
+    name = args.model_name
+    if args.hf_model is None or name in MODELS:
+        info = get_model(name, paths)
+    else:
+        from utils.language_models import ENCODERS, read_config
+
+        known = get_model(name, paths) if paths.model_description(name).is_file() else None
+        if known and known.hub_id != args.hf_model:
+            raise UserError(f"--model_name {name} is already {known.hub_id}: give this model another name")
+        layers = list(dict.fromkeys([*(known.layers if known else ()), *(args.layers or ())]))
+        if not layers:
+            raise UserError("a model outside the table needs --layers or --hook_names: which activations are to be read?")
+        config = read_config(args.hf_model, name)
+        pooling = "mean" if config.model_type in ENCODERS else "last"
+        layers.sort(key=layer_order)
+        info = LanguageModel(
+            name, args.hf_model, config.hidden_size, tuple(layers), known.probe_layer if known else layers[-1], pooling
+        )
+        describe_model(info, paths)
+    return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
 
 
 def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:

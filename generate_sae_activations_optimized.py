@@ -24,7 +24,7 @@ from utils import cli
 from utils.activations import read_description
 from utils.datasets import choose_datasets, dataset_size, load_ood, readable, unlabelled_ood_files
 from utils.errors import UserError
-from utils.models import get_model, hook_name
+from utils.models import Layer, get_model, hook_name, layer_order
 from utils.paths import Paths
 from utils.runtime import (
     available_memory,
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    info = get_model(args.model_name, paths)
 
     from utils.saes import choose_saes
 
@@ -130,7 +130,7 @@ def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]
 def find_jobs(
     paths: Paths,
     model_name: str,
-    layers: dict[str, int],
+    layers: dict[str, Layer],
     datasets: list[str],
     with_ood: list[str],
     normal: bool,
@@ -148,7 +148,7 @@ def find_jobs(
         return bool(files.description()) and files.is_done(made)
 
     jobs = []
-    for layer in sorted(set(layers.values())):
+    for layer in sorted(set(layers.values()), key=layer_order):
         of_layer = [sae_id for sae_id in layers if layers[sae_id] == layer]
         for name in datasets:
             try:
@@ -222,7 +222,7 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
 
 
 def run_original_order(
-    paths: Paths, args: argparse.Namespace, info, layers: dict[str, int], datasets: list[str], ood: list[str]
+    paths: Paths, args: argparse.Namespace, info, layers: dict[str, Layer], datasets: list[str], ood: list[str]
 ) -> int:
     """The yardstick: for each dataset and setting load the whole SAE with SAELens, encode the rows of each condition in dense
     batches, write its files."""

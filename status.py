@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    info = get_model(args.model_name, paths)
     settings = SETTINGS if args.setting == "all" else (args.setting,)
     text = describe(paths, info, settings)
     print(text)

@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    info = get_model(args.model_name, paths)
     setting = args.setting
     layers = args.layer or (info.layers if setting == "normal" else (info.probe_layer,))
     asked = [method for part in args.method or () for method in part]
@@ -118,7 +118,7 @@ def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted:
     from utils.activations import load_activations
 
     remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
-    d_model = get_model(model_name).d_model
+    d_model = get_model(model_name, paths).d_model
     texts = load_dataset(paths, dataset)
     X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)
     X_ood = y_ood = None

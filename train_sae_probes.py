@@ -21,7 +21,7 @@ from utils import cli
 from utils.controls import CONTROLS, ControlActivations, control_id
 from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
-from utils.models import get_model
+from utils.models import get_model, layer_order
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
 from utils.results import ResultTable, sae_probe_table, seconds_table
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    info = get_model(args.model_name, paths)
 
     from utils.saes import choose_saes, is_control
 
@@ -80,9 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     sae_dir = args.sae_dir or paths.saes(info.name)
     # an SAE with random weights is a control too, and a method of its own
     probed = [(i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe") for i, layer in layers.items()]
-    probed += [
-        (control_id(control, layer), layer, control) for layer, control in product(sorted(set(layers.values())), args.controls)
-    ]
+    read = sorted(set(layers.values()), key=layer_order)
+    probed += [(control_id(control, layer), layer, control) for layer, control in product(read, args.controls)]
 
     table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
     tasks = []

@@ -22,7 +22,7 @@ from utils import cli
 from utils.activations import read_description
 from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood
 from utils.errors import UserError
-from utils.models import get_model, hook_name
+from utils.models import LanguageModel, Layer, get_model, hook_name, layer_folder
 from utils.paths import Paths
 from utils.runtime import pick_device, progress, write_json
 
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    info = get_model(args.model_name)
+    info = get_model(args.model_name, paths)
     layer = info.probe_layer if args.layer is None else args.layer
     if args.control_width is not None and args.control_width not in args.widths:
         raise UserError(
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     device = pick_device(args.device)
-    tokens = collect_tokens(paths, info.name, layer, args.n_tokens, args.corpus, args.seed, device)
+    tokens = collect_tokens(paths, info, layer, args.n_tokens, args.corpus, args.seed, device)
     for width, folder in wanted.items():
         if folder in todo:
             make_sae(tokens, folder, info.name, layer, width, args, device, train=True)
@@ -78,11 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def sae_folder(paths: Paths, model_name: str, layer: int, width: int, k_active: int, control: bool = False) -> Path:
+def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active: int, control: bool = False) -> Path:
     """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
     name = f"{width // 1024}k" if width % 1024 == 0 else str(width)
     sparsity = f"{'random_' if control else ''}topk_{k_active}"
-    return paths.saes(model_name) / f"layer_{layer}" / f"width_{name}" / sparsity
+    return paths.saes(model_name) / layer_folder(layer) / f"width_{name}" / sparsity
 
 
 def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
@@ -109,15 +109,17 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
     return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
 
 
-def collect_tokens(paths: Paths, model_name: str, layer: int, n_tokens: int, corpus: list[str] | None, seed: int, device: str):
+def collect_tokens(
+    paths: Paths, info: LanguageModel, layer: Layer, n_tokens: int, corpus: list[str] | None, seed: int, device: str
+):
     """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for training."""
     import torch
 
     from utils.language_models import HookedModel
 
     hook = hook_name(layer)
-    texts = training_texts(paths, model_name, corpus, seed)
-    model = HookedModel(model_name, [hook], paths, device)
+    texts = training_texts(paths, info.name, corpus, seed)
+    model = HookedModel(info, [hook], paths, device)
     wanted = n_tokens + HELD_OUT_TOKENS
     token_ids, total = [], 0
     for start in range(0, len(texts), 1000):
@@ -148,7 +150,7 @@ def batches(tokens, generator) -> Iterator:
             yield tokens[order[start : start + BATCH_TOKENS]]
 
 
-def make_sae(tokens, folder: Path, model_name: str, layer: int, width: int, args, device: str, train: bool) -> None:
+def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, args, device: str, train: bool) -> None:
     """Make one SAE, and move its finished folder into place."""
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig

@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    model_name = get_model(args.model_name).name
+    model_name = get_model(args.model_name, paths).name
     settings = SETTINGS if args.setting == "all" else (args.setting,)
     tidy, remarks = load_results(paths, model_name, settings)
     if args.datasets:

@@ -24,6 +24,7 @@ import visualize
 from utils.datasets import load_dataset, load_ood
 from utils.errors import UserError
 from utils.language_models import HookedModel
+from utils.models import get_model
 from utils.paths import Paths
 
 MODEL = "all-MiniLM-L6-v2"
@@ -136,7 +137,7 @@ def test_ood_files_hold_the_ood_rows(done):
 
 def test_activations_equal_transformers_own_hidden_states(done):
     hooks = ["hook_embed", "blocks.2.hook_resid_post"]
-    model = HookedModel(MODEL, hooks, done, "cpu")
+    model = HookedModel(get_model(MODEL), hooks, done, "cpu")
     texts = [*load_dataset(done, NAMES[0]).texts[:7], "the"]
     pooled = model.pooled(texts, "test")
     reference = BertModel.from_pretrained(done.language_model(MODEL))
@@ -149,7 +150,7 @@ def test_activations_equal_transformers_own_hidden_states(done):
 
 
 def test_a_texts_activations_do_not_depend_on_its_batch(done):
-    model = HookedModel(MODEL, ["blocks.5.hook_resid_post"], done, "cpu")
+    model = HookedModel(get_model(MODEL), ["blocks.5.hook_resid_post"], done, "cpu")
     texts = [*load_dataset(done, NAMES[0]).texts[:20], "the cat " * 40]
     together, alone = model.pooled(texts, "test"), model.pooled(texts, "test", batch_size=1)
     assert torch.allclose(together["blocks.5.hook_resid_post"], alone["blocks.5.hook_resid_post"], atol=1e-4)

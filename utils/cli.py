@@ -61,7 +61,7 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
         "--target_sae_id", nargs="+", type=sae_id, metavar="ID", help="SAEs to use (default: all in --sae_dir, else the paper's)"
     )
     parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
-    parser.add_argument("--layers", nargs="+", type=int, metavar="N", help="only SAEs of these layers")
+    parser.add_argument("--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +110,7 @@ def layer(text: str) -> Layer:
     try:
         return parse_layer(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no layer: give a block's number or embed") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer: give a block's number, embed, or a hook's name") from None
 
 
 def sae_id(text: str) -> str:

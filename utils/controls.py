@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from utils.baselines import principal_components
 from utils.datasets import load_dataset, load_ood
-from utils.models import Layer, get_model, hook_name
+from utils.models import Layer, get_model, hook_name, layer_folder
 from utils.paths import Paths
 from utils.settings import Condition, Split, split
 
@@ -19,7 +19,7 @@ CONTROLS = ("raw_dims", "pca_dims")
 
 def control_id(control: str, layer: Layer) -> str:
     """What stands for the SAE's id in a result table: "layer_20/raw_dims"."""
-    return f"layer_{layer}/{control}"
+    return f"{layer_folder(layer)}/{control}"
 
 
 class ControlActivations:
@@ -32,7 +32,7 @@ class ControlActivations:
         from utils.activations import load_activations  # loads torch, which --help can do without
 
         remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
-        d_model = get_model(model_name).d_model
+        d_model = get_model(model_name, paths).d_model
         texts = load_dataset(paths, dataset)
         self.control = control
         self.X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)

@@ -9,6 +9,7 @@ import torch
 
 from utils.encoding import block_size, rows_per_product
 from utils.errors import UserError
+from utils.models import Layer, layer_order
 from utils.saes import SAE_LENS, Encoder
 
 NONZEROS_PER_ROW = 400  # assumed where an SAE's id does not say; only for estimates of memory and disk
@@ -21,7 +22,7 @@ class Job:
     """One dataset at one layer, with the SAEs whose files are missing in the normal and in the OOD setting."""
 
     dataset: str
-    layer: int
+    layer: Layer
     normal: list[str]
     ood: list[str]
     n_dataset_rows: int
@@ -64,7 +65,7 @@ def make_plan(jobs: list[Job], encoders: dict[str, Encoder], device: torch.devic
     Raises UserError when not even one block and one file fit.
     """
     works = []
-    for layer in sorted({job.layer for job in jobs}):
+    for layer in sorted({job.layer for job in jobs}, key=layer_order):
         of_layer = [job for job in jobs if job.layer == layer]
         sae_ids = [i for i in dict.fromkeys(i for job in of_layer for i in job.sae_ids) if i in encoders]
         for group in _groups(sae_ids, of_layer, encoders, device, budget, batch_size):

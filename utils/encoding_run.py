@@ -28,7 +28,7 @@ from utils.encoding import (
 )
 from utils.encoding_plan import Job, Work
 from utils.errors import UserError
-from utils.models import LanguageModel, hook_name
+from utils.models import LanguageModel, Layer, hook_name
 from utils.paths import Paths
 from utils.sae_store import SaeFiles, made_from, rest_rows, to_csr
 from utils.saes import Encoder, EncoderBlock
@@ -63,7 +63,7 @@ class Loaded:
 
 
 def load_job_activations(
-    paths: Paths, info: LanguageModel, name: str, layer: int, with_ood: bool
+    paths: Paths, info: LanguageModel, name: str, layer: Layer, with_ood: bool
 ) -> tuple[Dataset, np.ndarray, Dataset | None, np.ndarray | None]:
     """(dataset, its activations, its OOD dataset or None, and that one's activations)."""
     remedy = f"`make generate-model-acts MODEL={info.name}` makes it"

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from utils.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
-from utils.models import named_l0, named_width
+from utils.models import layer_order, named_l0, named_width
 from utils.tidy_results import BASELINE, CONTROL, SAE
 
 STYLE = {
@@ -91,7 +91,7 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
     rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()]
     if not (rows["kind"] == SAE).any():
         raise NoData("no SAE probes in the normal setting")
-    layers = sorted(rows["layer"].unique())
+    layers = set(rows["layer"])
     baselines = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)]
     datasets = list(dict.fromkeys(rows["dataset"]))
     figure, grid = _panels(len(datasets), height=2.1)
@@ -116,7 +116,7 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         if len(best):
             axes.axhline(best.max(), color=STYLE["logreg"]["color"], linewidth=1.4, linestyle="-.", label="logreg on activations")
         axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
-        axes.set_title(dataset, fontsize=8)
+        axes.set_title(_in_two_lines(dataset), fontsize=8)
         axes.grid()
     # panels share their axes: setting them in each would set all of them each time
     grid[0].set_xscale("log", base=2)
@@ -234,7 +234,7 @@ def _normal_baselines(tidy: pd.DataFrame) -> tuple[pd.DataFrame, list]:
     rows = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE)]
     if not len(rows):
         raise NoData("no baselines in the normal setting")
-    return rows, sorted(rows["layer"].unique(), key=lambda layer: -1 if layer == "embed" else int(layer))
+    return rows, sorted(rows["layer"].unique(), key=layer_order)
 
 
 def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
@@ -322,9 +322,9 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
             axes.plot(curve.index, curve, color=style["color"], marker=style["marker"], markersize=3.5, linewidth=1.1,
                       label=TITLES[name])  # fmt: skip
         axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
-        axes.set_title(f"{dataset} ({order[dataset]:+.3f})", fontsize=8)
+        axes.set_title(f"{dataset}\n({order[dataset]:+.3f})", fontsize=8)
         axes.grid()
-    grid[0].set_ylim(0.35, 1.02)
+    grid[0].set_ylim(min(0.35, grid[0].get_ylim()[0]), 1.02)
     if setting == "scarcity":
         grid[0].set_xscale("log", base=2)
         grid[0].set_xticks([4, 32, 256], ["4", "32", "256"])
@@ -361,6 +361,15 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
     return figure
 
 
+def _in_two_lines(name: str, longest: int = 28) -> str:
+    """A long dataset name broken after the underscore or space nearest its middle."""
+    breaks = [i + 1 for i, letter in enumerate(name) if letter in "_ -"]
+    if len(name) <= longest or not breaks:
+        return name
+    at = min(breaks, key=lambda i: abs(i - len(name) / 2))
+    return f"{name[:at]}\n{name[at:]}"
+
+
 def _short(number: float) -> str:
     """16384 -> "16k", 1048576 -> "1M"."""
     for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
@@ -380,9 +389,9 @@ def _panels(n: int, height: float) -> tuple[Figure, list]:
     rows = -(-n // columns)
     wide, high = 2.3 * columns + 0.6, height * rows + 0.8
     margins = {"left": 0.6 / wide, "right": 1 - 0.1 / wide, "bottom": 0.55 / high, "top": 1 - 0.25 / high}
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(wide, high), sharex=True, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.1, **margins}
-    )
+    spaces = {"wspace": 0.1, "hspace": 0.38, **margins}
+    size = (wide, high)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, gridspec_kw=spaces)
     flat = list(grid.flat)
     for axes in flat[n:]:
         axes.set_axis_off()

@@ -1,4 +1,10 @@
-"""Run a transformers model over texts and read its residual stream at named hooks, without TransformerLens."""
+"""Run a transformers model over texts and read its activations at named hooks, without TransformerLens.
+
+Hooks have TransformerLens's names and values (without its processing of weights): ``hook_embed`` is the token embedding, with
+its scale where the model has one; ``blocks.N.hook_resid_pre`` what enters block N, ``hook_attn_out`` and ``hook_mlp_out`` what
+its attention and MLP add to the residual stream (after the norms that Gemma 2 and 3 put behind them), ``hook_resid_post`` what
+leaves it.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +18,17 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.models import LanguageModel, get_model
+from utils.models import HOOK_POINTS, LanguageModel, hook_place
 from utils.paths import Paths
 from utils.runtime import progress
 
 # Models that add learned positions to the token embedding: TransformerLens's hook_embed is the embedding alone.
 LEARNED_POSITIONS = {"gpt2", "gpt_neo", "opt"}
-TOKENS_PER_BATCH = 4096  # of a batch, padding included, where no batch size is given
+# Where a block keeps what adds to the residual stream, in the spellings of the transformers library.
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+MLP = ("mlp", "feed_forward", "block_sparse_moe")
+ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "electra"}  # mean over tokens, not the last one
+TOKENS_PER_BATCH = {"cpu": 4096, "mps": 8192, "cuda": 32_768}  # of a batch, padding included, where no batch size is given
 
 
 class _LastHookReached(Exception):
@@ -26,49 +36,47 @@ class _LastHookReached(Exception):
 
 
 class HookedModel:
-    """A language model with its tokenizer, read at ``hook_names`` ("hook_embed", "blocks.N.hook_resid_post").
+    """A language model with its tokenizer, read at ``hook_names``.
 
     Raises UserError when the model cannot be found or has no such hook.
     """
 
-    def __init__(self, model_name: str, hook_names: list[str], paths: Paths, device: str) -> None:
-        self.info: LanguageModel = get_model(model_name)
+    def __init__(self, info: LanguageModel, hook_names: list[str], paths: Paths, device: str, dtype: str = "auto") -> None:
+        self.info = info
         self.hook_names = list(dict.fromkeys(hook_names))
         self.device = torch.device(device)
-        source = _source(self.info, paths)
-        self.tokenizer, self.model = _load(source, self.info)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.tokenizer, self.model = _load(model_source(info, paths), info, self.dtype)
         self.model.to(self.device).eval()
         if self.tokenizer.pad_token is None:  # decoders often have none; padded places are masked, any token will do
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
-        self.tokenizer.truncation_side = "right" if self.info.pooling == "mean" else "left"
+        self.tokenizer.truncation_side = "right" if info.pooling == "mean" else "left"
         self._captured: dict[str, torch.Tensor] = {}
-        self._place_hooks()
+        for name in self.hook_names:
+            self._place_hook(name)
 
-    def _place_hooks(self) -> None:
+    def _place_hook(self, name: str) -> None:
         blocks = _blocks(self.model)
-        learned = getattr(self.model.config, "model_type", "") in LEARNED_POSITIONS
-        positions = {name: _block_of(name, len(blocks)) for name in self.hook_names}
-        last = max(self.hook_names, key=lambda name: positions[name])
+        block, _ = hook_place(name)
+        if block >= len(blocks):
+            raise UserError(f"{name}: {self.info.name} has blocks 0 to {len(blocks) - 1}")
 
-        def keep(name: str, value: torch.Tensor) -> None:
-            self._captured[name] = value
-            if name == last:
+        def keep(value: Any) -> None:
+            self._captured[name] = value[0] if isinstance(value, tuple) else value
+            if len(self._captured) == len(self.hook_names):
                 raise _LastHookReached
 
-        for name, position in positions.items():
-            if position >= 0:
-                blocks[position].register_forward_hook(
-                    lambda _module, _inputs, output, name=name: keep(name, output[0] if isinstance(output, tuple) else output)
-                )
-            elif learned:
-                embedding = self.model.get_input_embeddings()
-                embedding.register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
-            else:  # what enters the first block: the embedding with its scale (Gemma) or its layer norm (BERT)
-                blocks[0].register_forward_pre_hook(
-                    lambda _module, args, kwargs, name=name: keep(name, args[0] if args else kwargs["hidden_states"]),
-                    with_kwargs=True,
-                )
+        if name == "hook_embed" and _config(self.model).model_type in LEARNED_POSITIONS:
+            self.model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: keep(output))
+        elif name == "hook_embed" or name.endswith("hook_resid_pre"):
+            # what enters the first block is the embedding with its scale (Gemma) or its layer norm (BERT)
+            blocks[max(block, 0)].register_forward_pre_hook(
+                lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            )
+        else:
+            module = blocks[block] if name.endswith("hook_resid_post") else _part(blocks[block], name, self.info.name)
+            module.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""
@@ -85,17 +93,29 @@ class HookedModel:
         lengths = np.array([len(ids) for ids in token_ids])
         order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
         with progress(total=int(lengths.sum()), desc=desc, unit="tok", unit_scale=True) as bar:
-            start = 0
+            start = n_done = 0
+            n_tokens = TOKENS_PER_BATCH[self.device.type]
             while start < len(order):
-                size = batch_size or max(1, TOKENS_PER_BATCH // max(int(lengths[order[start]]), 1))
+                size = batch_size or max(1, n_tokens // max(int(lengths[order[start]]), 1))
                 rows = order[start : start + size]
-                start += size
                 batch = self.tokenizer.pad({"input_ids": [token_ids[i] for i in rows]}, return_tensors="pt").to(self.device)
                 self._captured.clear()
-                with suppress(_LastHookReached):
-                    self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                try:
+                    with suppress(_LastHookReached):
+                        self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                except torch.OutOfMemoryError:
+                    if len(rows) == 1 or batch_size:
+                        raise UserError(
+                            f"{self.device.type} has no memory for {len(rows)} texts of {int(lengths[rows].max())} tokens: use a "
+                            "smaller --batch_size, --max_seq_len, or --dtype bfloat16"
+                        ) from None
+                    n_tokens //= 2
+                    continue
+                start += size
                 captured = {name: value.float() for name, value in self._captured.items()}
                 bar.update(int(lengths[rows].sum()))
+                n_done += len(rows)
+                bar.set_postfix_str(f"{n_done} of {len(order)} texts", refresh=False)
                 yield rows, captured, batch["attention_mask"].bool()
 
     def pooled(self, texts: list[str], desc: str, batch_size: int | None = None) -> dict[str, torch.Tensor]:
@@ -115,7 +135,15 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
     return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def _source(info: LanguageModel, paths: Paths) -> str:
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of "auto": bfloat16 where a GPU computes in it, float32 elsewhere; or the one named."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def model_source(info: LanguageModel, paths: Paths) -> str:
+    """The folder or hub id that transformers loads a model from: data/models/{name} where it is there."""
     local = paths.language_model(info.name)
     if (local / "config.json").is_file():
         return str(local)
@@ -124,7 +152,21 @@ def _source(info: LanguageModel, paths: Paths) -> str:
     return info.hub_id
 
 
-def _load(source: str, info: LanguageModel):
+def read_config(source: str, name: str) -> Any:
+    """A model's text config, from a folder or the hub, without its weights.
+
+    Raises UserError when it is not to be had.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _not_to_be_had(source, name, error) from error
+    return getattr(config, "text_config", config)
+
+
+def _load(source: str, info: LanguageModel, dtype: torch.dtype):
     import logging
 
     import transformers
@@ -133,33 +175,45 @@ def _load(source: str, info: LanguageModel):
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model = transformers.AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        if Path(source).exists():
-            raise UserError(f"the model at {source} cannot be loaded ({str(error).splitlines()[0]}): fetch it again") from error
-        raise UserError(
-            f"{info.name} ({source}) is neither at data/models/{info.name} nor to be had from the Hugging Face hub: "
-            f"accept its licence at https://huggingface.co/{source}, run `hf auth login`, and try again online"
-        ) from error
+        raise _not_to_be_had(source, info.name, error) from error
     return tokenizer, model
+
+
+def _not_to_be_had(source: str, name: str, error: Exception) -> UserError:
+    if Path(source).exists():
+        return UserError(f"the model at {source} cannot be loaded ({str(error).splitlines()[0]}): fetch it again")
+    return UserError(
+        f"{name} ({source}) is neither at data/models/{name} nor to be had from the Hugging Face hub: accept its licence at "
+        f"https://huggingface.co/{source} if it has one, run `hf auth login`, and try again online"
+    )
+
+
+def _config(model: nn.Module) -> Any:
+    config: Any = model.config
+    return getattr(config, "text_config", config)
+
+
+def _part(block: nn.Module, name: str, model_name: str) -> nn.Module:
+    """The module of a block whose output attention or MLP adds to the residual stream."""
+    attention = name.endswith("hook_attn_out")
+    # Gemma 2 and 3 normalise what they add; elsewhere post_attention_layernorm stands before the MLP
+    if hasattr(block, "post_feedforward_layernorm"):
+        norm: nn.Module = getattr(block, "post_attention_layernorm" if attention else "post_feedforward_layernorm")
+        return norm
+    for candidate in ATTENTION if attention else MLP:
+        if hasattr(block, candidate) and (attention or not hasattr(block, "crossattention")):
+            part: nn.Module = getattr(block, candidate)
+            return part
+    raise UserError(f"{name}: blocks of {model_name} have no such part to read; use {' or '.join(HOOK_POINTS[::3])}")
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks: the module list as long as the config says the model is deep."""
-    config: Any = getattr(model.config, "text_config", model.config)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+    depth = _config(model).num_hidden_layers
+    text: Any = getattr(model, "language_model", model)  # a vision tower may be as deep
+    for module in text.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
-    raise UserError(f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks to place hooks on")
-
-
-def _block_of(name: str, n_blocks: int) -> int:
-    """The block a hook reads after; -1 for hook_embed."""
-    if name == "hook_embed":
-        return -1
-    parts = name.split(".")
-    if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdigit() and parts[2] == "hook_resid_post":
-        if int(parts[1]) < n_blocks:
-            return int(parts[1])
-        raise UserError(f"{name}: the model has blocks 0 to {n_blocks - 1}")
-    raise UserError(f"unknown hook {name!r}: use hook_embed or blocks.N.hook_resid_post")
+    raise UserError(f"{type(model).__name__} has no list of {depth} blocks to place hooks on")

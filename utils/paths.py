@@ -58,6 +58,10 @@ class Paths:
     def model_activations_folder(self, model_name: str, ood: bool = False) -> Path:
         return self.data_dir / f"model_activations_{model_name}{'_OOD' if ood else ''}"
 
+    def model_description(self, model_name: str) -> Path:
+        """What a model outside the table of utils/models.py is."""
+        return self.model_activations_folder(model_name) / "model.json"
+
     def model_activations(self, model_name: str, dataset: str, hook_name: str, ood: bool = False) -> Path:
         folder = self.model_activations_folder(model_name, ood)
         return folder / f"{dataset}{'_OOD' if ood else ''}_{hook_name}.pt"

@@ -94,6 +94,15 @@ def write_report(
     if len(tables["positive_control"]):
         body += ["<h2>Where the answer is known</h2>", _known_answer(tables["positive_control"])]
         body.append(_table(tables["positive_control"]))
+    if figures:
+        body.append("<h2>Figures</h2>")
+    for name, (caption, png) in figures.items():
+        data = base64.b64encode(png.read_bytes()).decode("ascii")
+        # small multiples would be unreadable on a phone: they keep their width and scroll
+        kind = "multiples" if name.endswith("_by_k") else "plain"
+        image = f"<img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{data}'>"
+        caption = f"<figcaption>{html.escape(caption)} ({html.escape(name)})</figcaption>"
+        body.append(f"<figure class='{kind}'>{image}{caption}</figure>")
     if len(tables["gap"]):
         body += [
             "<h2>What validation promises</h2>",
@@ -109,15 +118,6 @@ def write_report(
             "and conditions.</p>",
             _table(each_sae),
         ]
-    if figures:
-        body.append("<h2>Figures</h2>")
-    for name, (caption, png) in figures.items():
-        data = base64.b64encode(png.read_bytes()).decode("ascii")
-        # small multiples would be unreadable on a phone: they keep their width and scroll
-        kind = "multiples" if name.endswith("_by_k") else "plain"
-        image = f"<img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{data}'>"
-        caption = f"<figcaption>{html.escape(caption)} ({html.escape(name)})</figcaption>"
-        body.append(f"<figure class='{kind}'>{image}{caption}</figure>")
     if len(comparison):
         table = comparison.rename(columns=COLUMNS)[[c for c in COLUMNS.values() if c in comparison.rename(columns=COLUMNS)]]
         table["contender"] = table["contender"].map(TITLES)

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, vstack
 from utils.activations import read_description
 from utils.encoding import SparseRows
 from utils.errors import UserError
-from utils.models import hook_name, named_width
+from utils.models import Layer, hook_name, named_width
 from utils.paths import Paths
 from utils.runtime import write_json
 from utils.saes import find_sae_folder, fingerprint
@@ -80,7 +80,7 @@ class SaeFiles:
         write_json(self.description_path, made_from)
 
 
-def made_from(paths: Paths, model_name: str, dataset: str, layer: int, sae_id: str, setting: str, sae_dir: Path | None) -> dict:
+def made_from(paths: Paths, model_name: str, dataset: str, layer: Layer, sae_id: str, setting: str, sae_dir: Path | None) -> dict:
     """What SAE activations depend on, as their description records it: when it changes they are made again."""
     made: dict = {"sae_id": sae_id, "model_name": model_name, "hook_name": hook_name(layer), "setting": setting}
     for kind, ood in (("activations", False), ("ood_activations", True)):

@@ -18,7 +18,7 @@ import torch
 
 from utils.datasets import first_line
 from utils.errors import UserError, unknown_name
-from utils.models import LanguageModel, get_model, named_l0, sae_layer
+from utils.models import LanguageModel, Layer, get_model, layer_order, named_l0, sae_layer
 from utils.paths import Paths
 from utils.weight_files import StoredArray, stored_arrays
 
@@ -155,8 +155,8 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
 
 
 def choose_saes(
-    paths: Paths, info: LanguageModel, asked: list[str] | None, sae_dir: Path | None, layers: list[int] | None
-) -> dict[str, int]:
+    paths: Paths, info: LanguageModel, asked: list[str] | None, sae_dir: Path | None, layers: list[Layer] | None
+) -> dict[str, Layer]:
     """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of ``layers`` where given.
 
     Raises UserError when there are none.
@@ -171,7 +171,9 @@ def choose_saes(
         found[sae_id] = info.probe_layer if layer is None else layer
     chosen = {sae_id: layer for sae_id, layer in found.items() if not layers or layer in layers}
     if not chosen:
-        raise UserError(f"no SAE reads the layers {layers}; those there are at layers {sorted(set(found.values()))}")
+        raise UserError(
+            f"no SAE reads the layers {layers}; those there are at layers {sorted(set(found.values()), key=layer_order)}"
+        )
     return chosen
 
 
@@ -183,7 +185,7 @@ def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = 
     sae_dir = sae_dir or paths.saes(model_name)
     folder = find_sae_folder(sae_dir, sae_id)
     if folder is None:
-        release = release or get_model(model_name).sae_release
+        release = release or get_model(model_name, paths).sae_release
         folder = _from_hub(release, sae_id, sae_dir)
         if find_sae_folder(folder, ".") is None:  # a format that only SAELens reads
             return _through_sae_lens(sae_id, release=str(release))

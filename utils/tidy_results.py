@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.datasets import first_line
 from utils.errors import UserError
-from utils.models import get_model
+from utils.models import Layer, get_model
 from utils.ood_evidence import Judgement, judge
 from utils.paths import BASELINE_FOLDERS, Paths
 from utils.results import PUBLISHED, baseline_table, is_torn, read_table, sae_probe_table
@@ -57,7 +57,7 @@ def existing(path: Path, *others: Path) -> Path | None:
 
 
 def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
-    probe_layer = get_model(model_name).probe_layer
+    probe_layer = get_model(model_name, paths).probe_layer
     column = BASELINE_CONDITION_COLUMN.get(setting)
     sources: list[tuple[Path, object]] = []
     if setting == "normal":
@@ -126,7 +126,7 @@ def _baseline_run(path: Path, column: str | None) -> dict:
     return row
 
 
-def _published_ood(table: pd.DataFrame, layer: int) -> pd.DataFrame:
+def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
     """The paper's true OOD AUCs: one column for logistic regression, one for its SAE probe (no validation AUC)."""
     common = {"setting": "OOD", "condition": NO_CONDITION, "layer": layer, "seed": 42, "val_auc": np.nan}
     ours = table[table["method"].notna() & (table["method"] != PUBLISHED)] if "method" in table.columns else table.iloc[:0]
@@ -160,7 +160,7 @@ def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame,
     baselines = [_baselines(paths, model_name, setting)[0] for setting in ("normal", "OOD")]
     in_baselines, ood_baselines = (rows[rows["kind"] == BASELINE] if len(rows) else rows for rows in baselines)
     if len(in_baselines):
-        in_baselines = in_baselines[in_baselines["layer"] == get_model(model_name).probe_layer]
+        in_baselines = in_baselines[in_baselines["layer"] == get_model(model_name, paths).probe_layer]
     known = pd.concat(inside, ignore_index=True) if inside else pd.DataFrame()
     return found, table, judge(untold, known, in_baselines, ood_baselines)
 

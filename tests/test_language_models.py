@@ -1,0 +1,203 @@
+"""Hooks on small random models of several families, against hooks placed by hand and against TransformerLens's definitions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ROOT, folder_flags, write_texts
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import generate_model_activations
+import train_baselines
+from utils.errors import UserError
+from utils.language_models import HookedModel, _blocks
+from utils.models import LanguageModel, get_model, hook_name, parse_layer
+from utils.paths import Paths
+from utils.tensors import load_tensor
+
+D_MODEL, N_LAYERS = 32, 3
+SMALL: dict = {
+    "hidden_size": D_MODEL,
+    "intermediate_size": 64,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "vocab_size": 40,
+}
+CONFIGS = {
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SMALL, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=64
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SMALL, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8),
+    "llama": lambda: transformers.LlamaConfig(**SMALL, num_key_value_heads=2),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, num_key_value_heads=2, head_dim=8),
+    "qwen3": lambda: transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+    "gpt2": lambda: transformers.GPT2Config(n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, vocab_size=40, n_positions=64),
+    "pythia": lambda: transformers.GPTNeoXConfig(**SMALL, max_position_embeddings=64),
+}
+WORDS = [
+    "<pad>",
+    "<bos>",
+    "<unk>",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "runs",
+    "sees",
+    "over",
+    "blue",
+    "old",
+    "tree",
+    "house",
+    "signal",
+    "plain",
+]
+HOOKS = ["hook_embed", *(f"blocks.1.hook_{point}" for point in ("resid_pre", "attn_out", "mlp_out", "resid_post"))]
+TEXTS = ["the cat runs", "a blue dog sees the old tree over the house", "tree", "the house runs over a cat a dog"]
+
+
+def save_model(folder: Path, family: str) -> Path:
+    """A random model with a word tokenizer that puts its own BOS first, as transformers saves them."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases of 1 and 0 would hide mistakes
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def saved(request, tmp_path_factory) -> tuple[str, Path]:
+    return request.param, save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+def hooked(folder: Path, hooks: list[str], max_seq_len: int = 64) -> HookedModel:
+    info = LanguageModel("mine", str(folder), D_MODEL, (1,), probe_layer=1, max_seq_len=max_seq_len)
+    return HookedModel(info, hooks, Paths(data_dir=folder / "nothing"), "cpu")
+
+
+def by_hand(family: str, folder: Path, text: str) -> dict[str, np.ndarray]:
+    """The last token's values, each text alone: states from transformers' own output, parts as differences of the stream."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+    seen: dict[str, torch.Tensor] = {}
+    base = model.base_model
+    block = base.h[1] if family == "gpt2" else base.layers[1]
+    inner = {"gpt2": "ln_2", "pythia": None, "gemma2": "pre_feedforward_layernorm", "gemma3": "pre_feedforward_layernorm"}.get(
+        family, "post_attention_layernorm"
+    )
+    handles = []
+    if inner:  # what enters the norm before the MLP is the stream after attention
+        handles.append(getattr(block, inner).register_forward_pre_hook(lambda _m, args: seen.update(mid=args[0])))
+    else:  # attention and MLP side by side
+        handles.append(block.attention.register_forward_hook(lambda _m, _i, output: seen.update(attention=output[0])))
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True).hidden_states
+    embedding = base.get_input_embeddings().weight[ids] * (D_MODEL**0.5 if family.startswith("gemma") else 1.0)
+    before, after = states[1], states[2]
+    attention = seen["mid"] - before if inner else seen["attention"]
+    values = {
+        "hook_embed": embedding, "blocks.1.hook_resid_pre": before, "blocks.1.hook_attn_out": attention,
+        "blocks.1.hook_mlp_out": after - before - attention, "blocks.1.hook_resid_post": after,
+    }  # fmt: skip
+    return {name: value[0, -1].detach().numpy() for name, value in values.items()}
+
+
+def test_every_hook_gives_the_stream_as_transformers_has_it(saved):
+    family, folder = saved
+    found = hooked(folder, HOOKS).pooled(TEXTS, "texts")
+    for i, text in enumerate(TEXTS):
+        for name, expected in by_hand(family, folder, text).items():
+            assert np.allclose(found[name][i].numpy(), expected, atol=1e-4), (name, text)
+
+
+def test_a_texts_values_do_not_depend_on_its_batch(saved):
+    _, folder = saved
+    model = hooked(folder, HOOKS)
+    together, alone = model.pooled(TEXTS, "texts"), model.pooled(TEXTS, "texts", batch_size=1)
+    for name in HOOKS:
+        assert torch.allclose(together[name], alone[name], atol=1e-4)
+
+
+def test_long_texts_lose_their_beginning_and_keep_bos(saved):
+    _, folder = saved
+    ids = hooked(folder, ["hook_embed"], max_seq_len=4).tokenize(["the cat sees a dog"])[0]
+    assert [WORDS[i] for i in ids] == ["<bos>", "sees", "a", "dog"]
+
+
+def test_blocks_above_the_last_hook_are_not_run(saved):
+    _, folder = saved
+    model = hooked(folder, ["blocks.0.hook_resid_post", "hook_embed"])
+    ran = []
+    _blocks(model.model)[1].register_forward_pre_hook(lambda _m, _a: ran.append(1))
+    model.pooled(TEXTS, "texts")
+    assert not ran
+
+
+def test_a_hook_that_is_not_there_is_named(saved):
+    _, folder = saved
+    with pytest.raises(UserError, match="has blocks 0 to 2"):
+        hooked(folder, ["blocks.3.hook_resid_post"])
+
+
+@pytest.mark.parametrize("layer", [3, "embed", "blocks.3.hook_mlp_out"])
+def test_layers_and_hooks_name_each_other(layer):
+    assert parse_layer(hook_name(layer)) == layer
+
+
+def test_a_model_outside_the_table_goes_through_by_its_name(paths, tmp_path):
+    """Described by the first stage, known by the later ones; what is done is not done again."""
+    folder = save_model(tmp_path / "model", "llama")
+    write_texts(paths, ["1_first"], n_rows=250)
+    flags = ["--model_name", "mine", *folder_flags(paths)]
+    make = [
+        *flags,
+        "--hf_model",
+        str(folder),
+        "--hook_names",
+        "blocks.1.hook_mlp_out",
+        "blocks.2.hook_resid_post",
+        "--dtype",
+        "float32",
+    ]
+    assert generate_model_activations.main([*make, "--device", "cpu"]) == 0
+    path = paths.model_activations("mine", "1_first", "blocks.1.hook_mlp_out")
+    assert load_tensor(path, "").shape == (250, D_MODEL)
+    made = path.stat().st_mtime_ns
+    assert generate_model_activations.main(make) == 0
+    assert path.stat().st_mtime_ns == made
+    info = get_model("mine", paths)
+    assert (info.d_model, info.layers, info.probe_layer) == (D_MODEL, ("blocks.1.hook_mlp_out", 2), 2)
+    assert train_baselines.main([*flags, "--method", "logreg", "--n_jobs", "1"]) == 0
+    assert paths.baseline_table("mine", "normal", "blocks.1.hook_mlp_out").is_file()
+
+
+def test_an_unknown_model_without_its_whereabouts_is_named(paths):
+    with pytest.raises(UserError, match="--hf_model"):
+        generate_model_activations.main(["--model_name", "mine", *folder_flags(paths)])
+
+
+def test_a_missing_or_gated_model_gets_one_line_at_once(paths):
+    write_texts(paths, ["1_first"])
+    script = [sys.executable, "generate_model_activations.py", *folder_flags(paths)]
+    flags = ["--model_name", "mine", "--hf_model", "nobody/nothing", "--layers", "1"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*script, *flags], cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "hf auth login" in done.stderr
+    assert done.stderr.strip().count("\n") == 0
