@@ -184,3 +184,84 @@ def test_golden_sae_loads():
 
     encoder = open_sae(Paths(), "all-MiniLM-L6-v2", "sae", sae_dir=SHARED / "golden")
     assert (encoder.architecture, encoder.d_model, encoder.d_sae, encoder.k_active) == ("topk", 384, 4096, 32)
+
+
+def write_dictionary(folder: Path, kind: str, state: dict[str, torch.Tensor], **trainer) -> None:
+    """A folder as dictionary_learning leaves it."""
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": kind, **trainer}, "buffer": {}}))
+
+
+def normals(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize("block_size", [D_SAE, 13])
+@pytest.mark.parametrize("kind", ["AutoEncoder", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder"])
+def test_dictionaries_of_dictionary_learning_encode_by_its_formulas(paths, kind, block_size):
+    W, b, b_dec, gate, r = normals((D_SAE, D_MODEL), (D_SAE,), (D_MODEL,), (D_SAE,), (D_SAE,))
+    decoder = {"decoder.weight": W.T.contiguous()}
+    x = torch.from_numpy(rows(20))
+    linear = {"encoder.weight": W, "encoder.bias": b, **decoder}
+    trainer = {}
+    if kind == "AutoEncoder":
+        state, expected = {**linear, "bias": b_dec}, torch.relu((x - b_dec) @ W.T + b)
+    elif kind == "GatedAutoEncoder":
+        state = {"encoder.weight": W, "decoder_bias": b_dec, "gate_bias": gate, "mag_bias": b, "r_mag": r, **decoder}
+        shared = (x - b_dec) @ W.T
+        expected = torch.relu(shared * r.exp() + b) * (shared + gate > 0)
+    elif kind == "AutoEncoderTopK":
+        state, trainer = {**linear, "b_dec": b_dec, "k": torch.tensor(7), "threshold": torch.tensor(-1.0)}, {"k": 7}
+        pre = torch.relu((x - b_dec) @ W.T + b)
+        values, at = pre.topk(7, dim=1)
+        expected = torch.zeros_like(pre).scatter(1, at, values)
+    elif kind == "BatchTopKSAE":
+        state = {**linear, "b_dec": b_dec, "k": torch.tensor(7), "threshold": torch.tensor(1.5)}
+        pre = torch.relu((x - b_dec) @ W.T + b)
+        expected = pre * (pre > 1.5)
+    else:
+        state = {"W_enc": W.T.contiguous(), "b_enc": b, "W_dec": W, "b_dec": b_dec, "threshold": gate.abs()}
+        pre = x @ W.T + b
+        expected = torch.relu(pre * (pre > gate.abs()))
+    write_dictionary(paths.saes("all-MiniLM-L6-v2") / "layer_2" / "mine", kind, state, **trainer)
+    assert list_sae_ids(paths.saes("all-MiniLM-L6-v2")) == ["layer_2/mine"]
+    assert_same(ours(paths, "layer_2/mine", x.numpy(), block_size), expected.numpy())
+
+
+@pytest.mark.parametrize("block_size", [D_SAE, 13])
+def test_sparsify_saes_encode_by_their_formula(paths, block_size):
+    W, b, b_dec = normals((D_SAE, D_MODEL), (D_SAE,), (D_MODEL,))
+    folder = paths.saes("all-MiniLM-L6-v2") / "layers.2"
+    folder.mkdir(parents=True)
+    save_file({"encoder.weight": W, "encoder.bias": b, "W_dec": W.clone(), "b_dec": b_dec}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"activation": "topk", "k": 7, "d_in": D_MODEL, "transcode": False}))
+    x = torch.from_numpy(rows(20))
+    pre = torch.relu((x - b_dec) @ W.T + b)
+    values, at = pre.topk(7, dim=1)
+    assert_same(ours(paths, "layers.2", x.numpy(), block_size), torch.zeros_like(pre).scatter(1, at, values).numpy())
+
+
+def test_a_dictionary_that_is_none_gets_one_line(paths, tmp_path):
+    (W,) = normals((D_SAE, D_MODEL))
+    saes = paths.saes("all-MiniLM-L6-v2")
+    write_dictionary(saes / "a", "Mystery", {"encoder.weight": W})
+    write_dictionary(saes / "b", "AutoEncoder", {"encoder.weight": W})
+    write_dictionary(saes / "c", "AutoEncoder", {"encoder.weight": W})
+    canary = tmp_path / "canary"
+    torch.save({"encoder.weight": Hostile(str(canary))}, saes / "c" / "ae.pt")
+    for sae_id, message in (("a", "dict_class"), ("b", "lacks encoder.bias, bias"), ("c", "cannot be read")):
+        with pytest.raises(UserError, match=message):
+            open_sae(paths, "all-MiniLM-L6-v2", sae_id)
+    assert not canary.exists()
+
+
+class Hostile:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, canary: str) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.canary),)

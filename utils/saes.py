@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from utils.datasets import first_line
 from utils.errors import UserError, unknown_name
 from utils.models import LanguageModel, Layer, get_model, layer_order, named_l0, sae_layer
 from utils.paths import Paths
-from utils.weight_files import StoredArray, stored_arrays
+from utils.weight_files import WeightArray, stored_arrays
 
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")  # read block by block; others through SAELens, whole
 SAE_LENS = "sae_lens"
+MARKERS = ("params.npz", "cfg.json", "hyperparams.json", "ae.pt")  # a folder with one of these is an SAE
 FORMATS = (
-    "params.npz (Gemma Scope), cfg.json + sae_weights.safetensors (SAELens) or hyperparams.json + checkpoints/ (Llama Scope)"
+    "params.npz (Gemma Scope), cfg.json + sae_weights.safetensors (SAELens), hyperparams.json + checkpoints/ (Llama Scope), "
+    "cfg.json + sae.safetensors (sparsify) or config.json + ae.pt (dictionary_learning)"
 )
 
 
@@ -41,14 +43,14 @@ class Encoder:
     architecture: str
     d_model: int
     d_sae: int
-    W_enc: StoredArray | None  # None: encoded by SAELens's own object, which ``load`` makes
+    W_enc: WeightArray | None  # None: encoded by SAELens's own object, which ``load`` makes
     latents_first: bool = False
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     b_dec: np.ndarray | None = None
     normalize_activations: str = "none"
     input_scale: float = 1.0  # multiplies W_enc
     k_active: int = 0  # latents a TopK SAE keeps of a row
-    W_dec: StoredArray | None = None  # only where pre-activations are scaled by the decoder's norms
+    W_dec: WeightArray | None = None  # only where pre-activations are scaled by the decoder's norms
     load: Callable[[torch.device], Any] | None = None
 
     @property
@@ -137,16 +139,14 @@ class EncoderBlock:
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
     """The folder of an SAE on disk, in any format; None when there is none."""
     folder = sae_dir / sae_id
-    markers = ("params.npz", "cfg.json", "hyperparams.json")
-    return folder if any((folder / marker).is_file() for marker in markers) else None
+    return folder if any((folder / marker).is_file() for marker in MARKERS) else None
 
 
 def list_sae_ids(sae_dir: Path) -> list[str]:
     """Ids of the SAEs below a folder, in name order."""
     if not sae_dir.is_dir():
         return []
-    markers = ("params.npz", "cfg.json", "hyperparams.json")
-    found = {path.parent for marker in markers for path in sae_dir.rglob(marker)}
+    found = {path.parent for marker in MARKERS for path in sae_dir.rglob(marker)}
     return sorted(
         folder.relative_to(sae_dir).as_posix()
         for folder in found
@@ -189,8 +189,14 @@ def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = 
         folder = _from_hub(release, sae_id, sae_dir)
         if find_sae_folder(folder, ".") is None:  # a format that only SAELens reads
             return _through_sae_lens(sae_id, release=str(release))
+    from utils.foreign_saes import open_dictionary, open_sparsify
+
     if (folder / "params.npz").is_file():
         return _open_gemma_scope(folder, sae_id)
+    if (folder / "ae.pt").is_file():
+        return open_dictionary(folder, sae_id)
+    if (folder / "sae.safetensors").is_file():
+        return open_sparsify(folder, sae_id)
     if (folder / "cfg.json").is_file():
         return _open_sae_lens(folder, sae_id)
     return _open_llama_scope(folder, sae_id)
@@ -233,7 +239,7 @@ def _through_sae_lens(sae_id: str, release: str | None = None, folder: Path | No
 
     try:
         if folder is not None:
-            cfg = _read_json(folder / "cfg.json")
+            cfg = read_json(folder / "cfg.json")
             d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
         else:
             loaded = load(torch.device("cpu"))
@@ -248,18 +254,16 @@ def _through_sae_lens(sae_id: str, release: str | None = None, folder: Path | No
 def _open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
     """Gemma Scope's params.npz: JumpReLU, no input bias (as SAELens's gemma_2 loader reads it)."""
     arrays = stored_arrays(folder / "params.npz")
-    _need(arrays, ("W_enc", "b_enc", "threshold"), folder)
+    need(arrays, ("W_enc", "b_enc", "threshold"), folder)
     W_enc = arrays["W_enc"]
     vectors = {name: arrays[name].read() for name in ("b_enc", "threshold")}
     # these were trained on embeddings divided by sqrt(d_model)
     scale = W_enc.shape[0] ** -0.5 if "embedding" in sae_id else 1.0
-    return _checked(
-        Encoder(sae_id, "jumprelu", W_enc.shape[0], W_enc.shape[1], W_enc, vectors=vectors, input_scale=scale), folder
-    )
+    return checked(Encoder(sae_id, "jumprelu", W_enc.shape[0], W_enc.shape[1], W_enc, vectors=vectors, input_scale=scale), folder)
 
 
 def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
-    cfg = _read_json(folder / "cfg.json")
+    cfg = read_json(folder / "cfg.json")
     arrays = stored_arrays(folder / "sae_weights.safetensors")
     architecture = cfg.get("architecture", "standard")
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # SAELens before 6.0
@@ -275,11 +279,11 @@ def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     needed = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(architecture, ("b_enc",))
     rescaled = architecture == "topk" and cfg.get("rescale_acts_by_decoder_norm", False)
     input_bias = cfg.get("apply_b_dec_to_input", True)
-    _need(arrays, ("W_enc", *needed, *(("W_dec",) if rescaled else ()), *(("b_dec",) if input_bias else ())), folder)
+    need(arrays, ("W_enc", *needed, *(("W_dec",) if rescaled else ()), *(("b_dec",) if input_bias else ())), folder)
     W_enc = arrays["W_enc"]
     if architecture == "topk" and not isinstance(cfg.get("k"), int):
         raise UserError(f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}")
-    return _checked(
+    return checked(
         Encoder(
             sae_id,
             architecture,
@@ -298,9 +302,9 @@ def _open_sae_lens(folder: Path, sae_id: str) -> Encoder:
 
 def _open_llama_scope(folder: Path, sae_id: str) -> Encoder:
     """Llama Scope: one threshold for all latents; the activation norm it was trained at is folded into the weights."""
-    cfg = _read_json(folder / "hyperparams.json")
+    cfg = read_json(folder / "hyperparams.json")
     arrays = stored_arrays(folder / "checkpoints" / "final.safetensors")
-    _need(arrays, ("encoder.weight", "encoder.bias"), folder)
+    need(arrays, ("encoder.weight", "encoder.bias"), folder)
     W_enc = arrays["encoder.weight"]
     try:
         scale = W_enc.shape[1] ** 0.5 / cfg["dataset_average_activation_norm"]["in"]
@@ -310,10 +314,10 @@ def _open_llama_scope(folder: Path, sae_id: str) -> Encoder:
     vectors = {"b_enc": arrays["encoder.bias"].read(), "threshold": threshold}
     d_sae, d_model = W_enc.shape
     encoder = Encoder(sae_id, "jumprelu", d_model, d_sae, W_enc, latents_first=True, vectors=vectors, input_scale=scale)
-    return _checked(encoder, folder)
+    return checked(encoder, folder)
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -323,7 +327,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _need(arrays: dict[str, StoredArray], names: tuple[str, ...], folder: Path) -> None:
+def need(arrays: Mapping[str, WeightArray], names: tuple[str, ...], folder: Path) -> None:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise UserError(f"the SAE at {folder} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}")
@@ -331,7 +335,7 @@ def _need(arrays: dict[str, StoredArray], names: tuple[str, ...], folder: Path) 
         raise UserError(f"the SAE at {folder}: {names[0]} has shape {arrays[names[0]].shape}, not two dimensions")
 
 
-def _checked(encoder: Encoder, folder: Path) -> Encoder:
+def checked(encoder: Encoder, folder: Path) -> Encoder:
     """The encoder, if all its arrays fit together and are finite."""
     if encoder.normalize_activations not in ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm"):
         raise UserError(f"the SAE at {folder}: normalize_activations {encoder.normalize_activations!r} is not known")
@@ -350,7 +354,7 @@ def _checked(encoder: Encoder, folder: Path) -> Encoder:
 def is_control(folder: Path) -> bool:
     """Whether the SAE in a folder says that its weights were never trained."""
     try:
-        metadata = _read_json(folder / "cfg.json").get("metadata")
+        metadata = read_json(folder / "cfg.json").get("metadata")
     except UserError:  # no SAELens folder, or a broken one: the probes do not need it
         return False
     return isinstance(metadata, dict) and metadata.get("control") == "random"
@@ -360,7 +364,7 @@ def fingerprint(folder: Path) -> str:
     """SHA-256 over the names, sizes and samples of an SAE's files: changes when the SAE does, and costs no full reading."""
     digest = hashlib.sha256()
     for path in sorted(
-        p for p in folder.rglob("*") if p.suffix in (".json", ".npz", ".safetensors") and p.name != "training.json"
+        p for p in folder.rglob("*") if p.suffix in (".json", ".npz", ".safetensors", ".pt") and p.name != "training.json"
     ):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size}".encode())

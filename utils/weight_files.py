@@ -14,6 +14,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,20 @@ from utils.errors import UserError
 BROKEN = (zipfile.BadZipFile, struct.error, ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError)
 MAX_HEADER = 100 << 20  # bytes of a safetensors header; real ones are a few kB
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
+
+
+class WeightArray(Protocol):
+    """An array [n_rows, n_columns] or a vector in a file, read piece by piece as float32."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def n_bytes(self) -> int: ...
+    def read(self) -> np.ndarray: ...
+    def rows(self, start: int, stop: int) -> np.ndarray: ...
+    def columns(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
