@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from utils import cli
 from utils.baselines import METHODS, MLP_SETTINGS, XGBOOST_DRAWS, XGBOOST_GRID, log_steps, standardised
@@ -67,6 +68,10 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
     """Seconds of both solvers for all k of a dataset, and the difference in test AUC."""
     from utils.sae_store import SaeActivations
 
+    rng = np.random.default_rng(0)
+    warm = csr_array(rng.random((40, 4)))  # loads what both import
+    for solver in ("path", "saga"):
+        fit_sae_probes(warm, np.arange(40) % 2, warm, np.arange(40) % 2, [1], ProbeOptions(solver=solver))
     rows = []
     for name in progress(names, desc="path and saga", unit="dataset"):
         found = SaeActivations(paths, MODEL, name, SAE_ID, load_dataset(paths, name).labels, None, REMEDY)

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from itertools import product
 
-from utils import cli
+from utils import cli, saebench
 from utils.controls import CONTROLS, ControlActivations, control_id
 from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
@@ -27,6 +27,7 @@ from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, 
 from utils.results import ResultTable, sae_probe_table, seconds_table
 from utils.runtime import run_tasks, save_run_settings
 from utils.settings import SAE_CONDITION_COLUMN, Condition, choose_conditions, conditions
+from utils.tidy_results import load_results
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,6 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="probe these too, chosen as latents are, from model activations",
     )
+    parser.add_argument(
+        "--export_saebench", action="store_true", help="normal setting: probe k = 1, 2, 5 too, and write results/saebench/*.json"
+    )
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -69,7 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     from utils.saes import choose_saes, is_control
 
     setting = args.setting
-    ks = tuple(sorted(set(args.ks))) if args.ks else KS_NORMAL if setting == "normal" else KS_OTHER
+    ks = tuple(args.ks or (KS_NORMAL if setting == "normal" else KS_OTHER))
+    if args.export_saebench and setting != "normal":
+        raise UserError("--export_saebench is for --setting normal, which is what SAEBench evaluates")
+    ks = tuple(sorted({*ks, *(saebench.KS if args.export_saebench else ())}))
     options = [
         ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed)
         for seed in cli.seeds_of(args)
@@ -102,11 +109,14 @@ def main(argv: list[str] | None = None) -> int:
                 tasks.append((paths, info.name, base, wanted))
     n_todo = sum(len(needed) for task in tasks for needed in task[3].values())
     print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
-    if not tasks:
-        return cli.report_failures(failures, "datasets")
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    return run(table, tasks, args, failures)
+    status = run(table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
+    if args.export_saebench:
+        tidy, _ = load_results(paths, info.name, ("normal",))
+        for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0].seed):
+            print(f"SAEBench  {path}")
+    return status
 
 
 def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:

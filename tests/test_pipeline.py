@@ -25,6 +25,7 @@ from utils.datasets import load_dataset, load_ood
 from utils.errors import UserError
 from utils.language_models import HookedModel
 from utils.models import get_model
+from utils.notebook import probe_sae
 from utils.paths import Paths
 
 MODEL = "all-MiniLM-L6-v2"
@@ -265,3 +266,47 @@ def test_encoded_rows_equal_sae_lens_on_the_stored_activations(done):
     ).rows()
     assert np.array_equal(stored.toarray() != 0, expected != 0)
     assert np.allclose(stored.toarray(), expected, rtol=1e-4)
+
+
+def test_the_notebook_call_gives_the_tables_numbers(done):
+    """On the same SAE, datasets and rows as the scripts."""
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(done.saes(MODEL) / "layer_2" / "width_96" / "topk_8")
+    found = probe_sae(sae, MODEL, "blocks.2.hook_resid_post", NAMES[:2], ks=(1, 16), paths=done)
+    table = pd.read_csv(done.sae_probe_table(MODEL, "normal"))
+    table = table[table["sae_id"] == "layer_2/width_96/topk_8"].set_index(["dataset", "k"])
+    for row in found[found["method"] == "sae_probe"].to_dict("records"):
+        assert row["test_auc"] == pytest.approx(table.loc[(row["dataset"], row["k"]), "test_auc"], abs=1e-6)
+        assert row["mean_l0"] <= 8
+    logreg = pd.read_csv(done.baseline_table(MODEL, "normal", 2)).query("method == 'logreg'").set_index("dataset")
+    for row in found[found["method"] == "logreg"].to_dict("records"):
+        assert row["test_auc"] == pytest.approx(logreg.loc[row["dataset"], "test_auc"], abs=1e-9)
+    with pytest.raises(UserError, match="returned shape"):
+        probe_sae(Flat(), MODEL, "blocks.2.hook_resid_post", NAMES[:1], paths=done)
+
+
+class Flat:
+    """An object whose encode is no SAE's."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(dim=1)
+
+
+def test_saebench_files_hold_the_tables_means(done, tmp_path):
+    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", done.figures_dir)
+    shutil.copytree(done.results_dir, paths.results_dir)
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES, "--export_saebench", "--n_jobs", "1"]
+    assert train_sae_probes.main(flags) == 0
+    result = json.loads(paths.saebench(MODEL, "layer_2/width_96/topk_8").read_text())
+    table = pd.read_csv(paths.sae_probe_table(MODEL, "normal"))
+    table = table[table["sae_id"] == "layer_2/width_96/topk_8"]
+    assert result["eval_type_id"] == "sparse_probing_sae_probes"
+    assert {1, 2, 5} <= set(result["eval_config"]["ks"])
+    for k in (1, 2, 5):
+        expected = table[table["k"] == k]["test_auc"].mean()
+        assert result["eval_result_metrics"]["sae"][f"sae_top_{k}_test_auc"] == pytest.approx(expected)
+    assert {detail["dataset_name"] for detail in result["eval_result_details"]} == set(NAMES)
+    logreg = pd.read_csv(paths.baseline_table(MODEL, "normal", 2)).query("method == 'logreg'")["test_acc"].mean()
+    assert result["eval_result_metrics"]["llm"]["llm_test_accuracy"] == pytest.approx(logreg)
+    assert not list(paths.results_dir.glob("saebench/*random*"))  # a control is no SAE

@@ -16,14 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsymv, dsyrk
+from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.special import expit
 
 KKT_TARGET = 1e-6  # the solver stops here
 KKT_ACCEPTED = 1e-4  # a fit worse than this is not called converged
 NEGLIGIBLE = 1e-13  # second derivatives this much smaller than the largest are left out
 MAX_STEPS = 500  # Newton steps per C
+MAX_INNER = 12  # steps on one quadratic model
 MAX_STALLED = 5  # steps in a row without a measurable decrease
 MAX_NEW_PER_STEP = 64  # zero weights that may join the active set in one step
 
@@ -130,53 +131,88 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
 
 
 def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
-    """Newton step on the active weights and the intercept; weights that would enter with the wrong sign are left out.
+    """(active weights, their columns of X, step on them, step on the intercept): towards the minimum of F's quadratic model.
 
-    (active, their columns of X, step on them, step on the intercept)
+    The model is minimised inside the orthant of ``signs``. A weight that a step would carry past zero stops there and is left
+    out of the next, which the same second derivatives give: finding steps is cheap beside making those.
     """
     active = np.flatnonzero(signs)
-    columns = X[:, active]
+    columns, sign, m = X[:, active], signs[active], len(active)
+    hessian = _hessian(columns, weights)
+    slope = np.append(gradient[active] + sign, intercept_gradient)
+    place, step = np.append(w[active], 0.0), np.zeros(m + 1)
+    free = np.ones(m + 1, dtype=bool)
+    for _ in range(MAX_INNER):
+        at = np.flatnonzero(free)
+        direction = np.zeros(m + 1)
+        direction[at] = -_solve_positive(hessian.copy(order="F") if free.all() else _square(hessian, at), slope[at])
+        backwards = free[:m] & (place[:m] == 0) & (direction[:m] * sign <= 0)
+        if backwards.any():
+            free[:m] &= ~backwards
+            continue
+        moved, change = _best_on_arc(hessian, slope, place, direction, sign)
+        place, step, slope = place + moved, step + moved, slope + change
+        held = free[:m] & (place[:m] == 0)
+        if not held.any():
+            break
+        free[:m] &= ~held
+    return active, columns, step[:m], step[m]
+
+
+def _hessian(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[n + 1, n + 1], its lower triangle: second derivatives for these columns [n_rows, n] and the intercept."""
+    m = columns.shape[1]
     # rows that are fitted to the last digits bend nothing: at weak penalties these are half of them
     bent = weights > NEGLIGIBLE * weights.max()
-    if bent.mean() < 0.8:
-        scaled = np.sqrt(weights[bent])[:, None] * columns[bent]
-    else:
-        scaled = np.sqrt(weights)[:, None] * columns
-    # a symmetric product, of which only the lower triangle is made and read
-    curvature = dsyrk(1.0, scaled, trans=1, lower=1)
-    cross = weights @ columns
-    while True:
-        m = len(active)
-        hessian = np.empty((m + 1, m + 1), order="F")
-        hessian[:m, :m] = curvature
-        hessian[m, :m] = cross
-        hessian[m, m] = weights.sum()
-        slope = np.append(gradient[active] + signs[active], intercept_gradient)
-        direction = -_solve_positive(hessian, slope)
-        wrong = (w[active] == 0) & (direction[:m] * signs[active] <= 0)
-        if not wrong.any():
-            return active, columns, direction[:m], direction[m]
-        keep = ~wrong
-        active, columns = active[keep], columns[:, keep]
-        curvature, cross = curvature[np.ix_(keep, keep)], cross[keep]
+    scaled = np.sqrt(weights[bent])[:, None] * columns[bent] if bent.mean() < 0.8 else np.sqrt(weights)[:, None] * columns
+    hessian = np.empty((m + 1, m + 1), order="F")
+    hessian[:m, :m] = dsyrk(1.0, scaled, trans=1, lower=1)  # a symmetric product, half the work
+    hessian[m, :m] = weights @ columns
+    hessian[m, m] = weights.sum()
+    return hessian
+
+
+def _square(hessian: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Rows and columns ``at`` of a matrix in Fortran's order; whole columns first, which is quicker than np.ix_."""
+    return hessian[:, at][at]
+
+
+def _best_on_arc(hessian, slope, place, direction, sign):
+    """(step, change of the model's slope) of the best of some points along ``direction``, weights stopped at zero."""
+    best = (0.0, np.zeros_like(direction), np.zeros_like(direction))
+    t = 1.0
+    while t > 1e-3:
+        target = place + t * direction
+        crossed = target[:-1] * sign < 0
+        target[:-1][crossed] = 0.0
+        step = target - place
+        change = dsymv(1.0, hessian, step, lower=1)
+        value = slope @ step + 0.5 * step @ change
+        if value >= best[0] and best[0] < 0:
+            break
+        if value < best[0]:
+            best = (value, step, change)
+        if not crossed.any():
+            break
+        t *= 0.5
+    return best[1], best[2]
 
 
 def _solve_positive(hessian: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Solve a positive semi-definite system (its lower triangle), scaled to unit diagonal, with the smallest ridge that lets
-    it factor."""
+    """Solve a positive semi-definite system (its lower triangle, which is written over), scaled to unit diagonal, with the
+    smallest ridge that lets it factor."""
     scale = np.sqrt(np.maximum(np.diagonal(hessian), 1e-12))
     hessian /= scale[:, None]
     hessian /= scale[None, :]
-    ridge = 1e-13
     diagonal = np.arange(len(hessian))
-    while True:
-        trial = hessian.copy(order="F")
-        trial[diagonal, diagonal] += ridge
-        try:
-            factor = cho_factor(trial, lower=True, overwrite_a=True, check_finite=False)
-            return cho_solve(factor, slope / scale, check_finite=False) / scale
-        except np.linalg.LinAlgError:
-            ridge *= 100
+    plain, ridge = hessian[diagonal, diagonal], 1e-13
+    while ridge < 1:
+        hessian[diagonal, diagonal] = plain + ridge
+        factor, failed = dpotrf(hessian, lower=1)
+        if not failed:
+            return dpotrs(factor, slope / scale, lower=1)[0] / scale
+        ridge *= 100
+    return slope / scale**2  # not positive even so: each weight by itself
 
 
 def _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step):

@@ -186,8 +186,8 @@ def sae_layer(sae_id: str) -> Layer | None:
 
     >>> sae_layer("layer_20/width_16k/average_l0_408"), sae_layer("l16r_32x"), sae_layer("layer14"), sae_layer("my_sae")
     (20, 16, 14, None)
-    >>> sae_layer("blocks.8.hook_resid_pre"), sae_layer("blocks.3.hook_resid_post"), sae_layer("layers.10"), sae_layer("x_layer_3_y")
-    ('blocks.8.hook_resid_pre', 3, 10, 3)
+    >>> sae_layer("blocks.8.hook_resid_pre"), sae_layer("blocks.3.hook_resid_post"), sae_layer("layers.10")
+    ('blocks.8.hook_resid_pre', 3, 10)
     """
     match = re.match(r"(blocks\.\d+\.hook_[a-z]+_[a-z]+)(?=[/_.]|$)", sae_id)
     if match and match.group(1).split(".")[2] in HOOK_POINTS:

@@ -1,0 +1,133 @@
+"""For people in a notebook: is this SAE useful? One call on an SAE object, whose result is a table.
+
+    from utils.notebook import probe_sae
+    table = probe_sae(sae, "gemma-2-9b", "blocks.20.hook_resid_post", datasets=["87_glue_cola", "96_spam_is"])
+    table.pivot_table(index=["method", "k"], values="test_auc")
+
+Needs the model activations of generate_model_activations.py (or the paper's) in data/; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array, vstack
+
+from utils.activations import load_activations
+from utils.baselines import METHODS
+from utils.datasets import choose_datasets, load_dataset, load_ood
+from utils.errors import UserError
+from utils.models import hook_name as full_name
+from utils.models import parse_layer
+from utils.paths import Paths
+from utils.probes import ProbeOptions, fit_sae_probes
+from utils.runtime import progress
+from utils.settings import Condition, conditions, split
+
+BATCH_ROWS = 128
+
+
+def probe_sae(
+    sae: Any,
+    model_name: str,
+    hook_name: str,
+    datasets: Sequence[str] | None = None,
+    setting: str = "normal",
+    ks: Sequence[int] = (1, 16, 128),
+    baselines: Sequence[str] = ("logreg",),
+    protocol: str = "paper",
+    seed: int = 42,
+    paths: Paths | None = None,
+) -> pd.DataFrame:
+    """A row a dataset, condition and probe: probes on the k most telling latents of ``sae``, and baselines on the same rows.
+
+    sae: any object whose ``encode`` takes a float32 tensor [n_rows, d_model] and returns latents [n_rows, d_sae]. hook_name:
+    which activations it reads ("blocks.20.hook_resid_post"). datasets: default all whose activations are in data/. setting:
+    normal, scarcity, class_imbalance, label_noise or OOD. baselines: of logreg, pca, knn, xgboost, mlp.
+
+    Columns: dataset, setting, condition, method ("sae_probe" or the baseline), k, val_auc, test_auc, test_f1, test_acc, C,
+    converged, n_train, n_test, latents (the first chosen), mean_l0 (latents active on a row).
+
+    Raises UserError when activations are missing or ``encode`` does not return what it should.
+    """
+    paths = paths or Paths()
+    hook = full_name(parse_layer(hook_name))
+    names = choose_datasets(paths, list(datasets) if datasets else None, ood=setting == "OOD")
+    if not datasets:
+        names = [name for name in names if paths.model_activations(model_name, name, hook).is_file()]
+    if not names:
+        raise UserError(
+            f"no activations of {model_name} at {hook} in {paths.data_dir}: make them with generate_model_activations.py"
+        )
+    rows = []
+    for name in progress(names, desc=f"probing on {setting}", unit="dataset"):
+        rows += _probe_dataset(
+            sae, paths, model_name, hook, name, setting, ks, baselines, ProbeOptions(protocol=protocol, seed=seed)
+        )
+    return pd.DataFrame(rows)
+
+
+def _probe_dataset(
+    sae: Any,
+    paths: Paths,
+    model_name: str,
+    hook: str,
+    name: str,
+    setting: str,
+    ks: Sequence[int],
+    baselines: Sequence[str],
+    options: ProbeOptions,
+) -> list[dict]:
+    remedy = "make it with generate_model_activations.py"
+    texts = load_dataset(paths, name)
+    X = load_activations(paths.model_activations(model_name, name, hook), texts, remedy)
+    y, X_ood, y_ood = texts.labels[: len(X)], None, None
+    if setting == "OOD":
+        shifted = load_ood(paths, name)
+        X_ood, y_ood = (
+            load_activations(paths.model_activations(model_name, name, hook, ood=True), shifted, remedy),
+            shifted.labels,
+        )
+    latents = encode(sae, X)
+    test_source, test_latents = (X, latents) if X_ood is None else (X_ood, encode(sae, X_ood))
+    rows = []
+    for condition in conditions(setting, len(y)):
+        of = split(condition, y, options.seed, ood_labels=y_ood)
+        common = {"dataset": name, "setting": setting, "condition": _label(condition)}
+        sizes = {"n_train": len(of.train), "n_test": len(of.test)}
+        probes = fit_sae_probes(latents[of.train], of.y_train, test_latents[of.test], of.y_test, ks, options)
+        rows += [{**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]} for p in probes]
+        for method in baselines:
+            scores = METHODS[method](X[of.train], of.y_train, test_source[of.test], of.y_test, options.seed)
+            rows.append({**common, "method": method, **sizes, **scores})
+    return rows
+
+
+def encode(sae: Any, X: np.ndarray) -> csr_array:
+    """Sparse latents [n_rows, d_sae] of activations X [n_rows, d_model], in batches of 128 rows.
+
+    Raises UserError when ``sae.encode`` returns another number of rows, or NaN or infinite values.
+    """
+    import torch
+
+    own = sae.parameters() if hasattr(sae, "parameters") else iter(())
+    device = next((parameter.device for parameter in own), torch.device("cpu"))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(X), BATCH_ROWS):
+            batch = torch.from_numpy(X[start : start + BATCH_ROWS]).to(device)
+            found = sae.encode(batch)
+            if found.ndim != 2 or len(found) != len(batch):
+                raise UserError(f"encode returned shape {tuple(found.shape)} for {len(batch)} rows, not [{len(batch)}, d_sae]")
+            dense = found.float().cpu().numpy()
+            if not np.isfinite(dense).all():
+                raise UserError(f"encode returned NaN or infinite values for rows {start} to {start + len(batch) - 1}")
+            parts.append(csr_array(dense))
+    return csr_array(vstack(parts))
+
+
+def _label(condition: Condition) -> float | int | str:
+    return "all" if condition.label is None else condition.label
