@@ -135,6 +135,11 @@ train-all: $(STAMP)
 	    --controls raw_dims pca_dims || status=1; \
 	done; exit $$status
 
+.PHONY: train-multi-token-probes
+## train-multi-token-probes: probes on all tokens of a text, whose activations are never stored
+train-multi-token-probes: $(STAMP)
+	$(RUN) train_multi_token_probes.py $(common) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
+
 .PHONY: visualize
 ## visualize: result tables to comparison, figures and report
 visualize: $(STAMP)

@@ -291,10 +291,10 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
         values = sorted(of_panel["size"].unique())
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
-        axes.set_xticks(values, [_short(value) for value in values], rotation=45 if len(values) > 4 else 0)
+        axes.set_xticks(values, [short_number(value) for value in values], rotation=45 if len(values) > 4 else 0)
         axes.set_title(f"{setting} ({of_panel[complete]['dataset'].nunique()} datasets)", fontsize=9)
         axes.set_xlabel(
-            "latents of the SAE" if size == "width" else f"L0 of the SAE ({_short(of_panel['width'].iloc[0])} latents)"
+            "latents of the SAE" if size == "width" else f"L0 of the SAE ({short_number(of_panel['width'].iloc[0])} latents)"
         )
         axes.grid()
     grid[0][0].set_ylabel("mean test AUC")
@@ -370,7 +370,7 @@ def _in_two_lines(name: str, longest: int = 28) -> str:
     return f"{name[:at]}\n{name[at:]}"
 
 
-def _short(number: float) -> str:
+def short_number(number: float) -> str:
     """16384 -> "16k", 1048576 -> "1M"."""
     for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
         if number >= size:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.figures import CHANCE, STYLE, NoData, shared_legend
-from utils.models import named_l0
+from utils.figures import CHANCE, STYLE, NoData, shared_legend, short_number
+from utils.models import named_l0, named_width
 
 RELABELLED = {0: "original labels", 1: "labels of an ensemble\nof language models", 2: "only where the\ntwo disagree"}
 RELABELLED_PROBES = {
@@ -26,8 +26,10 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     """
     if not len(table):
         raise NoData("no multi-token results (consolidated_probing_…)")
-    l0 = table["sae_id"].map(lambda i: f" (L0 {named_l0(i)})" if isinstance(i, str) else "")
-    aucs = {name: rows.set_index("dataset")["test_auc"] for name, rows in table.assign(bar=table["method"] + l0).groupby("bar")}
+    which = table["sae_id"].map(lambda i: f" ({_size(i)})" if isinstance(i, str) else "")
+    aucs = {
+        name: rows.set_index("dataset")["test_auc"] for name, rows in table.assign(bar=table["method"] + which).groupby("bar")
+    }
     shared = sorted(set.intersection(*(set(auc.index) for auc in aucs.values())))
     if last_token is not None:
         at_layer = last_token[last_token["layer"] == table["layer"].mode().iloc[0]].set_index("dataset")["test_auc"]
@@ -41,11 +43,8 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     for y, name in enumerate(order):
         values = aucs[name].loc[shared].to_numpy()
         low, high = np.quantile(rng.choice(values, (N_RESAMPLES, len(values))).mean(axis=1), [0.025, 0.975])
-        sae = name.startswith("SAE")
-        style = STYLE["sae_only" if sae else "quiver_baselines"]
-        axes.barh(
-            y, values.mean() - CHANCE, 0.7, left=CHANCE, color=style["color"], hatch="\\\\" if sae else "", edgecolor="white"
-        )
+        style = STYLE["sae_only" if name.startswith("SAE") else "random_sae" if "random" in name else "quiver_baselines"]
+        axes.barh(y, values.mean() - CHANCE, 0.7, left=CHANCE, color=style["color"], hatch=style["hatch"], edgecolor="white")
         axes.plot(values, y + rng.uniform(-0.22, 0.22, len(values)), ".", color="black", markersize=2.5, alpha=0.45)
         axes.plot([low, high], [y, y], color="black", linewidth=2.2)
         axes.text(1.015, y, f"{values.mean():.3f}", va="center", fontsize=8)
@@ -56,6 +55,12 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     axes.grid(axis="x")
     figure.tight_layout()
     return figure
+
+
+def _size(sae_id: str) -> str:
+    """ "16k, L0 408" of an id that names both, else the id."""
+    width, l0 = named_width(sae_id), named_l0(sae_id)
+    return f"{short_number(width)}, L0 {l0}" if width and l0 else sae_id
 
 
 def architecture_wins(tables: dict[str, pd.DataFrame]) -> Figure:

@@ -123,6 +123,9 @@ class Paths:
     def multi_token_folder(self, model_name: str) -> Path:
         return self.data_dir / f"consolidated_probing_{model_name}"
 
+    def multi_token_results(self, model_name: str) -> Path:
+        return self.results_dir / f"multi_token_{model_name}" / "all_results.csv"
+
     def architecture_wins(self, model_name: str) -> Path:
         return self.results_dir / f"sae_probes_{model_name}" / "improvements"
 

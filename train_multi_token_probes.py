@@ -1,0 +1,172 @@
+"""Probes on all tokens of a text: SAE latents pooled over tokens, concatenated components, and an attention probe.
+
+    python train_multi_token_probes.py --model_name all-MiniLM-L6-v2 --datasets 87_glue_cola 96_spam_is
+
+Runs the language model over one dataset at a time and keeps its token activations (16-bit) in memory while the probes are made:
+nothing of them is written, where storing them took about a terabyte. Appends to results/multi_token_{model}/all_results.csv, does
+only what that lacks, and visualize.py shows it beside the paper's consolidated results. The setting is the normal one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import cli
+from utils.datasets import choose_datasets, dataset_size, load_dataset, readable
+from utils.errors import UserError
+from utils.models import get_model, hook_name
+from utils.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
+from utils.paths import Paths
+from utils.probes import ProbeOptions, fit_sae_probes
+from utils.runtime import available_memory, pick_device, save_run_settings, show_bytes
+from utils.settings import Condition, split
+
+if TYPE_CHECKING:
+    from utils.language_models import HookedModel
+    from utils.token_probes import Tokens
+
+HALF_MAX = 65_504  # of a 16-bit float
+K = 128  # latents of a pooled probe, as in the paper
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    cli.add_datasets(parser)
+    cli.add_saes(parser)
+    cli.add_device(parser)
+    cli.add_seed(parser)
+    parser.add_argument("--max_tokens", type=cli.positive, default=256, help="longest text, the first token included")
+    parser.add_argument(
+        "--max_rows", type=cli.positive, default=1500, help="only the first rows of a dataset (memory holds them)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="redo rows that the result table already has")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name, paths)
+    info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
+
+    from utils.saes import choose_saes, is_control
+
+    saes = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer])
+    failures: list[str] = []
+    datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
+    table = multi_token_table(paths.multi_token_results(info.name))
+    done = set() if args.overwrite else table.done()
+    sae_dir = args.sae_dir or paths.saes(info.name)
+    controls = {sae_id for sae_id in saes if is_control(sae_dir / sae_id)}
+    methods = [
+        (sae_method(pooling, binarize, sae_id in controls), sae_id)
+        for sae_id, pooling, binarize in product(saes, POOLINGS, (False, True))
+    ]
+    wanted = {}
+    for name in datasets:
+        rows = [base_row(name, info.probe_layer, m, i, args.seed) for m, i in [*methods, (COMPONENTS, None), (ATTENTION, None)]]
+        lacking = [(row["method"], row["sae_id"]) for row in rows if table.key_of(row) not in done]
+        if lacking:
+            wanted[name] = lacking
+    n_all = len(datasets) * (len(methods) + 2)
+    n_todo = sum(map(len, wanted.values()))
+    print(f"multi-token probes, {info.name}: {n_all} probes; {n_all - n_todo} done, {n_todo} to do")
+    if not wanted:
+        return cli.report_failures(failures, "datasets")
+
+    from utils.language_models import HookedModel
+
+    hook = hook_name(info.probe_layer)
+    model = HookedModel(info, [hook], paths, pick_device(args.device))
+    started, n_made = time.monotonic(), 0
+    for number, (name, lacking) in enumerate(wanted.items(), start=1):
+        try:
+            n_rows = min(args.max_rows, dataset_size(paths, name))
+            tokens = read_tokens(model, hook, load_dataset(paths, name).texts[:n_rows], f"[{number}/{len(wanted)}] {name}")
+            y = load_dataset(paths, name).labels[:n_rows]
+            made = probe_tokens(paths, info.name, tokens, y, lacking, args)
+        except UserError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        rows = [{**base_row(name, info.probe_layer, method, sae_id, args.seed), **scores} for (method, sae_id), scores in made]
+        table.append(rows, replacing=args.overwrite)
+        n_made += len(rows)
+    table.finish()
+    save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
+    print(f"{n_made} probes in {time.monotonic() - started:.0f} s: {table.path}")
+    return cli.report_failures(failures, "datasets")
+
+
+def base_row(dataset: str, layer, method: str, sae_id: str | None, seed: int) -> dict:
+    """The columns of a row that say what it is."""
+    return {"dataset": dataset, "layer": layer, "method": method, "sae_id": sae_id or "", "seed": seed}
+
+
+def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> Tokens:
+    """Token activations of texts, each without its first token (a text of one token keeps it).
+
+    Raises UserError when they would not fit into memory.
+    """
+    from utils.token_probes import Tokens
+
+    token_ids = model.tokenize(texts)
+    lengths = np.maximum([len(ids) - 1 for ids in token_ids], 1)
+    n_bytes = 2 * int(lengths.sum()) * model.info.d_model
+    if n_bytes > available_memory():
+        raise UserError(f"the tokens of {len(texts)} texts need {show_bytes(n_bytes)}: lower --max_rows or --max_tokens")
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.zeros((starts[-1], model.info.d_model), dtype=np.float16)
+    for rows, captured, kept in model.run(token_ids, desc):
+        states, n_real = captured[hook].cpu().numpy(), kept.sum(dim=1).cpu().numpy()
+        for i, row in enumerate(rows):
+            found = states[i, min(1, n_real[i] - 1) : n_real[i]]
+            values[starts[row] : starts[row + 1]] = np.clip(found, -HALF_MAX, HALF_MAX)
+    return Tokens(values, starts)
+
+
+def probe_tokens(
+    paths: Paths, model_name: str, tokens: Tokens, y: np.ndarray, wanted: list, args: argparse.Namespace
+) -> list[tuple[tuple[str, str | None], dict]]:
+    """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
+    import torch
+
+    from utils.saes import open_sae
+    from utils.token_probes import attention_probe, components_probe, pool_latents
+
+    of = split(Condition("normal"), y, args.seed)
+    sizes = {"n_train": len(of.train), "n_test": len(of.test)}
+    results: list[tuple[tuple[str, str | None], dict]] = []
+    cpu = torch.device("cpu")
+    for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
+        encoder = open_sae(paths, model_name, sae_id, args.sae_dir)
+        block = encoder.block(0, encoder.d_sae, cpu)
+        pooled = pool_latents(tokens, partial(_encode, encoder, block, cpu), encoder.d_sae)
+        for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):
+            for control in (False, True):
+                method = sae_method(pooling, binarize, control)
+                if (method, sae_id) in wanted:
+                    options = ProbeOptions(binarize=binarize, seed=args.seed)
+                    (probe,) = fit_sae_probes(X[of.train], of.y_train, X[of.test], of.y_test, [K], options)
+                    results.append(((method, sae_id), probe))
+    for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
+        if (method, "") in wanted:
+            results.append(((method, None), {**probe_with(tokens, y, of.train, of.test, args.seed), **sizes}))
+    return results
+
+
+def _encode(encoder, block, device, x: np.ndarray):
+    from utils.encoding import encode_all
+
+    return encode_all(encoder, [block], x, device)
+
+
+if __name__ == "__main__":
+    cli.run(main)
