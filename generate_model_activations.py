@@ -40,9 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="blocks (their hook_resid_post), embed, or hooks such as blocks.3.hook_mlp_out (default: the model's)",
     )  # fmt: skip
     parser.add_argument("--max_seq_len", type=cli.positive, metavar="TOKENS", help="longest text (default: the model's, 1024)")
-    parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the model's weights"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: bfloat16 on CUDA, else float32)")
     parser.add_argument(
         "--max_rows", type=cli.positive, metavar="N", help="only the first N rows of a dataset (OOD files are whole)"
     )
@@ -75,7 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     failures: list[str] = []
     usable = {ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood)) for ood in (False, True)}
     jobs = [(name, ood) for name, ood in jobs if name in usable[ood]]
-    todo = [job for job in jobs if not _is_done(paths, info.name, *job, hooks, asked_n)]
+    todo = []
+    for job in jobs:
+        try:
+            if not _is_done(paths, info, *job, hooks, asked_n):
+                todo.append(job)
+        except UserError as error:
+            failures.append(str(error))
+    n_unusable = len(failures)
     print(f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)} done, {len(todo)} to do")
     if not todo:
         return cli.report_failures(failures, "files of texts")
@@ -101,34 +106,43 @@ def main(argv: list[str] | None = None) -> int:
         n_texts += len(dataset)
     seconds = time.monotonic() - started
     print(
-        f"{n_texts} texts of {len(todo) - len(failures)} files in {seconds:.0f} s on {device}: "
+        f"{n_texts} texts of {len(todo) - len(failures) + n_unusable} files in {seconds:.0f} s on {device}: "
         f"{paths.model_activations_folder(info.name)}"
     )
     return cli.report_failures(failures, "files of texts")
 
 
 def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
-    """The model asked for; one outside the table is described, for this and the later stages."""
-    name = args.model_name
-    if args.hf_model is None or name in MODELS:
-        info = get_model(name, paths)
-    else:
-        from utils.language_models import ENCODERS, read_config
+    """The model asked for; one outside the table is described, for this and the later stages.
 
-        known = get_model(name, paths) if paths.model_description(name).is_file() else None
-        if known and known.hub_id != args.hf_model:
-            raise UserError(f"--model_name {name} is already {known.hub_id}: give this model another name")
-        layers = list(dict.fromkeys([*(known.layers if known else ()), *(args.layers or ())]))
-        if not layers:
-            raise UserError("a model outside the table needs --layers or --hook_names: which activations are to be read?")
-        config = read_config(args.hf_model, name)
-        pooling = "mean" if config.model_type in ENCODERS else "last"
-        layers.sort(key=layer_order)
-        info = LanguageModel(
-            name, args.hf_model, config.hidden_size, tuple(layers), known.probe_layer if known else layers[-1], pooling
-        )
-        describe_model(info, paths)
-    return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
+    Raises UserError when --hf_model is given for a name that already means another model.
+    """
+    name = args.model_name
+    if args.hf_model is None:
+        info = get_model(name, paths)
+        return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
+    if name in MODELS:
+        raise UserError(f"--model_name {name} is {MODELS[name].hub_id or 'a model of the table'}: give --hf_model another name")
+    from utils.language_models import ENCODERS, read_config
+
+    known = get_model(name, paths) if paths.model_description(name).is_file() else None
+    if known and known.hub_id != args.hf_model:
+        raise UserError(f"--model_name {name} is already {known.hub_id}: give this model another name")
+    layers = sorted({*(known.layers if known else ()), *(args.layers or ())}, key=layer_order)
+    if not layers:
+        raise UserError("a model outside the table needs --layers or --hook_names: which activations are to be read?")
+    config = read_config(args.hf_model, name)
+    info = LanguageModel(
+        name,
+        args.hf_model,
+        config.hidden_size,
+        tuple(layers),
+        known.probe_layer if known else layers[-1],
+        pooling="mean" if config.model_type in ENCODERS else "last",
+        max_seq_len=args.max_seq_len or (known.max_seq_len if known else 1024),
+    )
+    describe_model(info, paths)
+    return info
 
 
 def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:
@@ -138,14 +152,21 @@ def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:
     return Dataset(dataset.name, dataset.texts[:max_rows], dataset.labels[:max_rows], dataset.classes)
 
 
-def _is_done(paths: Paths, model_name: str, name: str, ood: bool, hooks: list[str], max_rows: int | None) -> bool:
-    """Whether every hook's file is there with enough rows; more rows than asked for are enough."""
+def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, hooks: list[str], max_rows: int | None) -> bool:
+    """Whether every hook's file is there with enough rows; more rows than asked for are enough.
+
+    Raises UserError when a file of ours was made with another longest text.
+    """
     for hook in hooks:
-        path = paths.model_activations(model_name, name, hook, ood)
+        path = paths.model_activations(info.name, name, hook, ood)
         if not path.is_file():
             return False
-        have = read_description(path).get("n_rows")
-        size = dataset_size(paths, name)
+        made = read_description(path)
+        if made.get("max_seq_len", info.max_seq_len) != info.max_seq_len:
+            raise UserError(
+                f"{path} was made with --max_seq_len {made['max_seq_len']}, not {info.max_seq_len}: delete it to make it anew"
+            )
+        have, size = made.get("n_rows"), dataset_size(paths, name)
         if have is not None and not ood and have < min(max_rows or size, size):
             return False
     return True

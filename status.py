@@ -55,9 +55,7 @@ def describe(paths: Paths, info: LanguageModel, settings: tuple[str, ...]) -> st
     lines += table(header, rows)
     lines += section("Works", works, "nothing yet")
     lines += section("Blocked", blocked, "nothing")
-    packed = [
-        f"{path}: `make extract-data MODEL={info.name}`" for path in paths.archives(info.name) if not is_extracted(path, paths)
-    ]
+    packed = [path for path in paths.archives(info.name) if not is_extracted(path, paths)]
     lines += section("Archives not unpacked", [f"{path}: `make extract-data MODEL={info.name}`" for path in packed], "none")
     broken = found.unreadable[:MAX_SHOWN]
     if len(found.unreadable) > MAX_SHOWN:

@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"which baselines, of {', '.join(METHODS)} (default: the setting's)",
     )
-    parser.add_argument("--layer", nargs="+", type=cli.layer, metavar="N", help="blocks, or embed (default: the setting's)")
+    parser.add_argument("--layer", nargs="+", type=cli.layer, metavar="N", help="blocks, embed or hooks (default: the setting's)")
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser

@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     status = run(table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
     if args.export_saebench:
         tidy, _ = load_results(paths, info.name, ("normal",))
-        for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0].seed):
+        for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0]):
             print(f"SAEBench  {path}")
     return status
 
@@ -164,7 +164,6 @@ def probe_dataset(
             continue  # fewer rows have activations than have texts
         X_train, X_test, rows_of = activations.condition(condition, options.seed)
         for result in fit_sae_probes(X_train, rows_of.y_train, X_test, rows_of.y_test, ks, options):
-            # "solver" of the options is what was asked for, of the result what was used
             rows.append({**published_row(base, condition, result["k"], options), **result})
     if not rows:
         raise UserError(f"only {len(activations.labels)} rows have activations: too few for what was asked")

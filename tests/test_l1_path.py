@@ -78,3 +78,13 @@ def test_duplicated_and_dead_columns_are_harmless():
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="both classes"):
         l1_logistic_path(np.ones((4, 1)), np.ones(4), Cs)
+
+
+@pytest.mark.parametrize("shift", [100.0, 1e4])
+def test_a_large_mean_of_the_columns_changes_nothing(shift):
+    """The intercept is not penalised, so it takes the shift up."""
+    X, y = sparse_problem(4, 120, 16)
+    for plain, shifted in zip(l1_logistic_path(X, y, Cs), l1_logistic_path(X + shift, y, Cs)):
+        assert shifted.converged
+        assert shifted.objective == pytest.approx(plain.objective, rel=1e-6)
+        assert np.allclose(X @ plain.coef + plain.intercept, (X + shift) @ shifted.coef + shifted.intercept, atol=1e-2)

@@ -310,3 +310,28 @@ def test_saebench_files_hold_the_tables_means(done, tmp_path):
     logreg = pd.read_csv(paths.baseline_table(MODEL, "normal", 2)).query("method == 'logreg'")["test_acc"].mean()
     assert result["eval_result_metrics"]["llm"]["llm_test_accuracy"] == pytest.approx(logreg)
     assert not list(paths.results_dir.glob("saebench/*random*"))  # a control is no SAE
+
+
+def test_a_second_run_does_nothing_whatever_fitted_the_first(done, tmp_path, capsys):
+    """What was asked for is the key, what fitted it (lbfgs here) is not."""
+    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", done.figures_dir)
+    flags = [
+        "--model_name",
+        MODEL,
+        *folder_flags(paths),
+        "--datasets",
+        NAMES[0],
+        "--reg_type",
+        "l2",
+        "--ks",
+        "4",
+        "--n_jobs",
+        "1",
+    ]
+    assert train_sae_probes.main(flags) == 0
+    before = paths.sae_probe_table(MODEL, "normal").read_bytes()
+    capsys.readouterr()
+    assert train_sae_probes.main(flags) == 0
+    assert "0 to do" in capsys.readouterr().out
+    assert paths.sae_probe_table(MODEL, "normal").read_bytes() == before
+    assert set(pd.read_csv(paths.sae_probe_table(MODEL, "normal"))["fitted_by"]) == {"lbfgs"}

@@ -139,6 +139,22 @@ def test_status_counts_what_is_there_and_names_the_command_for_what_is_not(paths
     assert "make extract-data MODEL=all-MiniLM-L6-v2" in text
     assert "make train-baselines MODEL=all-MiniLM-L6-v2 SETTING=scarcity" in text
     assert output.read_text().startswith("# Status of all-MiniLM-L6-v2")
+    assert text.count("model_activations_all-MiniLM-L6-v2.tar.gz") == 1
+
+
+def test_status_says_that_figures_can_be_drawn_where_both_sides_have_results(paths, capsys):
+    write_texts(paths, ["1_first"], n_rows=300)
+    for table, row in (
+        (paths.baseline_table("all-MiniLM-L6-v2", "normal", 2), "dataset,method,test_auc,val_auc\n1_first,logreg,0.5,0.5\n"),
+        (
+            paths.sae_probe_table("all-MiniLM-L6-v2", "normal"),
+            "test_auc,val_auc,k,dataset,layer,sae_id,reg_type\n0.5,0.5,16,1_first,2,layer_2/width_4k/topk_32,l1\n",
+        ),
+    ):
+        table.parent.mkdir(parents=True)
+        table.write_text(row)
+    text = status_of(paths, capsys)
+    assert "- normal: comparison and figures: `make visualize" in text
 
 
 def test_one_row_tables_of_the_original_scripts_are_read(paths):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from utils.comparison import compare
 from utils.errors import UserError
 from utils.results import baseline_table, read_table, sae_probe_table
 from utils.tidy_results import load_results
@@ -104,3 +105,18 @@ def test_our_ood_baselines_stand_beside_the_published_ones(paths):
     baselines = tidy[tidy["kind"] == "baseline"]
     assert sorted(baselines["test_auc"]) == [0.6, 0.75]
     assert tidy.loc[tidy["kind"] == "sae", "test_auc"].tolist() == [0.7, 0.5]
+
+
+def test_hooks_are_layers_beside_numbers(paths):
+    """A table may hold blocks and other hooks; both sides must match."""
+    hook = "blocks.3.hook_mlp_out"
+    probes = sae_probe_table(paths.sae_probe_table("gemma-2-9b", "normal"), None)
+    scores = {"test_auc": 0.7, "val_auc": 0.8, "k": 16, "reg_type": "l1", "method": "sae_probe", "dataset": "a"}
+    probes.append([{**scores, "sae_id": f"{layer}/mine", "layer": layer} for layer in (3, hook)])
+    for layer in (3, hook):
+        row = {"dataset": "a", "method": "logreg", "layer": layer, "test_auc": 0.9, "val_auc": 0.9}
+        baseline_table(paths.baseline_table("gemma-2-9b", "normal", layer), None, layer).append([row])
+    tidy, _ = load_results(paths, "gemma-2-9b", ("normal",))
+    overall = compare(tidy).set_index("contender")
+    assert overall.loc["sae_only", "n_pairs"] == 2
+    assert set(tidy["layer"]) == {3, hook}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from utils.comparison import contenders, matched
+from utils.comparison import contenders, matched, of_protocol, protocols
 from utils.datasets import dataset_size, list_datasets
 from utils.errors import UserError
 from utils.paths import Paths
@@ -36,7 +36,10 @@ def audit(paths: Paths, model_name: str) -> list[Finding]:
     for setting in SETTINGS:
         rows = tidy[tidy["setting"] == setting]
         if len(rows):
-            found += _unmatched(setting, rows)
+            for protocol in protocols(rows):
+                several = f"{setting}, {protocol} protocol" if len(protocols(rows)) > 1 else setting
+                found += _unmatched(several, of_protocol(rows, protocol))
+            found += _mixed(setting, rows)
             found += _missing(paths, setting, rows)
             found += _small_tests(paths, setting, rows)
             found += _solvers(setting, rows)
@@ -77,6 +80,21 @@ def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
         Finding("doubt", setting, f"{n_matched} decisions match, {' and '.join(parts)}{why}: SAE probes less best baseline is "
                 f"{gap:+.3f} over the matched ones (it would be {careless:+.3f} without matching)")
     ]  # fmt: skip
+
+
+def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Probes of one SAE made in several ways: the pick takes the best of all by validation AUC."""
+    probes = rows[rows["kind"] == SAE]
+    kinds = {
+        column: sorted(probes[column].dropna().astype(str).unique())
+        for column in ("solver", "reg_type", "binarize", "latent_selection")
+    }
+    several = [f"{column} {' and '.join(values)}" for column, values in kinds.items() if len(values) > 1]
+    if not several:
+        return []
+    return [
+        Finding("doubt", setting, f"SAE probes of several kinds compete in one pick, which favours them: {'; '.join(several)}")
+    ]
 
 
 def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:

@@ -106,7 +106,7 @@ def memory_size(text: str) -> int:
 
 
 def layer(text: str) -> Layer:
-    """A flag's layer: a block's number, or "embed"."""
+    """A flag's layer: a block's number, "embed", or a hook's name."""
     try:
         return parse_layer(text)
     except ValueError:

@@ -54,7 +54,10 @@ def pick(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The picks of every contender that has probes in the table."""
+    """The picks of every contender that has probes in the table.
+
+    All SAE probes of a decision compete, whatever their solver, penalty and selection; ``audit`` says where these are mixed.
+    """
     rows = tidy.dropna(subset=["test_auc"])
     masks = {
         "quiver_baselines": rows["kind"] == BASELINE,

@@ -17,7 +17,7 @@ from utils.probes import KS_NORMAL, KS_OTHER
 from utils.sae_store import condition_suffixes
 from utils.saes import list_sae_ids
 from utils.settings import conditions
-from utils.tidy_results import BASELINE, CONTROL, load_results
+from utils.tidy_results import BASELINE, SAE, load_results
 
 ZIP_START, ZIP_END, LEGACY_START = b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"
 
@@ -93,11 +93,11 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
             found.unreadable.append(str(error))
     ood = [name for name in list_ood_datasets(paths) if name in found.sizes]
     tables = _tables(paths, info, settings, found)
-    probed = tables.loc[~tables["kind"].isin([BASELINE, CONTROL]), "sae_id"].dropna().unique().tolist()
+    probes = tables[tables["kind"] == SAE]
+    found.probed = set(probes["setting"])
+    named = [*info.sae_ids, *list_sae_ids(paths.saes(info.name)), *probes["sae_id"].dropna().unique().tolist()]
     # "published" stands for the unnamed SAE of the paper's OOD table
-    found.sae_ids = list(
-        dict.fromkeys([*info.sae_ids, *list_sae_ids(paths.saes(info.name)), *(i for i in probed if i != "published")])
-    )
+    found.sae_ids = [sae_id for sae_id in dict.fromkeys(named) if sae_id != "published"]
     for setting in settings:
         names = ood if setting == "OOD" else list(found.sizes)
         found.model_activations[setting] = _model_activations(paths, info, setting, names, found)

@@ -13,7 +13,7 @@ second-order methods for convex l1-regularized optimization".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg.blas import dsymv, dsyrk
@@ -58,10 +58,11 @@ def objective(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: float, 
 def kkt_violation(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: float, C: float) -> float:
     """Largest violation of the optimality conditions, in units of the penalty (0 at the optimum).
 
-    With g = C X^T (p - y): |g_j + sign(w_j)| where w_j != 0, max(|g_j| - 1, 0) where w_j = 0, and |C sum(p - y)|.
+    With g = C (X - its columns' means)^T (p - y): |g_j + sign(w_j)| where w_j != 0, max(|g_j| - 1, 0) where w_j = 0, and
+    |C sum(p - y)|. (At the optimum sum(p - y) is 0, and the means take nothing from g.)
     """
     residual = C * (expit(X @ coef + intercept) - y)
-    gradient = X.T @ residual
+    gradient = (X - X.mean(axis=0)).T @ residual
     violation = np.where(coef != 0, np.abs(gradient + np.sign(coef)), np.abs(gradient) - 1)
     return float(max(violation.max(initial=0.0), abs(residual.sum()), 0.0))
 
@@ -71,19 +72,20 @@ def l1_logistic_path(X: np.ndarray, y: np.ndarray, Cs: np.ndarray, target: float
 
     X: [n_rows, n_columns] float; y: [n_rows] in {0, 1}, both classes present.
     """
-    X = np.asfortranarray(X, dtype=np.float64)  # active columns are taken out of it again and again
+    # Shifting a column changes only the (unpenalised) intercept, and a large mean hides what varies: to the means' common zero.
+    # In Fortran's order, because active columns are taken out again and again.
+    mean = X.mean(axis=0, dtype=np.float64)
+    X = np.asfortranarray(X - mean)
     y = np.asarray(y, dtype=np.float64)
     if not 0 < y.sum() < len(y):
         raise ValueError("both classes must be present in y")
-    # Columns on a common scale would change the penalty; a diagonal ridge relative to each column's own curvature
-    # (in _newton_direction) gives the same numerical safety without changing the problem.
     coef = np.zeros(X.shape[1])
     intercept = float(np.log(y.mean() / (1 - y.mean())))
     fits: dict[float, L1Fit] = {}
     for C in sorted({float(C) for C in Cs}):
         fits[C] = _solve(X, y, C, coef, intercept, target)
         coef, intercept = fits[C].coef, fits[C].intercept
-    return [fits[float(C)] for C in Cs]
+    return [replace(fits[float(C)], intercept=fits[float(C)].intercept - float(mean @ fits[float(C)].coef)) for C in Cs]
 
 
 def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: float, target: float) -> L1Fit:
@@ -166,7 +168,8 @@ def _hessian(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
     bent = weights > NEGLIGIBLE * weights.max()
     scaled = np.sqrt(weights[bent])[:, None] * columns[bent] if bent.mean() < 0.8 else np.sqrt(weights)[:, None] * columns
     hessian = np.empty((m + 1, m + 1), order="F")
-    hessian[:m, :m] = dsyrk(1.0, scaled, trans=1, lower=1)  # a symmetric product, half the work
+    if m:
+        hessian[:m, :m] = dsyrk(1.0, scaled, trans=1, lower=1)  # a symmetric product, half the work
     hessian[m, :m] = weights @ columns
     hessian[m, m] = weights.sum()
     return hessian
@@ -178,7 +181,10 @@ def _square(hessian: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _best_on_arc(hessian, slope, place, direction, sign):
-    """(step, change of the model's slope) of the best of some points along ``direction``, weights stopped at zero."""
+    """(step, change of the model's slope) of the best of some points along ``direction``, weights stopped at zero.
+
+    Where stopping them helps nowhere, as far as the first weight that reaches zero: until there the model falls.
+    """
     best = (0.0, np.zeros_like(direction), np.zeros_like(direction))
     t = 1.0
     while t > 1e-3:
@@ -195,6 +201,14 @@ def _best_on_arc(hessian, slope, place, direction, sign):
         if not crossed.any():
             break
         t *= 0.5
+    if best[0] == 0.0:
+        crossing = np.flatnonzero((place[:-1] + direction[:-1]) * sign < 0)
+        if len(crossing):
+            times = -place[crossing] / direction[crossing]
+            step = times.min() * direction
+            first = crossing[times == times.min()]
+            step[first] = -place[first]
+            return step, dsymv(1.0, hessian, step, lower=1)
     return best[1], best[2]
 
 

@@ -103,7 +103,9 @@ class HookedModel:
                 try:
                     with suppress(_LastHookReached):
                         self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-                except torch.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                        raise
                     if len(rows) == 1 or batch_size:
                         raise UserError(
                             f"{self.device.type} has no memory for {len(rows)} texts of {int(lengths[rows].max())} tokens: use a "

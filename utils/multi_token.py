@@ -27,7 +27,7 @@ def sae_method(pooling: str, binarize: bool, control: bool = False) -> str:
 def multi_token_table(path: Path) -> ResultTable:
     """The table of train_multi_token_probes.py."""
     key: dict[str, object] = {"dataset": None, "layer": None, "method": None, "sae_id": "", "seed": 42}
-    scores = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "C", "n_nonzero", "solver", "converged", "n_train", "n_test")
+    scores = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "C", "n_nonzero", "fitted_by", "converged", "n_train", "n_test")
     return ResultTable(path, (*key, *scores), key)
 
 

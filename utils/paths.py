@@ -136,7 +136,7 @@ class Paths:
         return self.results_dir / f"sae_probes_{model_name}" / "OOD" / "OOD_latents"
 
     def saebench(self, model_name: str, sae_id: str) -> Path:
-        return self.results_dir / "saebench" / f"{model_name}_{sae_id.replace('/', '_')}_eval_results.json"
+        return self.results_dir / "saebench" / f"{model_name}_{sae_id.replace('/', '--')}_eval_results.json"
 
     def positive_control(self) -> Path:
         return self.results_dir / "positive_control.csv"

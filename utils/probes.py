@@ -143,7 +143,7 @@ def fit_sae_probes(
                 "k": k,
                 "C": C,
                 "n_nonzero": int(np.count_nonzero(fit.coef)),
-                "solver": fit.solver,
+                "fitted_by": fit.solver,
                 "converged": fit.converged,
                 "n_train": len(y_train),
                 "n_test": len(y_test),
@@ -232,7 +232,7 @@ def fit_liblinear(X: np.ndarray, y: np.ndarray, C: float) -> LinearFit:
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")  # whether it converged is judged by the optimality conditions
         model = LogisticRegression(
-            C=C, intercept_scaling=1e4, max_iter=1000, tol=1e-8, random_state=FINAL_SEED, **_penalty("l1", "liblinear")
+            C=C, intercept_scaling=1e4, max_iter=200, tol=1e-8, random_state=FINAL_SEED, **_penalty("l1", "liblinear")
         ).fit(X, y)
     return LinearFit(model.coef_[0], float(model.intercept_[0]), False, "liblinear")
 

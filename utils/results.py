@@ -41,7 +41,7 @@ class ResultTable:
                     raise UserError(f"{self.path} lacks the column {column}; it has {', '.join(table.columns)}")
                 table[column] = default
             elif default is not None:
-                table[column] = table[column].fillna(default)
+                table[column] = table[column].astype(object).where(table[column].notna(), default).infer_objects()
         return table
 
     def done(self) -> set[tuple]:
@@ -169,7 +169,8 @@ def _sortable(value: object) -> tuple:
 PUBLISHED = "published"
 SAE_PROBE_COLUMNS = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "dataset", "layer", "sae_id", "reg_type", "binarize")
 SAE_PROBE_EXTRAS = (
-    "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "converged", "n_train", "n_test", "latents",
+    "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
+    "converged", "n_train", "n_test", "latents",
 )  # fmt: skip
 BASELINE_COLUMNS = ("dataset", "method")
 BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.paths import Paths
+from utils.probes import ProbeOptions
 from utils.runtime import write_json
 from utils.tidy_results import BASELINE, SAE
 
@@ -19,14 +20,15 @@ NAMED_KS = (1, 2, 5, 10, 20, 50, 100)  # k with fields of their own; every k is 
 METRICS = {"test_accuracy": "test_acc", "test_auc": "test_auc", "test_f1": "test_f1"}
 
 
-def export_saebench(tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: list[str], seed: int = 42) -> list[Path]:
-    """Write results/saebench/{model}_{sae_id}_eval_results.json for each SAE that has normal-setting L1 probes.
+def export_saebench(tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: list[str], options: ProbeOptions) -> list[Path]:
+    """Write results/saebench/{model}_{sae_id}_eval_results.json for each SAE that has probes of these options.
 
-    ``tidy``: tidy_results.load_results. SAEBench evaluates the normal setting with logistic regression as its baseline.
+    ``tidy``: tidy_results.load_results, normal setting, which SAEBench evaluates, with logistic regression as baseline.
     """
-    rows = tidy[(tidy["setting"] == "normal") & (tidy["seed"] == seed)]
-    probes = rows[(rows["kind"] == SAE) & (rows["reg_type"] == "l1") & ~rows["binarize"].fillna(False).astype(bool)]
-    probes = probes[probes["protocol"] == "paper"].drop_duplicates(["sae_id", "dataset", "k"])
+    rows = tidy[(tidy["setting"] == "normal") & (tidy["seed"] == options.seed)]
+    probes = rows[rows["kind"] == SAE]
+    for column in ("reg_type", "binarize", "solver", "latent_selection", "protocol"):
+        probes = probes[probes[column].astype(str) == str(getattr(options, column))]
     written = []
     for sae_id in sae_ids:
         of_sae = probes[probes["sae_id"] == sae_id]
@@ -34,12 +36,12 @@ def export_saebench(tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: 
             continue
         logreg = rows[(rows["kind"] == BASELINE) & (rows["method"] == "logreg") & (rows["layer"] == of_sae["layer"].iloc[0])]
         path = paths.saebench(model_name, sae_id)
-        write_json(path, _result(of_sae, logreg, model_name, sae_id, seed))
+        write_json(path, _result(of_sae, logreg, model_name, sae_id, options))
         written.append(path)
     return written
 
 
-def _result(probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id: str, seed: int) -> dict:
+def _result(probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id: str, options: ProbeOptions) -> dict:
     ks = sorted(int(k) for k in probes["k"].unique())
     datasets = sorted(probes["dataset"].unique())
     logreg = logreg[logreg["dataset"].isin(datasets)]
@@ -52,8 +54,9 @@ def _result(probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id:
     return {
         "eval_type_id": EVALUATION,
         "eval_config": {
-            "model_name": model_name, "dataset_names": datasets, "reg_type": "l1", "setting": "normal", "ks": ks,
-            "binarize": False, "include_llm_baseline": bool(len(logreg)), "baseline_method": "logreg", "random_seed": seed,
+            "model_name": model_name, "dataset_names": datasets, "reg_type": options.reg_type, "setting": "normal",
+            "ks": ks, "binarize": options.binarize, "include_llm_baseline": bool(len(logreg)), "baseline_method": "logreg",
+            "random_seed": options.seed,
         },
         "eval_id": str(uuid.uuid4()),
         "datetime_epoch_millis": int(time.time() * 1000),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.datasets import first_line
 from utils.errors import UserError
-from utils.models import Layer, get_model
+from utils.models import Layer, get_model, parse_layer
 from utils.ood_evidence import Judgement, judge
 from utils.paths import BASELINE_FOLDERS, Paths
 from utils.results import PUBLISHED, baseline_table, is_torn, read_table, sae_probe_table
@@ -80,6 +80,7 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
             continue
         table = baseline_table(path, column, at_layer).read()
         _check_scores(table, path)
+        table["layer"] = _layers(table, path)
         table = table.assign(kind=BASELINE, setting=setting, protocol=None)
         frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), remarks
@@ -151,7 +152,8 @@ def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame,
     if found is None:
         return None, pd.DataFrame(), None
     table = _with_l0(sae_probe_table(found, None).read())
-    _check_scores(table, found, "k", "layer")
+    _check_scores(table, found, "k")
+    table["layer"] = _layers(table, found)
     untold = table[table["n_test"].isna()] if "n_test" in table.columns else table
     if not len(untold):
         return found, table, None
@@ -184,7 +186,8 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
         return pd.DataFrame(), []
     column = SAE_CONDITION_COLUMN.get(setting)
     table = sae_probe_table(found, column).read()
-    _check_scores(table, found, "k", "layer")
+    _check_scores(table, found, "k")
+    table["layer"] = _layers(table, found)
     remarks = _torn(found)
     if setting == "OOD":
         _, _, judgement = judge_ood(paths, model_name)
@@ -203,8 +206,19 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
     return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
 
 
+def _layers(table: pd.DataFrame, path: Path) -> list[Layer]:
+    """The layers of a table's rows, in one form whether pandas read numbers or, beside hooks, their text."""
+    layers = []
+    for row, value in enumerate(table["layer"]):
+        try:
+            layers.append(parse_layer(str(value).removesuffix(".0")))
+        except ValueError:
+            raise UserError(f"{path}, line {row + 2}: layer is {value!r}, neither a block's number nor a hook") from None
+    return layers
+
+
 def _check_scores(table: pd.DataFrame, path: Path, *numbers: str) -> None:
-    for column in ("dataset", "val_auc", "test_auc", *numbers):
+    for column in ("dataset", "layer", "val_auc", "test_auc", *numbers):
         if column not in table.columns:
             raise UserError(f"{path} lacks the column {column}; it has {', '.join(map(str, table.columns))}")
     for column in ("val_auc", "test_auc", *numbers):
