@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from utils import cli
 from utils.datasets import first_line
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
             failures += extract(archive, paths, model_name)
         except UserError as error:
             failures.append(str(error))
+        except OSError as error:
+            failures.append(f"{archive.name}: {error.strerror or error} ({error.filename}): what was whole is unpacked")
     return cli.report_failures(failures, "archives")
 
 
@@ -85,12 +88,14 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
         print(f"{archive.name}: already unpacked")
         return []
     require_disk(paths.data_dir, estimate(archive))
-    refused, n_new, n_there = [], 0, 0
+    refused: list[str] = []
+    n_new = n_there = 0
+    size = archive.stat().st_size
     with (
         damage_as_user_error(archive),
         open(archive, "rb") as compressed,
         gzip.open(compressed) as stream,
-        progress(total=archive.stat().st_size, desc=archive.name, unit="B", unit_scale=True) as bar,
+        progress(total=size, desc=archive.name, unit="B", unit_scale=True) as bar,
         tarfile.open(fileobj=stream, mode="r|") as members,
     ):
         for member in members:
@@ -98,18 +103,16 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
             if member.isdir() or PurePosixPath(member.name).name.startswith(("._", ".DS_Store")):
                 continue
             try:
-                path = destination(member, archive, paths, model_name)
+                new = copy(members, member, destination(member, archive, paths, model_name), archive)
             except UserError as error:
                 refused.append(str(error))
                 continue
-            if path.is_file() and path.stat().st_size == member.size:
-                n_there += 1
-                continue
-            copy(members, member, path, archive)
-            n_new += 1
+            n_new, n_there = n_new + new, n_there + (not new)
         while stream.read(CHUNK):  # to the end, where gzip compares its checksum
             pass
-        bar.update(archive.stat().st_size - bar.n)
+        bar.update(size - bar.n)
+    if not (n_new or n_there or refused):
+        raise UserError(f"{archive} holds no files: download it again")
     if not refused:
         write_json(paths.extracted(archive), identity(archive))
     print(f"{archive.name}: {n_new} files unpacked, {n_there} were there, {len(refused)} refused")
@@ -120,7 +123,7 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
 def damage_as_user_error(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise UserError(
             f"{archive} is cut off or damaged ({first_line(error)}): what was whole is unpacked; download it again, and run this "
             "again"
@@ -135,7 +138,7 @@ def estimate(archive: Path) -> int:
             try:
                 n_out += len(unpacker.decompress(block))
             except zlib.error as error:
-                raise UserError(f"{archive} is no gzip file ({first_line(error)}): download it again") from error
+                raise UserError(f"{archive} is no whole gzip file ({first_line(error)}): download it again") from error
             n_in += len(block)
     return int(archive.stat().st_size * n_out / max(n_in, 1))
 
@@ -145,11 +148,13 @@ def destination(member: tarfile.TarInfo, archive: Path, paths: Paths, model_name
 
     Raises UserError for a link, a device, or a name that leads anywhere else.
     """
-    if not member.isreg():
-        raise UserError(f"{archive.name}: {member.name!r} is a link or device, not a file: refused")
+    if not member.isreg() or member.issparse():  # a few bytes of a sparse file can stand for gigabytes
+        raise UserError(f"{archive.name}: {member.name!r} is a link, device or sparse file: refused")
     parts = [part for part in PurePosixPath(member.name).parts if part != "."]
-    if PurePosixPath(member.name).is_absolute() or ".." in parts or "\\" in member.name or "\0" in member.name:
+    if PurePosixPath(member.name).is_absolute() or ".." in parts or "\\" in member.name:
         raise UserError(f"{archive.name}: {member.name!r} would land outside its folder: refused")
+    if not parts or not member.name.isprintable() or parts[-1] == "model.json" or any(len(part.encode()) > 200 for part in parts):
+        raise UserError(f"{archive.name}: {member.name!r} is no name of a published file: refused")
     if len(parts) > 1 and parts[0] in ("data", "raw_text_datasets"):
         parts = parts[1:]
     stem = archive.name.removesuffix(".tar.gz")
@@ -166,21 +171,42 @@ def destination(member: tarfile.TarInfo, archive: Path, paths: Paths, model_name
     return path
 
 
-def copy(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path, archive: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def copy(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path, archive: Path) -> bool:
+    """Write a member's content to ``path``; False when that very content is there already.
+
+    Raises UserError when something else is there, or the disk has no room.
+    """
+    source = members.extractfile(member)
+    assert source is not None
+    if path.is_file() and path.stat().st_size == member.size and same_content(source, path):
+        return False
+    if path.exists():
+        raise UserError(f"{path} is there with other content than in {archive.name}: delete it to have the archive's")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be a folder ({error.strerror}): move away what is in its place") from error
     free = shutil.disk_usage(path.parent).free
     if member.size > free - SPARE:
         raise UserError(
             f"{archive.name}: {member.name} needs {show_bytes(member.size)} and {show_bytes(free)} are free: make room, then run "
             "this again"
         )
-    source = members.extractfile(member)
-    assert source is not None
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
         if temporary.stat().st_size != member.size:
             raise EOFError(f"{member.name} ends early")
+    return True
+
+
+def same_content(source: IO[bytes], path: Path) -> bool:
+    """Whether a stream holds the bytes of a file of the same size; the stream is read either way."""
+    same = True
+    with open(path, "rb") as file:
+        while block := source.read(CHUNK):
+            same = file.read(len(block)) == block and same
+    return same
 
 
 if __name__ == "__main__":

@@ -57,21 +57,35 @@ def clone(folder: Path) -> None:
 
 def bring(source: Path, paths: Paths) -> int:
     """Copy the published files of a folder to ours."""
+    if not source.is_dir():
+        raise UserError(f"no folder {source}: --from needs a copy of {REPOSITORY}")
     wanted = published_files(source, paths)
     if not wanted:
         raise UserError(f"no published results in {source}: it needs results/**/*.csv or data/consolidated_probing_*/*.pkl")
-    n_new, kept = 0, []
+    n_new, kept, failures = 0, [], []
     for file, target in progress(wanted, desc="published results", unit="file"):
-        if not target.exists():
-            with atomic_path(target) as temporary:
-                shutil.copyfile(file, temporary)
-            n_new += 1
+        if target.is_symlink() or (target.exists() and not target.is_file()) or leads_out(target, paths):
+            failures.append(f"{target}: a link or folder stands in its place: move it away")
+        elif not target.exists():
+            try:
+                with atomic_path(target) as temporary:
+                    shutil.copyfile(file, temporary)
+                n_new += 1
+            except OSError as error:
+                failures.append(f"{target}: {error.strerror or error}")
         elif not filecmp.cmp(file, target, shallow=False):
             kept.append(target)
-    print(f"{n_new} files brought, {len(wanted) - n_new - len(kept)} were there, {len(kept)} of yours kept as they are")
+    n_there = len(wanted) - n_new - len(kept) - len(failures)
+    print(f"{n_new} files brought, {n_there} were there, {len(kept)} of yours kept as they are")
     for target in kept:
         print(f"  kept: {target}")
-    return 0
+    return cli.report_failures(failures, "published files")
+
+
+def leads_out(target: Path, paths: Paths) -> bool:
+    """Whether a link on the way to ``target`` leads out of the folder of results, data or texts it belongs to."""
+    root = next(folder for folder in (paths.results_dir, paths.data_dir, paths.text_dir) if folder in target.parents)
+    return root.resolve() not in (target.parent / target.name).resolve().parents
 
 
 def published_files(source: Path, paths: Paths) -> list[tuple[Path, Path]]:

@@ -108,6 +108,8 @@ def findings(
         if not baselines.complete:
             gaps.append(f"{setting}, baselines: {baselines}: `make train-baselines {where}`")
         for sae_id in found.sae_ids:
+            if sae_id in found.only_in_tables:
+                continue
             latents, probes = found.sae_activations[setting, sae_id], found.sae_probes[setting, sae_id]
             target = f'{where} ARGS="--target_sae_id {sae_id}"'
             if not probes.complete:
@@ -123,6 +125,8 @@ def findings(
         else:
             lacking = [name for name, n in (("baselines", baselines.done), ("SAE probes", setting in found.probed)) if not n]
             blocked.append(f"{setting}: comparison and figures: there are no {' and no '.join(lacking)}")
+    if found.only_in_tables:
+        gaps.append(f"{len(found.only_in_tables)} SAEs are known from result tables only: put them into {paths.saes(info.name)}")
     return works, blocked, gaps
 
 

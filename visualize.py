@@ -73,9 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     model_name = get_model(args.model_name, paths).name
     settings = SETTINGS if args.setting == "all" else (args.setting,)
-    tidy, remarks = load_results(paths, model_name, settings)
+    failures: list[str] = []
+    tidy, remarks = load_results(paths, model_name, settings, failures)
     if args.datasets:
         tidy = tidy[tidy["dataset"].isin(args.datasets)]
+    if not len(tidy) and failures:
+        raise UserError(failures[0])
     if not len(tidy):
         raise UserError(
             f"no result tables of {model_name} in {paths.results_dir}: "
@@ -115,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     print_summary(comparison, against_control)
     print(f"\nreport   {report}\nfigures  {paths.figures(model_name)} ({len(drawn)} as PNG and PDF)\ntable    {table_path}")
-    return 0
+    return cli.report_failures(failures, "result tables")
 
 
 def draw(jobs: dict[str, tuple[str, Callable]], folder: Path) -> tuple[dict[str, tuple[str, Path]], list[str]]:
@@ -237,7 +240,8 @@ def control_table(tidy: pd.DataFrame) -> pd.DataFrame:
 def positive_control(paths: Paths) -> pd.DataFrame:
     """The table of positive_control.py, empty where it was not run."""
     path = paths.positive_control()
-    return read_table(path) if path.is_file() else pd.DataFrame()
+    table = read_table(path) if path.is_file() else pd.DataFrame()
+    return table if {"n_train", "probe", "mean_test_auc", "above_logreg", "n_labels"} <= set(table.columns) else pd.DataFrame()
 
 
 def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:
@@ -247,7 +251,10 @@ def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:
         for folder in folders:
             path = paths.results_dir / f"{kind}_{model_name}" / folder / "settings.json"
             if path.is_file():
-                found[f"{kind}/{folder}"] = json.loads(path.read_text(encoding="utf-8"))
+                try:
+                    found[f"{kind}/{folder}"] = json.loads(path.read_text(encoding="utf-8"))
+                except (OSError, ValueError) as error:
+                    print(f"note: {path} cannot be read ({error})")
     return found
 
 

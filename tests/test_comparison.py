@@ -116,3 +116,20 @@ def test_seeds_are_decisions_of_their_own():
     rows += [probe("a", "sae", "sae_probe", 0.9, 0.9, seed=43)]
     overall = compare(pd.DataFrame(rows)).set_index("contender")
     assert (overall.loc["sae_only", "n_pairs"], overall.loc["sae_only", "mean_test_auc"]) == (1, 0.6)
+
+
+def test_nothing_matched_is_no_comparison():
+    """Baselines at one layer and SAE probes at another: an ordinary state, not an error."""
+    rows = [probe("a", "baseline", "logreg", 0.5, 0.5, layer=8), probe("a", "sae", "sae_probe", 0.6, 0.6, layer=16)]
+    table = compare(pd.DataFrame(rows))
+    assert not len(table)
+    assert {"setting", "contender", "mean_test_auc"} <= set(table.columns)
+
+
+def test_what_has_no_val_auc_is_not_ranked_against_what_has():
+    """The published OOD baselines have none: baselines and SAEs together are then no contender, each alone is."""
+    rows = [probe("a", "baseline", "logreg", np.nan, 0.8), probe("a", "sae", "sae_probe", 0.9, 0.6)]
+    overall = compare(pd.DataFrame(rows)).set_index("contender")
+    assert overall.loc["quiver_baselines", "mean_test_auc"] == 0.8
+    assert overall.loc["sae_only", "mean_test_auc"] == 0.6
+    assert "quiver_with_sae" not in overall.index

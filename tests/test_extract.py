@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_links_and_devices_are_refused(paths, capsys):
     )
     pack(paths.data_dir / f"{folder}.tar.gz", {f"{folder}/a.pt": b"a"}, special)
     assert run(paths) == 1
-    assert capsys.readouterr().err.count("is a link or device") == 4
+    assert capsys.readouterr().err.count("is a link, device or sparse file") == 4
     assert [p.name for p in paths.data_dir.rglob("*.pt")] == ["a.pt"]
 
 
@@ -120,3 +121,38 @@ def test_an_archive_of_nothing_we_know_is_named(paths):
     paths.data_dir.mkdir(parents=True)
     with pytest.raises(extract_data.UserError, match="no archive of gemma-2-9b"):
         run(paths)
+
+
+def test_something_else_in_a_members_place_is_kept_and_named(paths, capsys):
+    folder = f"model_activations_{MODEL}"
+    pack(paths.data_dir / f"{folder}.tar.gz", {f"{folder}/a.pt": b"new", f"{folder}/b/c.pt": b"c", f"{folder}/d.pt": b"d"})
+    (paths.data_dir / folder).mkdir()
+    (paths.data_dir / folder / "a.pt").write_bytes(b"old")
+    (paths.data_dir / folder / "b").write_bytes(b"a file")
+    assert run(paths) == 1
+    said = capsys.readouterr().err
+    assert "other content" in said
+    assert "cannot be a folder" in said
+    assert (paths.data_dir / folder / "a.pt").read_bytes() == b"old"
+    assert (paths.data_dir / folder / "d.pt").read_bytes() == b"d"
+
+
+def test_a_small_archive_of_a_huge_sparse_file_is_refused(paths, capsys):
+    info = tarfile.TarInfo(f"model_activations_{MODEL}/a.pt")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410] = b"00000000000\0", b"00000000000\0"  # a hole
+    header[483:495] = b"%011o\0" % (1 << 32)  # the size it stands for
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    paths.data_dir.mkdir(parents=True)
+    with gzip.open(paths.data_dir / f"model_activations_{MODEL}.tar.gz", "wb") as file:
+        file.write(bytes(header) + bytes(1024))
+    assert run(paths) == 1
+    assert "sparse file" in capsys.readouterr().err
+    assert not list(paths.data_dir.rglob("*.pt"))
+
+
+def test_an_empty_archive_is_not_called_unpacked(paths, capsys):
+    pack(paths.data_dir / f"model_activations_{MODEL}.tar.gz", {})
+    assert run(paths) == 1
+    assert "holds no files" in capsys.readouterr().err

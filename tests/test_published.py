@@ -203,3 +203,18 @@ def test_a_table_that_was_cut_off_loses_its_last_line_and_says_so(paths, capsys)
     assert tidy["dataset"].tolist() == ["a"]
     assert "its last line is cut off" in remarks[0]
     assert table.read_text() != whole  # reading changes nothing
+
+
+def test_one_bad_table_does_not_end_the_others(paths, capsys):
+    good, bad = paths.baseline_table("gemma-2-9b", "scarcity"), paths.sae_probe_table("gemma-2-9b", "normal")
+    for path, content in (
+        (good, "dataset,method,num_train,test_auc,val_auc\na,logreg,20,0.75,0.5\n"),
+        (bad, "<html>no table</html>\n"),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert visualize.main(["--model_name", "gemma-2-9b", *folder_flags(paths)]) == 1
+    assert str(bad) in capsys.readouterr().err
+    assert (paths.figures("gemma-2-9b") / "report.html").is_file()
+    assert audit.main(["--model_name", "gemma-2-9b", *folder_flags(paths)]) == 1
+    assert str(bad) in capsys.readouterr().out

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
 
+from utils.baselines import METHODS, METHODS_OF_SETTING
 from utils.comparison import contenders, matched, of_protocol, protocols
 from utils.datasets import dataset_size, list_datasets
 from utils.errors import UserError
@@ -25,14 +27,14 @@ class Finding:
 
 
 def audit(paths: Paths, model_name: str) -> list[Finding]:
-    """All findings on a model's tables, the worst first.
-
-    Raises UserError when a table cannot be read.
-    """
-    tidy, remarks = load_results(paths, model_name)
+    """All findings on a model's tables, the worst first; a table that cannot be read is one."""
+    failures: list[str] = []
+    tidy, remarks = load_results(paths, model_name, failures=failures)
     # what is said of OOD tables is found again below, with its weight
     found = [Finding("doubt", "tables", remark) for remark in remarks if "out of distribution" not in remark]
-    found += _ood(paths, model_name)
+    found += [Finding("wrong", "tables", failure) for failure in failures]
+    with suppress(UserError):  # its table is among the failures
+        found += _ood(paths, model_name)
     for setting in SETTINGS:
         rows = tidy[tidy["setting"] == setting]
         if len(rows):
@@ -98,35 +100,46 @@ def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
 
 
 def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
-    """Rows that the other rows of the same table lead one to expect."""
+    """Rows that the other rows of the same setting lead one to expect: methods, datasets and conditions that some have."""
     try:
-        sizes = {name: dataset_size(paths, name) for name in rows["dataset"].unique() if name in list_datasets(paths)}
+        sizes = {name: dataset_size(paths, name) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))}
     except UserError:
-        sizes = {}
+        return []
     found = []
     for kind, keys in ((BASELINE, ["layer", "method"]), (SAE, ["sae_id", "reg_type", "binarize", "protocol"])):
         of_kind = rows[rows["kind"] == kind]
+        known = {_label(c) for c in of_kind["condition"]}
         n_ks = len([k for k in (KS_NORMAL if setting == "normal" else KS_OTHER) if k in set(of_kind["k"])]) or 1
+        expected = {
+            (name, label)
+            for name in sizes
+            if name in set(of_kind["dataset"])
+            for label in (_label("all" if c.label is None else c.label) for c in conditions(setting, sizes[name]))
+            if label in known
+        }
         for values, group in of_kind.groupby(keys, dropna=False):
-            there = set(zip(group["dataset"], group["condition"].astype(str)))
-            names = set(group["dataset"]) & set(sizes)
-            known = {str(c) for c in group["condition"]}
-            lacking = [
-                f"{name} at {label}"
-                for name in sorted(names)
-                for label in (str(c.label) if c.label is not None else "all" for c in conditions(setting, sizes[name]))
-                if label in known and (name, label) not in there
-            ]
-            n_k = len(group.dropna(subset=["k"]))
-            if kind == SAE and n_k and n_k < len(there) * n_ks:
-                lacking.append(f"{len(there) * n_ks - n_k} of {len(there) * n_ks} values of k")
+            there = set(zip(group["dataset"], map(_label, group["condition"])))
+            lacking = [f"{name} at {label}" for name, label in sorted(expected - there)]
+            n_rows, n_wanted = len(group.dropna(subset=["k"])), len(there) * n_ks
+            if kind == SAE and 0 < n_rows < n_wanted:
+                lacking.append(f"{n_wanted - n_rows} of {n_wanted} values of k")
             if lacking:
                 name = " ".join(str(value) for value in values)
                 more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-                found.append(
-                    Finding("doubt", f"{setting}, {name}", f"{len(lacking)} rows are missing: {', '.join(lacking[:3])}{more}")
-                )
+                what = f"{len(lacking)} of {len(expected)} rows are missing: {', '.join(lacking[:3])}{more}"
+                found.append(Finding("doubt", f"{setting}, {name}", what))
+        if kind == BASELINE:
+            for layer, group in of_kind.groupby("layer", sort=False):
+                absent = [m for m in METHODS_OF_SETTING.get(setting, tuple(METHODS)) if m not in set(group["method"])]
+                if absent:
+                    what = f"{' and '.join(absent)} of the paper's baselines are absent: the best baseline is the best of fewer"
+                    found.append(Finding("doubt", f"{setting}, layer {layer}", what))
     return found
+
+
+def _label(condition: object) -> str:
+    """One text for a condition's value, whatever its type in a table."""
+    return "all" if condition == "all" else f"{float(str(condition)):g}"
 
 
 def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:

@@ -39,14 +39,13 @@ COLUMNS = (
 def pick(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a decision: test_auc expected over the probes tied at the best val_auc, its range, and whether it was a tie.
 
-    A decision between several probes of which one has no val_auc cannot be made and is left out; a single probe needs no
-    decision (the published OOD tables have one baseline a dataset, without val_auc).
+    A probe without val_auc is not picked, unless it is the only one and needs no picking (the published OOD tables have one
+    baseline a dataset, without val_auc).
     """
     by_decision = rows.groupby(DECISION)
     best = by_decision["val_auc"].transform("max")
-    n_probes = by_decision["test_auc"].transform("size")
-    told = by_decision["val_auc"].transform("count") == n_probes
-    tied = rows[((rows["val_auc"] >= best - TIE) & told) | (n_probes == 1)]
+    alone = by_decision["test_auc"].transform("size") == 1
+    tied = rows[(rows["val_auc"] >= best - TIE) | alone]
     grouped = tied.groupby(DECISION)
     picked = grouped["test_auc"].agg(test_auc="mean", lowest="min", highest="max", n_tied="size")
     picked["val_auc"] = grouped["val_auc"].max()
@@ -67,7 +66,15 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
     masks |= {name: (rows["kind"] == CONTROL) & (rows["method"] == method) for name, method in CONTROL_METHODS.items()}
     picks = {name: pick(rows[mask]) for name, mask in masks.items() if mask.any()}
+    if {"quiver_baselines", "sae_only"} <= set(picks):
+        picks["quiver_with_sae"] = _rankable(picks["quiver_with_sae"], picks["quiver_baselines"], picks["sae_only"])
     return {name: picked for name, picked in picks.items() if len(picked)}
+
+
+def _rankable(either: pd.DataFrame, *sides: pd.DataFrame) -> pd.DataFrame:
+    """The decisions of ``either`` in which each side was picked by a val_auc: what has none can be neither first nor second."""
+    unranked = pd.concat([side.loc[side["val_auc"].isna(), DECISION] for side in sides])
+    return either[~pd.MultiIndex.from_frame(either[DECISION]).isin(pd.MultiIndex.from_frame(unranked))]
 
 
 def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -106,13 +113,26 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     for setting, of_setting in tidy.groupby("setting", sort=False):
         for protocol in protocols(of_setting):
             picks = contenders(of_protocol(of_setting, protocol))
-            if {"quiver_baselines", "sae_only"} <= set(picks):
+            if {"quiver_baselines", "sae_only"} <= set(picks) and len(_core(picks)["sae_only"]):
                 tables.append(_compare_picks(setting, picks).assign(protocol=protocol))
     return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS)) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
+def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The contenders but the controls, over the decisions that baselines and SAE probes both have.
+
+    Baselines and SAEs together may be rankable nowhere (published OOD tables have no val_auc): then they are left out.
+    """
+    both = matched({name: picks[name] for name in ("quiver_baselines", "sae_only")})
+    wanted = {name: picks[name] for name in CONTENDERS if name in picks}
+    shared = matched(wanted)
+    if len(shared["sae_only"]) or not len(both["sae_only"]):
+        return shared
+    return matched({name: picked for name, picked in wanted.items() if name != "quiver_with_sae"})
+
+
 def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    present = matched({name: picks[name] for name in CONTENDERS if name in picks})
+    present = _core(picks)
     pairs = {name: (picked, present["quiver_baselines"]) for name, picked in present.items()}
     for name in CONTROL_METHODS:
         if name in picks:

@@ -6,6 +6,8 @@ grey). The chance line is drawn, the number of datasets and what a band means ar
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import matplotlib
 
 matplotlib.use("Agg")  # files only: no window, no display needed
@@ -32,10 +34,10 @@ CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
 METHOD_MARKERS = {"logreg": "s", "pca": "v", "knn": "P", "xgboost": "X", "mlp": "D"}
 METHOD_COLORS = {"logreg": "#56B4E9", "pca": "#E69F00", "knn": "#009E73", "xgboost": "#CC79A7", "mlp": "#0072B2"}
 METHOD_HATCHES = {"logreg": "//", "pca": "..", "knn": "", "xgboost": "xx", "mlp": "\\\\"}
-SAE_MARKERS = ("^", "v", "<", ">", "d", "p")
-SAE_COLORS = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#661100", "#AA4499")
+SAE_MARKERS = ("^", "v", "<", ">", "d", "p", "h", "o")
+SAE_COLORS = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#661100", "#AA4499", "#44AA99", "#332288")
 CHANCE = 0.5
-BAR_ORDER = ("quiver_baselines", "logreg", "sae_only", "random_sae")
+BAR_ORDER = ("quiver_baselines", "quiver_with_sae", "logreg", "sae_only", "random_sae")
 
 
 class NoData(Exception):
@@ -190,7 +192,7 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
 
 def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     """OOD test AUC per dataset and contender, with what was shifted."""
-    names = [name for name in BAR_ORDER if name in picks and name != "quiver_baselines"]
+    names = [name for name in BAR_ORDER if name in picks and not name.startswith("quiver")]
     if not {"quiver_baselines", "sae_only"} <= set(picks):
         raise NoData("OOD lacks baselines or SAE probes")
     picks = matched({name: picks[name] for name in names})
@@ -266,9 +268,10 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     rows = tidy[(tidy["kind"] == SAE) & tidy["k"].notna()]
     read = {"width": named_width, "L0": named_l0}[size]
     sizes = {sae_id: read(str(sae_id)) for sae_id in rows["sae_id"].unique()}
-    rows = rows.assign(size=rows["sae_id"].map(sizes), width=rows["sae_id"].map(lambda i: named_width(str(i)))).dropna(
-        subset=["size"]
-    )
+    widths = {sae_id: named_width(str(sae_id)) for sae_id in sizes}
+    rows = rows.assign(size=rows["sae_id"].map(sizes), width=rows["sae_id"].map(widths)).dropna(subset=["size"])
+    # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an architecture's name
+    rows["family"] = rows["sae_id"].astype(str).str.replace(r"[_-]?(width|l0|topk)[_-](\d+[km]?(pow\d+)?)", "", regex=True)
     panels = []
     for setting, of_setting in rows.groupby("setting", sort=False):
         of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]
@@ -282,16 +285,24 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     figure, grid = plt.subplots(1, len(panels), figsize=(1.2 + 2.5 * len(panels), 3.0), sharey=True, squeeze=False)
     for axes, (setting, of_panel) in zip(grid[0], panels):
         keys = ["dataset", "condition", "seed"]
-        complete = of_panel.groupby(keys)["size"].transform("nunique") == of_panel["size"].nunique()
+        by_family = of_panel.groupby("family")["size"].transform("nunique")
+        complete = of_panel.groupby([*keys, "family"])["size"].transform("nunique") == by_family
         ks = sorted(of_panel["k"].unique())
         shown = ks if len(ks) <= 4 else [k for k in (1, 16, 128, 512) if k in ks]
-        for k, marker, color in zip(shown, SAE_MARKERS, SAE_COLORS):
-            curve = of_panel[complete & (of_panel["k"] == k)].groupby("size")["test_auc"].mean()
-            axes.plot(curve.index, curve, marker=marker, color=color, linewidth=1.2, markersize=5, label=f"k = {k:.0f}")
+        families = sorted(of_panel["family"].unique())
+        if len(families) == 1:
+            lines = [(f"k = {k:.0f}", of_panel["k"] == k) for k in shown]
+        else:  # of different architectures: a line each
+            k = 16 if 16 in ks else ks[0]
+            lines = [(f"{family}, k = {k:.0f}", (of_panel["family"] == family) & (of_panel["k"] == k)) for family in families]
+        for (label, mask), look in zip(lines, cycle(zip(SAE_MARKERS, SAE_COLORS))):
+            curve = of_panel[complete & mask].groupby("size")["test_auc"].mean()
+            axes.plot(curve.index, curve, marker=look[0], color=look[1], linewidth=1.2, markersize=5, label=label)
         values = sorted(of_panel["size"].unique())
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
-        axes.set_xticks(values, [short_number(value) for value in values], rotation=45 if len(values) > 4 else 0)
+        ticks = values if len(values) <= 6 else [2**i for i in range(4, 21) if values[0] <= 2**i <= values[-1]]
+        axes.set_xticks(ticks, [short_number(value) for value in ticks])
         axes.set_title(f"{setting} ({of_panel[complete]['dataset'].nunique()} datasets)", fontsize=9)
         axes.set_xlabel(
             "latents of the SAE" if size == "width" else f"L0 of the SAE ({short_number(of_panel['width'].iloc[0])} latents)"
@@ -299,7 +310,7 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
         axes.grid()
     grid[0][0].set_ylabel("mean test AUC")
     figure.tight_layout()
-    shared_legend(figure, grid[0][0], 4)
+    shared_legend(figure, grid[0][0], 2 if len(panels) == 1 else 4)
     return figure
 
 
@@ -339,10 +350,11 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
     if not settings:
         raise NoData("no setting with several conditions has validation AUCs")
     figure, grid = plt.subplots(1, len(settings), figsize=(1.0 + 2.9 * len(settings), 3.0), sharey=True, squeeze=False)
-    names = [column for column in gap.columns if column not in ("setting", "condition")]
-    styles = dict(zip(names, (("#D55E00", "^", "-"), ("#E69F00", "v", "--"), ("#0072B2", "o", "-"), ("#56B4E9", "s", "-."))))
-    if len(names) == 3:  # one protocol
-        styles = dict(zip(names, (("#D55E00", "^", "-"), ("#0072B2", "o", "-"), ("#56B4E9", "s", "-."))))
+    shown = gap[gap["setting"].isin(settings)]
+    names = [column for column in gap.columns if column not in ("setting", "condition") and shown[column].notna().any()]
+    looks = {"baselines": ("#0072B2", "o", "-"), "logreg": ("#56B4E9", "s", "-.")}
+    looks |= {"SAE probes, paper": ("#D55E00", "^", "-"), "SAE probes, nested": ("#E69F00", "v", "--")}
+    styles = {name: looks[name] for name in names}
     for axes, setting in zip(grid[0], settings):
         rows = gap[gap["setting"] == setting]
         for name, (color, marker, line) in styles.items():
@@ -399,9 +411,12 @@ def _panels(n: int, height: float) -> tuple[Figure, list]:
 
 
 def _shared_labels(figure: Figure, grid: list, x: str, y: str) -> None:
+    last_of_column = {axes.get_subplotspec().colspan.start: axes for axes in grid}
+    for axes in last_of_column.values():
+        axes.tick_params(labelbottom=True)
     figure.supxlabel(x, fontsize=10, y=0.05 / figure.get_figheight())
     figure.supylabel(y, fontsize=10, x=0.05 / figure.get_figwidth())
-    shared_legend(figure, grid[0], 3)
+    shared_legend(figure, grid[0], 4)
 
 
 def shared_legend(figure: Figure, axes, columns: int) -> None:

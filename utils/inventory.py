@@ -51,15 +51,16 @@ class Inventory:
     baselines: dict[str, Count] = field(default_factory=dict)
     sae_probes: dict[tuple[str, str], Count] = field(default_factory=dict)
     probed: set[str] = field(default_factory=set)  # settings with any SAE probes
+    only_in_tables: set[str] = field(default_factory=set)  # SAEs that are neither on disk nor the paper's for this model
     unreadable: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
 def width_name(sae_id: str) -> str:
-    """How a table calls an SAE's width: "16k", "1m", or the id where it names none."""
+    """How a table calls an SAE's width: "16k", "1m", or "other" where its id names none."""
     width = named_width(sae_id)
     if width is None:
-        return sae_id
+        return "other"
     return f"{width >> 20}m" if width >= 1 << 20 else f"{width >> 10}k" if width >= 1 << 10 else str(width)
 
 
@@ -95,7 +96,9 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
     tables = _tables(paths, info, settings, found)
     probes = tables[tables["kind"] == SAE]
     found.probed = set(probes["setting"])
-    named = [*info.sae_ids, *list_sae_ids(paths.saes(info.name)), *probes["sae_id"].dropna().unique().tolist()]
+    at_hand = [*info.sae_ids, *list_sae_ids(paths.saes(info.name))]
+    named = [*at_hand, *probes["sae_id"].dropna().unique().tolist()]
+    found.only_in_tables = set(named) - set(at_hand)
     # "published" stands for the unnamed SAE of the paper's OOD table
     found.sae_ids = [sae_id for sae_id in dict.fromkeys(named) if sae_id != "published"]
     for setting in settings:

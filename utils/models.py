@@ -118,7 +118,7 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
         return MODELS[name]
     path = paths.model_description(name) if paths else None
     if path is None or not path.is_file():
-        hint = "; describe another with generate_model_activations.py --hf_model ID_OR_PATH --layers N"
+        hint = "(another: generate_model_activations.py --hf_model ID_OR_PATH --layers N describes it)"
         raise unknown_name("model", name, MODELS, hint)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))

@@ -42,7 +42,7 @@ def load_multi_token(paths: Paths, model_name: str) -> tuple[pd.DataFrame, list[
             rows.append(_row(path.stem, read_pickle(path)))
         except UserError as error:
             remarks.append(str(error))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             remarks.append(f"{path} is no result of a multi-token probe ({type(error).__name__}: {error}): left out")
     published = pd.DataFrame(rows, columns=list(COLUMNS))
     ours = multi_token_table(paths.multi_token_results(model_name)).read()

@@ -77,7 +77,7 @@ def write_report(
     comparison, against_control, each_sae = (tables[name] for name in ("comparison", "against_control", "each_sae"))
     body = [f"<h1>Are SAE probes useful on {html.escape(model_name)}?</h1>", _answer(comparison)]
     if len(comparison):
-        body += ["<h2>By setting</h2>", _table(headline(comparison).reset_index())]
+        body += ["<h2>By setting</h2>", _table(headline(comparison).reset_index().rename(columns=COLUMNS))]
         body.append(
             "<p class='soft'>Mean test AUC over matched decisions: the same dataset, condition and layer for every contender. "
             "Each contender's probe is picked by validation AUC, ties in expectation over a random choice; nothing is picked on "
@@ -207,12 +207,10 @@ def _table(table: pd.DataFrame) -> str:
 def _cell(column: str, value: object) -> str:
     if value is None or value != value:
         return "–"
-    if isinstance(value, float):
-        return (
-            f"{value:.0f}"
-            if column in WHOLE or column.startswith("ahead")
-            else f"{value:.3g}"
-            if column == "condition"
-            else f"{value:.3f}"
-        )
-    return html.escape(str(value))
+    if not isinstance(value, float):
+        return html.escape(str(value))
+    if column in WHOLE or column.startswith("ahead"):
+        return f"{value:.0f}"
+    if column.endswith(" p") and value < 0.0005:
+        return "&lt;0.001"
+    return f"{value:.3g}" if column == "condition" else f"{value:.3f}"

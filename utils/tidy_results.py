@@ -25,18 +25,26 @@ ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 NO_CONDITION = "all"  # of normal and OOD, which have one condition
 
 
-def load_results(paths: Paths, model_name: str, settings: tuple[str, ...] = SETTINGS) -> tuple[pd.DataFrame, list[str]]:
+def load_results(
+    paths: Paths, model_name: str, settings: tuple[str, ...] = SETTINGS, failures: list[str] | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """(tidy table, remarks): columns TIDY_COLUMNS; a remark is a line on a table that was left out or read otherwise.
 
     ``kind`` is baseline, sae or control (an SAE with random weights, raw dimensions, principal components). ``condition`` is
     the varied value, or "all".
 
-    Raises UserError for a table that is there and cannot be read.
+    A table that is there and cannot be read is a line in ``failures`` where a list is given, and raises UserError otherwise.
     """
     frames, remarks = [], []
     for setting in settings:
         for read in (_baselines, _sae_probes):
-            frame, said = read(paths, model_name, setting)
+            try:
+                frame, said = read(paths, model_name, setting)
+            except UserError as error:
+                if failures is None:
+                    raise
+                failures.append(str(error))
+                continue
             remarks += said
             if len(frame):
                 frames.append(frame)
@@ -44,16 +52,38 @@ def load_results(paths: Paths, model_name: str, settings: tuple[str, ...] = SETT
         return pd.DataFrame(columns=list(TIDY_COLUMNS)), remarks
     tidy = pd.concat([frame.reindex(columns=list(TIDY_COLUMNS)) for frame in frames], ignore_index=True)
     key = [c for c in TIDY_COLUMNS if c not in ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")]
-    duplicates = int(tidy.duplicated(key).sum())
-    if duplicates:
-        remarks.append(f"{duplicates} rows stand twice in the tables of {model_name}; the first of each is used")
-        tidy = tidy[~tidy.duplicated(key)].reset_index(drop=True)
-    return tidy, remarks
+    nameless = tidy["dataset"].isna() | tidy["test_auc"].isna()
+    if nameless.any():
+        remarks.append(f"{int(nameless.sum())} rows have no dataset or no test_auc and are left out ({_where(tidy[nameless])})")
+        tidy = tidy[~nameless]
+    unsure = tidy[tidy["val_auc"].isna() & (tidy["setting"] != "OOD")]
+    if len(unsure):
+        remarks.append(f"{len(unsure)} rows have no val_auc and cannot be picked ({_where(unsure)})")
+    twice = tidy.duplicated(key)
+    if twice.any():
+        differ = tidy[tidy.duplicated(key, keep=False)].groupby(key, dropna=False)["test_auc"].nunique().gt(1).sum()
+        but = f", though {differ} of them differ in test_auc" if differ else ""
+        remarks.append(f"{int(twice.sum())} rows stand twice; the first of each is used{but} ({_where(tidy[twice])})")
+        tidy = tidy[~twice]
+    return tidy.reset_index(drop=True), remarks
+
+
+def _where(rows: pd.DataFrame) -> str:
+    """ "baseline scarcity 3, sae OOD 1": the tables that rows are of."""
+    return ", ".join(f"{kind} {setting} {n}" for (kind, setting), n in rows.groupby(["kind", "setting"]).size().items())
 
 
 def existing(path: Path, *others: Path) -> Path | None:
-    """The first of the spellings that is there."""
-    return next((candidate for candidate in (path, *others) if candidate.is_file()), None)
+    """The first of the spellings that is there.
+
+    Raises UserError when something that is no file stands in a table's place.
+    """
+    for candidate in (path, *others):
+        if candidate.is_file():
+            return candidate
+        if candidate.exists():
+            raise UserError(f"{candidate} is no file: move it away")
+    return None
 
 
 def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
@@ -64,6 +94,7 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
         folder = paths.results_dir / f"baseline_probes_{model_name}" / BASELINE_FOLDERS["normal"]
         for path in sorted(folder.glob("layer*_results.csv")):
             layer = path.name.removeprefix("layer").removesuffix("_results.csv")
+            existing(path)
             sources.append((path, int(layer) if layer.isdigit() else layer))
     else:
         path = paths.baseline_table(model_name, setting)
