@@ -106,6 +106,11 @@ export-splits: $(STAMP)
 benchmark-generate: $(STAMP)
 	$(RUN) benchmark_generate.py $(ARGS)
 
+.PHONY: benchmark-models
+## benchmark-models: reading a model's activations, batches by length against a plain loop
+benchmark-models: $(STAMP)
+	$(RUN) benchmark_models.py $(folders) $(ARGS)
+
 .PHONY: benchmark-probes
 ## benchmark-probes: our probes against the paper's procedure in scikit-learn, on the demo's data (half an hour)
 benchmark-probes: $(STAMP)

@@ -16,6 +16,7 @@ encode the rows of every condition again. `make benchmark-generate` measures the
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -34,6 +35,7 @@ from utils.runtime import (
     require_disk,
     return_freed_memory,
     show_bytes,
+    write_json,
 )
 from utils.settings import SETTINGS
 
@@ -109,7 +111,13 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list
         for work in works:
             failures += runner.run(work, bar)
     # the ceiling before and after: other work on the machine can only lower a measurement
-    print_table(runner.tallies, encoders, max(rate, product_rate(info.d_model, torch.device(device))), info.d_model)
+    print_table(
+        runner.tallies,
+        encoders,
+        max(rate, product_rate(info.d_model, torch.device(device))),
+        info.d_model,
+        paths.sae_checks(info.name),
+    )
     return cli.report_failures(failures, "files or SAEs")
 
 
@@ -203,10 +211,11 @@ def print_plan(works: list, encoders: dict, device: str, budget: int, rate: floa
     return int(to_write)
 
 
-def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> None:
-    """The closing table; warns of a measured L0 far from the one an SAE's id names."""
+def print_table(tallies: dict, encoders: dict, rate: float, d_model: int, path: Path) -> None:
+    """The closing table, and its measured figures into ``path``; warns of an L0 far from the one an SAE's id names."""
     if not tallies:
         return
+    checks = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     print(f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12} {'seconds':>8} {'of ceiling':>10}")
     for sae_id, tally in tallies.items():
         encoder = encoders[sae_id]
@@ -215,10 +224,13 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
         share = 2.0 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9) / rate
         dead = encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
         print(f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {dead:12d} {tally.seconds:8.1f} {share:10.0%}")
+        checks[sae_id] = {"architecture": encoder.architecture, "d_model": encoder.d_model, "d_sae": encoder.d_sae,
+                          "rows": tally.rows, "mean_l0": round(mean_l0, 2), "named_l0": named, "never_fired": dead}  # fmt: skip
         if named and not named / 3 <= mean_l0 <= 3 * named:
             print(f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}: is it the right layer, hook "
                   "and scaling?")  # fmt: skip
-    print(f"peak memory {show_bytes(peak_memory())}")
+    write_json(path, checks)
+    print(f"peak memory {show_bytes(peak_memory())}; measured L0 in {path}")
 
 
 def run_original_order(

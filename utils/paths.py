@@ -123,6 +123,10 @@ class Paths:
     def multi_token_folder(self, model_name: str) -> Path:
         return self.data_dir / f"consolidated_probing_{model_name}"
 
+    def sae_checks(self, model_name: str) -> Path:
+        """Shapes, measured L0 and latents that never fired, of each SAE that was used."""
+        return self.results_dir / f"sae_checks_{model_name}.json"
+
     def multi_token_results(self, model_name: str) -> Path:
         return self.results_dir / f"multi_token_{model_name}" / "all_results.csv"
 
