@@ -43,8 +43,9 @@ def best_by_validation(rows: pd.DataFrame) -> float:
 
 
 @needs_published
-@pytest.mark.parametrize("model", ["gemma-2-9b", "llama-3.1-8b"])
-@pytest.mark.parametrize("setting", list(COLUMNS))
+@pytest.mark.parametrize(
+    ("model", "setting"), [("gemma-2-9b", "scarcity"), ("llama-3.1-8b", "class_imbalance"), ("gemma-2-9b", "label_noise")]
+)
 def test_means_agree_with_plain_pandas(published, model, setting):
     baseline_file, sae_file, baseline_column, sae_column = COLUMNS[setting]
     results = PUBLISHED / "results"
@@ -83,7 +84,7 @@ def test_the_papers_ood_table_of_the_9b_model_is_recognised_and_that_of_the_2b_m
 
 
 @needs_published
-@pytest.mark.parametrize(("model", "n_figures"), [("gemma-2-9b", 15), ("llama-3.1-8b", 12), ("gemma-2-2b", 7)])
+@pytest.mark.parametrize(("model", "n_figures"), [("gemma-2-9b", 15), ("gemma-2-2b", 7)])
 def test_every_figure_whose_table_is_there_is_drawn(published, model, n_figures, capsys):
     assert visualize.main(["--model_name", model, *folder_flags(published)]) == 0
     drawn = {path.stem for path in published.figures(model).glob("*.png")}

@@ -51,6 +51,8 @@ def load_results(
     if not frames:
         return pd.DataFrame(columns=list(TIDY_COLUMNS)), remarks
     tidy = pd.concat([frame.reindex(columns=list(TIDY_COLUMNS)) for frame in frames], ignore_index=True)
+    # beside baselines, which have none, pandas makes floats of it
+    tidy["binarize"] = tidy["binarize"].astype(str).isin(("True", "1", "1.0"))
     key = [c for c in TIDY_COLUMNS if c not in ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")]
     nameless = tidy["dataset"].isna() | tidy["test_auc"].isna()
     if nameless.any():
