@@ -19,7 +19,6 @@ from utils.paths import Paths
 from utils.tidy_results import load_results
 
 PUBLISHED = SHARED / "published_results"
-MODELS = ("gemma-2-9b", "llama-3.1-8b", "gemma-2-2b")
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published results are not beside the checkout")
 COLUMNS = {  # setting: (baseline table, SAE table, their columns of the condition)
     "scarcity": ("scarcity/summary/all_results.csv", "scarcity_setting/all_metrics.csv", "num_train", "num_train"),
