@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--max_rows", type=cli.positive, metavar="N", help="only the first N rows of a dataset (OOD files are whole)"
     )
     parser.add_argument(
-        "--batch_size", type=cli.positive, metavar="TEXTS", help="texts in a forward pass (default: by their length)"
+        "--batch_size", type=batch_size, metavar="TEXTS", help="texts in a forward pass (default: auto, by their length)"
     )
     cli.add_device(parser)
     return parser
@@ -110,6 +110,11 @@ def main(argv: list[str] | None = None) -> int:
         f"{paths.model_activations_folder(info.name)}"
     )
     return cli.report_failures(failures, "files of texts")
+
+
+def batch_size(text: str) -> int | None:
+    """A flag's number of texts; None for "auto"."""
+    return None if text == "auto" else cli.positive(text)
 
 
 def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array, vstack
+from threadpoolctl import threadpool_limits
 
 from utils.activations import load_activations
 from utils.baselines import METHODS
@@ -62,11 +63,10 @@ def probe_sae(
         raise UserError(
             f"no activations of {model_name} at {hook} in {paths.data_dir}: make them with generate_model_activations.py"
         )
+    options = ProbeOptions(protocol=protocol, seed=seed)
     rows = []
     for name in progress(names, desc=f"probing on {setting}", unit="dataset"):
-        rows += _probe_dataset(
-            sae, paths, model_name, hook, name, setting, ks, baselines, ProbeOptions(protocol=protocol, seed=seed)
-        )
+        rows += _probe_dataset(sae, paths, model_name, hook, name, setting, ks, baselines, options)
     return pd.DataFrame(rows)
 
 
@@ -94,15 +94,16 @@ def _probe_dataset(
     latents = encode(sae, X)
     test_source, test_latents = (X, latents) if X_ood is None else (X_ood, encode(sae, X_ood))
     rows = []
-    for condition in conditions(setting, len(y)):
-        of = split(condition, y, options.seed, ood_labels=y_ood)
-        common = {"dataset": name, "setting": setting, "condition": _label(condition)}
-        sizes = {"n_train": len(of.train), "n_test": len(of.test)}
-        probes = fit_sae_probes(latents[of.train], of.y_train, test_latents[of.test], of.y_test, ks, options)
-        rows += [{**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]} for p in probes]
-        for method in baselines:
-            scores = METHODS[method](X[of.train], of.y_train, test_source[of.test], of.y_test, options.seed)
-            rows.append({**common, "method": method, **sizes, **scores})
+    with threadpool_limits(1):  # thousands of small products, which threads only slow down
+        for condition in conditions(setting, len(y)):
+            of = split(condition, y, options.seed, ood_labels=y_ood)
+            common = {"dataset": name, "setting": setting, "condition": _label(condition)}
+            sizes = {"n_train": len(of.train), "n_test": len(of.test)}
+            probes = fit_sae_probes(latents[of.train], of.y_train, test_latents[of.test], of.y_test, ks, options)
+            rows += [{**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]} for p in probes]
+            for method in baselines:
+                scores = METHODS[method](X[of.train], of.y_train, test_source[of.test], of.y_test, options.seed)
+                rows.append({**common, "method": method, **sizes, **scores})
     return rows
 
 
