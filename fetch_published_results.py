@@ -85,7 +85,7 @@ def bring(source: Path, paths: Paths) -> int:
 def leads_out(target: Path, paths: Paths) -> bool:
     """Whether a link on the way to ``target`` leads out of the folder of results, data or texts it belongs to."""
     root = next(folder for folder in (paths.results_dir, paths.data_dir, paths.text_dir) if folder in target.parents)
-    return root.resolve() not in (target.parent / target.name).resolve().parents
+    return root.resolve() not in target.resolve().parents
 
 
 def published_files(source: Path, paths: Paths) -> list[tuple[Path, Path]]:

@@ -111,13 +111,9 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list
         for work in works:
             failures += runner.run(work, bar)
     # the ceiling before and after: other work on the machine can only lower a measurement
-    print_table(
-        runner.tallies,
-        encoders,
-        max(rate, product_rate(info.d_model, torch.device(device))),
-        info.d_model,
-        paths.sae_checks(info.name),
-    )
+    ceiling = max(rate, product_rate(info.d_model, torch.device(device)))
+    print_table(runner.tallies, encoders, ceiling, info.d_model)
+    write_checks(paths.sae_checks(info.name), runner.tallies, encoders)
     return cli.report_failures(failures, "files or SAEs")
 
 
@@ -211,26 +207,47 @@ def print_plan(works: list, encoders: dict, device: str, budget: int, rate: floa
     return int(to_write)
 
 
-def print_table(tallies: dict, encoders: dict, rate: float, d_model: int, path: Path) -> None:
-    """The closing table, and its measured figures into ``path``; warns of an L0 far from the one an SAE's id names."""
+def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> None:
+    """The closing table; warns of a measured L0 far from the one an SAE's id names."""
     if not tallies:
         return
-    checks = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     print(f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12} {'seconds':>8} {'of ceiling':>10}")
     for sae_id, tally in tallies.items():
         encoder = encoders[sae_id]
-        mean_l0 = tally.nonzeros / max(tally.rows, 1)
-        named = encoder.named_l0
+        checks = measured(tally, encoder)
+        mean_l0, named = checks["mean_l0"], checks["named_l0"]
         share = 2.0 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9) / rate
-        dead = encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
-        print(f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {dead:12d} {tally.seconds:8.1f} {share:10.0%}")
-        checks[sae_id] = {"architecture": encoder.architecture, "d_model": encoder.d_model, "d_sae": encoder.d_sae,
-                          "rows": tally.rows, "mean_l0": round(mean_l0, 2), "named_l0": named, "never_fired": dead}  # fmt: skip
+        print(f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {checks['never_fired']:12d} {tally.seconds:8.1f} "
+              f"{share:10.0%}")  # fmt: skip
         if named and not named / 3 <= mean_l0 <= 3 * named:
             print(f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}: is it the right layer, hook "
                   "and scaling?")  # fmt: skip
-    write_json(path, checks)
-    print(f"peak memory {show_bytes(peak_memory())}; measured L0 in {path}")
+    print(f"peak memory {show_bytes(peak_memory())}")
+
+
+def measured(tally, encoder) -> dict:
+    """An SAE's shape, and what its latents did on the rows encoded."""
+    return {
+        "architecture": encoder.architecture,
+        "d_model": encoder.d_model,
+        "d_sae": encoder.d_sae,
+        "rows": tally.rows,
+        "mean_l0": round(tally.nonzeros / max(tally.rows, 1), 2),
+        "named_l0": encoder.named_l0,
+        "never_fired": encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae,
+    }
+
+
+def write_checks(path: Path, tallies: dict, encoders: dict) -> None:
+    """Add what was measured of these SAEs to the file of all; one that cannot be read is begun anew."""
+    if not tallies:
+        return
+    try:
+        checks = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        checks = {}
+    write_json(path, {**checks, **{sae_id: measured(tally, encoders[sae_id]) for sae_id, tally in tallies.items()}})
+    print(f"measured L0 in {path}")
 
 
 def run_original_order(

@@ -19,7 +19,7 @@ import numpy as np
 
 from utils import cli
 from utils.baselines import METHODS, METHODS_OF_SETTING
-from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
+from utils.datasets import choose_datasets, dataset_size, readable
 from utils.errors import UserError
 from utils.models import Layer, get_model, hook_name
 from utils.paths import Paths
@@ -115,18 +115,11 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
 
 def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
-    from utils.activations import load_activations
+    from utils.activations import load_rows
 
-    remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
-    d_model = get_model(model_name, paths).d_model
-    texts = load_dataset(paths, dataset)
-    X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)
-    X_ood = y_ood = None
-    if any(condition.setting == "OOD" for _, condition in wanted):
-        ood = load_ood(paths, dataset)
-        y_ood = ood.labels
-        X_ood = load_activations(paths.model_activations(model_name, dataset, hook_name(layer), ood=True), ood, remedy, d_model)
-    return X, texts.labels[: len(X)], X_ood, y_ood, dataset, layer, wanted
+    ood = any(condition.setting == "OOD" for _, condition in wanted)
+    rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
+    return rows.X, rows.y, rows.X_ood, rows.y_ood, dataset, layer, wanted
 
 
 def probe_dataset(

@@ -193,7 +193,7 @@ def makers(
         lambda: figures.validation_gaps(gap, CONDITION_LABELS),
     )
     jobs["multi_token"] = (
-        "Probes on all tokens of a text (published results)",
+        "Probes on all tokens of a text",
         lambda: paper_figures.multi_token(multi_token_results(paths, model_name), normal.get("quiver_baselines")),
     )
     jobs["architectures"] = (
@@ -263,7 +263,7 @@ def print_summary(comparison: pd.DataFrame, against_control: pd.DataFrame) -> No
         print("\nMean test AUC over matched datasets and conditions (each contender's probe picked by validation AUC):")
         print(headline(comparison).to_string(float_format="{:.3f}".format))
     if len(against_control):
-        print("\nNormal setting, trained SAEs against the random-SAE control, by number of latents k:")
+        print("\nNormal setting, trained SAEs against controls, by number of latents k:")
         print(against_control.to_string(index=False, float_format="{:.3f}".format))
 
 

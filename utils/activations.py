@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.datasets import Dataset, first_line
+from utils.datasets import Dataset, first_line, load_dataset, load_ood
 from utils.errors import UserError
+from utils.paths import Paths
 from utils.runtime import write_json
 from utils.tensors import load_tensor, save_tensor
 
@@ -85,3 +87,33 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
         row = int(np.flatnonzero(~np.isfinite(activations).all(axis=1))[0])
         raise UserError(f"{path} has a NaN or infinite value in row {row}: {remedy}")
     return activations
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """A dataset's activations ``X`` [n_rows, d_model] with labels ``y`` [n_rows], and those of its OOD file where asked for."""
+
+    X: np.ndarray
+    y: np.ndarray
+    X_ood: np.ndarray | None = None
+    y_ood: np.ndarray | None = None
+
+    @property
+    def X_test(self) -> np.ndarray:
+        """What the test rows of a split index: the OOD file's rows where they were asked for."""
+        return self.X if self.X_ood is None else self.X_ood
+
+
+def load_rows(paths: Paths, model_name: str, dataset: str, hook_name: str, ood: bool, d_model: int | None = None) -> ModelRows:
+    """Activations and labels of a dataset at a hook, with ``ood`` those of its OOD file too.
+
+    Raises UserError as ``load_activations`` does.
+    """
+    remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
+    texts = load_dataset(paths, dataset)
+    X = load_activations(paths.model_activations(model_name, dataset, hook_name), texts, remedy, d_model)
+    if not ood:
+        return ModelRows(X, texts.labels[: len(X)])
+    shifted = load_ood(paths, dataset)
+    X_ood = load_activations(paths.model_activations(model_name, dataset, hook_name, ood=True), shifted, remedy, d_model)
+    return ModelRows(X, texts.labels[: len(X)], X_ood, shifted.labels)

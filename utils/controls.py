@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
+from utils.activations import load_rows
 from utils.baselines import principal_components
-from utils.datasets import load_dataset, load_ood
 from utils.models import Layer, get_model, hook_name, layer_folder
 from utils.paths import Paths
 from utils.settings import Condition, Split, split
@@ -29,24 +29,17 @@ class ControlActivations:
     """
 
     def __init__(self, paths: Paths, model_name: str, dataset: str, control: str, layer: Layer, ood: bool) -> None:
-        from utils.activations import load_activations  # loads torch, which --help can do without
-
-        remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
-        d_model = get_model(model_name, paths).d_model
-        texts = load_dataset(paths, dataset)
         self.control = control
-        self.X = load_activations(paths.model_activations(model_name, dataset, hook_name(layer)), texts, remedy, d_model)
-        self.labels = texts.labels[: len(self.X)]
-        self.X_ood, self.ood_labels = None, None
-        if ood:
-            shifted = load_ood(paths, dataset)
-            path = paths.model_activations(model_name, dataset, hook_name(layer), ood=True)
-            self.X_ood, self.ood_labels = load_activations(path, shifted, remedy, d_model), shifted.labels
+        self.rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.rows.y
 
     def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
         """(X_train, X_test, split): [n, d_model], or [n, n_components] with the components of the training rows."""
-        rows_of = split(condition, self.labels, seed, ood_labels=self.ood_labels)
-        X_train, X_test = self.X[rows_of.train], (self.X if self.X_ood is None else self.X_ood)[rows_of.test]
+        rows_of = split(condition, self.rows.y, seed, ood_labels=self.rows.y_ood)
+        X_train, X_test = self.rows.X[rows_of.train], self.rows.X_test[rows_of.test]
         if self.control == "pca_dims":
             X_train, X_test = principal_components(X_train, X_test, min(X_train.shape))
         return csr_array(X_train.astype(np.float32)), csr_array(X_test.astype(np.float32)), rows_of

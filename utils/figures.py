@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from utils.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
 from utils.models import layer_order, named_l0, named_width
+from utils.runtime import short_number
 from utils.tidy_results import BASELINE, CONTROL, SAE
 
 STYLE = {
@@ -84,7 +85,7 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
     axes.set_ylim(CHANCE, 1.02)
     axes.set_ylabel("mean test AUC (0.5 is chance)")
     axes.grid(axis="y")
-    _legend_above(figure, axes, len(names))
+    legend_above(figure, axes, len(names))
     return figure
 
 
@@ -151,7 +152,7 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     axes.set_xlabel("best baseline, test AUC")
     axes.set_ylabel("SAE probe, test AUC")
     axes.grid()
-    _legend_above(figure, axes, 1)
+    legend_above(figure, axes, 1)
     return figure
 
 
@@ -186,7 +187,7 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
         lower.minorticks_off()
     for axes in (upper, lower):
         axes.grid()
-    _legend_above(figure, upper, 4 if len(names) == 4 else 3)
+    legend_above(figure, upper, 4 if len(names) == 4 else 3)
     return figure
 
 
@@ -212,7 +213,7 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     axes.set_xlim(0.3, 1.04)
     axes.set_xlabel("test AUC out of distribution (dotted: chance)")
     axes.grid(axis="x")
-    _legend_above(figure, axes, len(names))
+    legend_above(figure, axes, len(names))
     return figure
 
 
@@ -228,7 +229,7 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
     axes.set_xlabel(f"layer ({rows['dataset'].nunique()} datasets)")
     axes.set_ylabel("mean test AUC")
     axes.grid()
-    _legend_above(figure, axes, 3)
+    legend_above(figure, axes, 3)
     return figure
 
 
@@ -256,7 +257,7 @@ def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_xlabel(f"layer ({rows['dataset'].nunique()} datasets)")
     axes.set_ylabel("share of datasets where best\nby validation AUC (ties shared)")
-    _legend_above(figure, axes, 3)
+    legend_above(figure, axes, 3)
     return figure
 
 
@@ -382,14 +383,6 @@ def _in_two_lines(name: str, longest: int = 28) -> str:
     return f"{name[:at]}\n{name[at:]}"
 
 
-def short_number(number: float) -> str:
-    """16384 -> "16k", 1048576 -> "1M"."""
-    for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
-        if number >= size:
-            return f"{number / size:.0f}{unit}"
-    return f"{number:.0f}"
-
-
 def _count(row: pd.Series) -> str:
     n = f"{int(row['n_datasets'])} datasets"
     return n if row["n_pairs"] == row["n_datasets"] else f"{n},\n{int(row['n_pairs'])} conditions"
@@ -425,6 +418,7 @@ def shared_legend(figure: Figure, axes, columns: int) -> None:
     figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=8)
 
 
-def _legend_above(figure: Figure, axes, columns: int) -> None:
+def legend_above(figure: Figure, axes, columns: int) -> None:
+    """A legend above the panel."""
     figure.tight_layout()
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=columns, frameon=False, fontsize=8)

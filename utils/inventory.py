@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.models import LanguageModel, Layer, hook_name, named_width
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER
+from utils.runtime import short_number
 from utils.sae_store import condition_suffixes
 from utils.saes import list_sae_ids
 from utils.settings import conditions
@@ -59,9 +60,7 @@ class Inventory:
 def width_name(sae_id: str) -> str:
     """How a table calls an SAE's width: "16k", "1m", or "other" where its id names none."""
     width = named_width(sae_id)
-    if width is None:
-        return "other"
-    return f"{width >> 20}m" if width >= 1 << 20 else f"{width >> 10}k" if width >= 1 << 10 else str(width)
+    return "other" if width is None else short_number(width).lower()
 
 
 def file_names(folder: Path) -> dict[str, int]:
@@ -93,7 +92,7 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
         except UserError as error:
             found.unreadable.append(str(error))
     ood = [name for name in list_ood_datasets(paths) if name in found.sizes]
-    tables = _tables(paths, info, settings, found)
+    tables, found.remarks = load_results(paths, info.name, settings, found.unreadable)
     probes = tables[tables["kind"] == SAE]
     found.probed = set(probes["setting"])
     at_hand = [*info.sae_ids, *list_sae_ids(paths.saes(info.name))]
@@ -107,19 +106,6 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
         _sae_activations(paths, info, setting, names, found)
         _results(info, setting, names, tables[tables["setting"] == setting], found)
     return found
-
-
-def _tables(paths: Paths, info: LanguageModel, settings: tuple[str, ...], found: Inventory) -> pd.DataFrame:
-    """All result rows; a table that cannot be read is noted, and the others are read."""
-    frames = []
-    for setting in settings:
-        try:
-            rows, remarks = load_results(paths, info.name, (setting,))
-            frames.append(rows)
-            found.remarks += remarks
-        except UserError as error:
-            found.unreadable.append(str(error))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["kind", "setting", "sae_id"])
 
 
 def _model_activations(paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory) -> Count:

@@ -17,9 +17,9 @@ import pandas as pd
 from scipy.sparse import csr_array, vstack
 from threadpoolctl import threadpool_limits
 
-from utils.activations import load_activations
+from utils.activations import load_rows
 from utils.baselines import METHODS
-from utils.datasets import choose_datasets, load_dataset, load_ood
+from utils.datasets import choose_datasets
 from utils.errors import UserError
 from utils.models import hook_name as full_name
 from utils.models import parse_layer
@@ -81,28 +81,19 @@ def _probe_dataset(
     baselines: Sequence[str],
     options: ProbeOptions,
 ) -> list[dict]:
-    remedy = "make it with generate_model_activations.py"
-    texts = load_dataset(paths, name)
-    X = load_activations(paths.model_activations(model_name, name, hook), texts, remedy)
-    y, X_ood, y_ood = texts.labels[: len(X)], None, None
-    if setting == "OOD":
-        shifted = load_ood(paths, name)
-        X_ood, y_ood = (
-            load_activations(paths.model_activations(model_name, name, hook, ood=True), shifted, remedy),
-            shifted.labels,
-        )
-    latents = encode(sae, X)
-    test_source, test_latents = (X, latents) if X_ood is None else (X_ood, encode(sae, X_ood))
+    found = load_rows(paths, model_name, name, hook, ood=setting == "OOD")
+    latents = encode(sae, found.X)
+    test_latents = latents if found.X_ood is None else encode(sae, found.X_ood)
     rows = []
     with threadpool_limits(1):  # thousands of small products, which threads only slow down
-        for condition in conditions(setting, len(y)):
-            of = split(condition, y, options.seed, ood_labels=y_ood)
+        for condition in conditions(setting, len(found.y)):
+            of = split(condition, found.y, options.seed, ood_labels=found.y_ood)
             common = {"dataset": name, "setting": setting, "condition": _label(condition)}
             sizes = {"n_train": len(of.train), "n_test": len(of.test)}
             probes = fit_sae_probes(latents[of.train], of.y_train, test_latents[of.test], of.y_test, ks, options)
             rows += [{**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]} for p in probes]
             for method in baselines:
-                scores = METHODS[method](X[of.train], of.y_train, test_source[of.test], of.y_test, options.seed)
+                scores = METHODS[method](found.X[of.train], of.y_train, found.X_test[of.test], of.y_test, options.seed)
                 rows.append({**common, "method": method, **sizes, **scores})
     return rows
 

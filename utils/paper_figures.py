@@ -7,8 +7,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.figures import CHANCE, STYLE, NoData, shared_legend, short_number
+from utils.comparison import bootstrap_interval
+from utils.figures import CHANCE, STYLE, NoData, legend_above, shared_legend
 from utils.models import named_l0, named_width
+from utils.runtime import short_number
 
 RELABELLED = {0: "original labels", 1: "labels of an ensemble\nof language models", 2: "only where the\ntwo disagree"}
 RELABELLED_PROBES = {
@@ -16,7 +18,6 @@ RELABELLED_PROBES = {
     "sae_128": ("SAE probe, k = 128", "sae_only"),
     "sae_1": ("SAE probe, k = 1", "quiver_with_sae"),
 }
-N_RESAMPLES = 2000
 
 
 def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
@@ -42,7 +43,7 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     rng = np.random.default_rng(0)
     for y, name in enumerate(order):
         values = aucs[name].loc[shared].to_numpy()
-        low, high = np.quantile(rng.choice(values, (N_RESAMPLES, len(values))).mean(axis=1), [0.025, 0.975])
+        low, high = bootstrap_interval(values, np.array(shared))
         style = STYLE["sae_only" if name.startswith("SAE") else "random_sae" if "random" in name else "quiver_baselines"]
         axes.barh(y, values.mean() - CHANCE, 0.7, left=CHANCE, color=style["color"], hatch=style["hatch"], edgecolor="white")
         axes.plot(values, y + rng.uniform(-0.22, 0.22, len(values)), ".", color="black", markersize=2.5, alpha=0.45)
@@ -119,8 +120,7 @@ def relabelling(table: pd.DataFrame | None) -> Figure:
     axes.set_ylim(0.4, 0.95)
     axes.set_ylabel("test AUC on 87_glue_cola\n(dotted: chance)")
     axes.grid(axis="y")
-    figure.tight_layout()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=3, frameon=False, fontsize=8)
+    legend_above(figure, axes, 3)
     return figure
 
 

@@ -104,6 +104,14 @@ def show_bytes(n: float) -> str:
     return f"{n:.2f} GiB"
 
 
+def short_number(number: float) -> str:
+    """16384 -> "16k", 1048576 -> "1M"."""
+    for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= size:
+            return f"{number / size:.0f}{unit}"
+    return f"{number:.0f}"
+
+
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")

@@ -170,26 +170,28 @@ def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
         sae = {"method": "sae_probe", "sae_id": "published", "k": np.nan, "protocol": "paper"}
         frames.append(published[["dataset"]].assign(kind=SAE, test_auc=published["test_auc_sae"], **sae, **common))
     if len(ours):
-        frames.insert(
-            0, ours.assign(kind=BASELINE, setting="OOD", condition=NO_CONDITION)
-        )  # ahead of the same probe's published row
+        # ahead of the published rows: of a probe that both have, ours counts
+        frames.insert(0, ours.assign(kind=BASELINE, setting="OOD", condition=NO_CONDITION))
     return pd.concat(frames, ignore_index=True)
 
 
 def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame, Judgement | None]:
-    """(table, its rows, what they tell) of the OOD SAE probes that do not say how many rows they tested: published ones.
-
-    The judgement is None where there are none such. Label noise with nothing flipped has the rows of the normal setting.
-    """
+    """(table, its rows, what they tell) of the OOD SAE probes, for an audit: those that ``load_results`` leaves out included."""
     found = _sae_table(paths, model_name, "OOD")
     if found is None:
         return None, pd.DataFrame(), None
-    table = _with_l0(sae_probe_table(found, None).read())
-    _check_scores(table, found, "k")
-    table["layer"] = _layers(table, found)
+    table = _read_sae_table(found, None)
+    return found, table, _judge_untold(paths, model_name, table)
+
+
+def _judge_untold(paths: Paths, model_name: str, table: pd.DataFrame) -> Judgement | None:
+    """What the OOD SAE probes tell that do not say how many rows they tested: published ones. None where there are none such.
+
+    Label noise with nothing flipped has the rows of the normal setting.
+    """
     untold = table[table["n_test"].isna()] if "n_test" in table.columns else table
     if not len(untold):
-        return found, table, None
+        return None
     inside = [_sae_probes(paths, model_name, setting)[0] for setting in ("normal", "label_noise")]
     inside = [rows[rows["condition"].isin([NO_CONDITION, 0.0])] for rows in inside if len(rows)]
     baselines = [_baselines(paths, model_name, setting)[0] for setting in ("normal", "OOD")]
@@ -197,7 +199,15 @@ def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame,
     if len(in_baselines):
         in_baselines = in_baselines[in_baselines["layer"] == get_model(model_name, paths).probe_layer]
     known = pd.concat(inside, ignore_index=True) if inside else pd.DataFrame()
-    return found, table, judge(untold, known, in_baselines, ood_baselines)
+    return judge(untold, known, in_baselines, ood_baselines)
+
+
+def _read_sae_table(path: Path, condition_column: str | None) -> pd.DataFrame:
+    """A table of SAE probes, checked, its layers and SAE ids in one form."""
+    table = sae_probe_table(path, condition_column).read()
+    _check_scores(table, path, "k")
+    table["layer"] = _layers(table, path)
+    return _with_l0(table)
 
 
 def _sae_table(paths: Paths, model_name: str, setting: str) -> Path | None:
@@ -218,12 +228,10 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
     if found is None:
         return pd.DataFrame(), []
     column = SAE_CONDITION_COLUMN.get(setting)
-    table = sae_probe_table(found, column).read()
-    _check_scores(table, found, "k")
-    table["layer"] = _layers(table, found)
+    table = _read_sae_table(found, column)
     remarks = _torn(found)
     if setting == "OOD":
-        _, _, judgement = judge_ood(paths, model_name)
+        judgement = _judge_untold(paths, model_name, table)
         if judgement is not None:
             told = table["n_test"].notna() if "n_test" in table.columns else pd.Series(False, index=table.index)
             which = f"{int((~told).sum())} rows of {found.parent.name}/{found.name}"
@@ -232,7 +240,6 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
                 remarks.append(f"{which} are left out, they are not out of distribution: {judgement.evidence}")
             else:
                 remarks.append(f"{which} do not say which rows they tested, and are used: {judgement.evidence}")
-    table = _with_l0(table)
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
     table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))
