@@ -61,6 +61,11 @@ demo: $(STAMP)
 fetch-data: $(STAMP)
 	$(RUN) fetch_data.py $(folders) $(ARGS)
 
+.PHONY: check-datasets
+## check-datasets: are the texts fit to probe on: classes, repeated texts, test rows that are copies of training rows
+check-datasets: $(STAMP)
+	$(RUN) check_datasets.py $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
+
 .PHONY: extract-data
 ## extract-data: unpack the paper's archives of MODEL that lie in data/ or raw_text_datasets/
 extract-data: $(STAMP)
@@ -110,6 +115,11 @@ benchmark-generate: $(STAMP)
 ## benchmark-models: reading a model's activations, batches by length against a plain loop
 benchmark-models: $(STAMP)
 	$(RUN) benchmark_models.py $(folders) $(ARGS)
+
+.PHONY: benchmark-full-run
+## benchmark-full-run: all 113 datasets, all rows, two layers of the demo's model, each stage killed once on the way (an hour)
+benchmark-full-run: $(STAMP)
+	$(RUN) benchmark_full_run.py $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
 
 .PHONY: benchmark-probes
 ## benchmark-probes: our probes against the paper's procedure in scikit-learn, on the demo's data (half an hour)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import write_texts
+from conftest import clear_caches, write_texts
 
+import check_datasets
 from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood, unlabelled_ood_files
 from utils.errors import UserError
+from utils.settings import Condition, split
+from utils.text_checks import check_texts
 
 
 def write(path, prompts, targets, **options):
@@ -34,8 +37,8 @@ def test_labels_are_codes_of_the_sorted_values(paths, targets, classes):
 
 def test_texts_like_na_stay_texts(paths):
     write_texts(paths, ["d"])
-    write(paths.texts("d"), ["NA", "None", ""], [0, 1, 1])
-    assert load_dataset(paths, "d").texts == ["NA", "None", ""]
+    write(paths.texts("d"), ["NA", "None", "nan"], [0, 1, 1])
+    assert load_dataset(paths, "d").texts == ["NA", "None", "nan"]
 
 
 def test_compressed_files_are_read_and_plain_ones_win(paths):
@@ -81,6 +84,34 @@ def test_wrong_targets_are_named(paths, targets, message):
     write(paths.texts("d"), ["a", "b", "c"], targets)
     with pytest.raises(UserError, match=message):
         load_dataset(paths, "d")
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_empty_prompts_are_named(paths, blank):
+    write_texts(paths, ["d"])
+    write(paths.texts("d"), ["a", blank, "c", blank], [0, 1, 0, 1])
+    with pytest.raises(UserError, match=r"d\.csv has no prompt in row 3 and 1 others: fill or remove it"):
+        load_dataset(paths, "d")
+
+
+def test_copies_of_training_rows_and_texts_in_both_classes_are_counted(paths, capsys):
+    write_texts(paths, ["d", "own"])
+    texts = [f"text {i}" for i in range(400)]
+    texts[:4] = ["twice", "twice", "both", "both"]
+    write(paths.texts("own"), texts, [1, 1, 1, 0] + [0, 1] * 198)
+    dataset = load_dataset(paths, "own")
+    check = check_texts(dataset)
+    assert (check.n_rows, check.n_repeated, check.n_in_both_classes) == (400, 2, 2)
+    rows = split(Condition("normal"), dataset.labels)
+    trained = {dataset.texts[i] for i in rows.train}
+    assert check.n_test_seen == sum(dataset.texts[i] in trained for i in rows.test)
+    write(paths.texts("copies"), ["yes", "no"] * 200, [1, 0] * 200)
+    write(paths.texts("three"), ["a", "b", "c"], [0, 1, 2])
+    clear_caches()
+    assert check_datasets.main(["--text_dir", str(paths.text_dir)]) == 1
+    said = capsys.readouterr()
+    assert "99 of 99 (100%)" in said.out.split("copies  ")[1].splitlines()[0]
+    assert "three has 3 classes" in said.err
 
 
 def test_unknown_names_come_with_the_nearest(paths):

@@ -9,11 +9,12 @@ import pandas as pd
 
 from utils.baselines import METHODS, METHODS_OF_SETTING
 from utils.comparison import contenders, matched, of_protocol, protocols
-from utils.datasets import dataset_size, list_datasets
+from utils.datasets import dataset_size, list_datasets, load_dataset
 from utils.errors import UserError
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER
 from utils.settings import MIN_TEST, SETTINGS, conditions, n_test_rows
+from utils.text_checks import check_texts
 from utils.tidy_results import BASELINE, CONTROL, SAE, judge_ood, load_results
 
 
@@ -35,6 +36,7 @@ def audit(paths: Paths, model_name: str) -> list[Finding]:
     found += [Finding("wrong", "tables", failure) for failure in failures]
     with suppress(UserError):  # its table is among the failures
         found += _ood(paths, model_name)
+    found += _copies(paths, tidy)
     for setting in SETTINGS:
         rows = tidy[tidy["setting"] == setting]
         if len(rows):
@@ -140,6 +142,22 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
 def _label(condition: object) -> str:
     """One text for a condition's value, whatever its type in a table."""
     return "all" if condition == "all" else f"{float(str(condition)):g}"
+
+
+def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
+    """Test rows whose very text is among the training rows: a probe that only remembers is right on them."""
+    try:
+        checks = [check_texts(load_dataset(paths, name)) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))]
+    except UserError:
+        return []  # no texts, or not all of them
+    many = sorted((check for check in checks if check.seen >= 0.1), key=lambda check: -check.seen)
+    if not many:
+        return []
+    mean = sum(check.seen for check in checks) / len(checks)
+    return [
+        Finding("doubt", "texts", f"in {len(many)} of {len(checks)} datasets a tenth or more of the normal test rows are copies "
+                f"of training rows ({mean:.0%} on average; {many[0].seen:.0%} in {many[0].name}): check_datasets.py lists them")
+    ]  # fmt: skip
 
 
 def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:

@@ -107,7 +107,8 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
 def load_dataset(paths: Paths, name: str) -> Dataset:
     """The first 5,000 texts and labels of a dataset.
 
-    Raises UserError when the file is missing or unreadable, lacks ``prompt`` or ``target``, or has not two classes.
+    Raises UserError when the file is missing or unreadable, has rows without ``prompt`` or
+    ``target``, or has not two classes.
     """
     table = _prompt_and_target(paths.texts(name), name).iloc[:MAX_ROWS]
     classes = _sorted_values(table["target"])
@@ -163,9 +164,11 @@ def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
     missing = {"prompt", "target"} - set(table.columns)
     if missing:
         raise UserError(f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {list(table.columns)}")
-    if (table["target"] == "").any():
-        row = int(np.flatnonzero(table["target"] == "")[0])
-        raise UserError(f"{path.name} has no target in row {row + 2}: label or remove it")
+    for column, remedy in (("target", "label or remove it"), ("prompt", "fill or remove it")):
+        empty = np.flatnonzero(table[column].str.strip() == "")
+        if len(empty):
+            others = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
+            raise UserError(f"{path.name} has no {column} in row {empty[0] + 2}{others}: {remedy}")
     return table
 
 

@@ -1,0 +1,47 @@
+"""What a dataset's texts say about its scores: texts in both classes, test rows that are copies of training rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from utils.datasets import Dataset
+from utils.errors import UserError
+from utils.settings import Condition, split
+
+
+@dataclass(frozen=True)
+class TextCheck:
+    """Of one dataset: rows, rows of class 1, rows that repeat an earlier text, rows whose text stands in both classes, test
+    rows of the normal setting and those of them whose very text is among the training rows; ``trouble``: why it cannot be
+    split."""
+
+    name: str
+    n_rows: int
+    n_positive: int
+    n_repeated: int
+    n_in_both_classes: int
+    n_test: int = 0
+    n_test_seen: int = 0
+    trouble: str | None = None
+
+    @property
+    def seen(self) -> float:
+        """Share of the test rows that are copies of training rows: on them a probe that only remembers is right."""
+        return self.n_test_seen / self.n_test if self.n_test else 0.0
+
+
+def check_texts(dataset: Dataset) -> TextCheck:
+    """Compare the texts of a dataset with each other, letter by letter."""
+    codes = np.unique(np.array(dataset.texts, dtype=object), return_inverse=True)[1]
+    classes = [set(codes[dataset.labels == label].tolist()) for label in (0, 1)]
+    both = np.isin(codes, list(classes[0] & classes[1]))
+    n_repeated = len(codes) - len(np.unique(codes))
+    check = TextCheck(dataset.name, len(codes), int(dataset.labels.sum()), n_repeated, int(both.sum()))
+    try:
+        rows = split(Condition("normal"), dataset.labels)
+    except UserError as error:
+        return replace(check, trouble=str(error))
+    seen = np.isin(codes[rows.test], codes[rows.train])
+    return replace(check, n_test=len(rows.test), n_test_seen=int(seen.sum()))
