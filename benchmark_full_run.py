@@ -26,8 +26,9 @@ import psutil
 
 from utils import cli
 from utils.datasets import list_datasets
+from utils.files import write_json
 from utils.paths import ROOT, Paths
-from utils.runtime import show_bytes, write_json
+from utils.units import show_bytes
 
 MODEL = "all-MiniLM-L6-v2"
 LAYERS = ("2", "5")

@@ -26,8 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from utils import cli
+from utils.files import require_disk
 from utils.paths import ROOT, Paths
-from utils.runtime import require_disk, show_bytes
+from utils.units import show_bytes
 
 MODEL, D_MODEL, LAYER = "gemma-2-9b", 3584, 20
 PREACTIVATION_STD = 1.0  # of random activations through random weights, by construction

@@ -14,9 +14,12 @@ import argparse
 from utils import cli
 from utils.datasets import choose_datasets, load_dataset
 from utils.errors import UserError
+from utils.files import locked
 from utils.models import get_model
-from utils.runtime import progress, show_bytes
+from utils.paths import Paths, sae_stem
+from utils.runtime import progress
 from utils.settings import choose_conditions, conditions
+from utils.units import show_bytes
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,10 +41,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.setting}: nothing to export, the original scripts read the files that are there")
         return 0
 
-    from utils.sae_store import SaeActivations, write_original_split
     from utils.saes import choose_saes
 
     sae_ids = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
+    with locked(paths.sae_activations_folder(model_name, args.setting), *map(sae_stem, sae_ids)):
+        return export(paths, args, model_name, list(sae_ids))
+
+
+def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: list[str]) -> int:
+    """Write the files of all conditions; the exit status."""
+    from utils.sae_store import SaeActivations, write_original_split
+
     jobs = [(dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids]
     failures, n_files, n_bytes = [], 0, 0
     remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"

@@ -20,14 +20,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from utils import cli
 from utils.datasets import first_line
 from utils.errors import UserError
+from utils.files import atomic_path, locked, require_disk, write_json
 from utils.models import get_model
 from utils.paths import Paths
-from utils.runtime import atomic_path, progress, require_disk, show_bytes, write_json
+from utils.runtime import progress
+from utils.units import show_bytes
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 CHUNK = 1 << 20
 SAMPLE = 32 << 20  # compressed bytes read to learn how much an archive grows
@@ -58,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     failures: list[str] = []
     for archive in found:
         try:
-            failures += extract(archive, paths, model_name)
+            with locked(paths.data_dir, archive.name):
+                failures += extract(archive, paths, model_name)
         except UserError as error:
             failures.append(str(error))
         except OSError as error:
@@ -96,7 +102,7 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
         open(archive, "rb") as compressed,
         gzip.open(compressed) as stream,
         progress(total=size, desc=archive.name, unit="B", unit_scale=True) as bar,
-        tarfile.open(fileobj=stream, mode="r|") as members,
+        tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as members,
     ):
         for member in members:
             bar.update(compressed.tell() - bar.n)
@@ -119,6 +125,18 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
     return refused
 
 
+class Header(tarfile.TarInfo):
+    """A member's header; one that announces a name or attributes of megabytes, which tarfile would read whole, is damage."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        kinds = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.SOLARIS_XHDTYPE)
+        if header.type in kinds and header.size > CHUNK:
+            raise ValueError(f"a header of {show_bytes(header.size)}")
+        return header
+
+
 @contextmanager
 def damage_as_user_error(archive: Path) -> Iterator[None]:
     try:
@@ -135,11 +153,13 @@ def estimate(archive: Path) -> int:
     unpacker, n_in, n_out = zlib.decompressobj(wbits=31), 0, 0
     with open(archive, "rb") as file:
         while n_in < SAMPLE and (block := file.read(CHUNK)):
+            n_in += len(block)
             try:
-                n_out += len(unpacker.decompress(block))
+                while block:  # a block of a bomb grows a thousandfold: never all of it at once
+                    n_out += len(unpacker.decompress(block, CHUNK))
+                    block = unpacker.unconsumed_tail
             except zlib.error as error:
                 raise UserError(f"{archive} is no whole gzip file ({first_line(error)}): download it again") from error
-            n_in += len(block)
     return int(archive.stat().st_size * n_out / max(n_in, 1))
 
 

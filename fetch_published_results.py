@@ -20,8 +20,9 @@ from pathlib import Path
 
 from utils import cli
 from utils.errors import UserError
+from utils.files import atomic_path
 from utils.paths import Paths
-from utils.runtime import atomic_path, progress
+from utils.runtime import progress
 
 REPOSITORY = "https://github.com/JoshEngels/SAE-Probes"
 

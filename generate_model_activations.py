@@ -21,6 +21,7 @@ from utils import cli
 from utils.activations import read_description, write_activations
 from utils.datasets import Dataset, choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
+from utils.files import locked
 from utils.models import MODELS, LanguageModel, describe_model, get_model, hook_name, layer_order
 from utils.paths import Paths
 from utils.runtime import pick_device
@@ -58,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         args.setting = "OOD"
     info = find_model(args, paths)
     hooks = [hook_name(layer) for layer in args.layers or info.layers]
-    asked_n = args.max_rows
 
     jobs: list[tuple[str, bool]] = []
     if args.setting != "OOD":
@@ -70,6 +70,13 @@ def main(argv: list[str] | None = None) -> int:
             if args.setting == "OOD":
                 raise
 
+    with locked(paths.model_activations_folder(info.name), *hooks):
+        return generate(paths, args, info, hooks, jobs)
+
+
+def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks: list[str], jobs: list[tuple[str, bool]]) -> int:
+    """Make what is missing of these (dataset, whether its OOD file); the exit status."""
+    asked_n = args.max_rows
     failures: list[str] = []
     usable = {ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood)) for ood in (False, True)}
     jobs = [(name, ood) for name, ood in jobs if name in usable[ood]]

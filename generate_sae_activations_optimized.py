@@ -19,25 +19,19 @@ import argparse
 import json
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 from utils import cli
 from utils.activations import read_description
-from utils.datasets import choose_datasets, dataset_size, load_ood, readable, unlabelled_ood_files
+from utils.datasets import choose_datasets, dataset_size, list_datasets, load_ood, readable, unlabelled_ood_files
 from utils.errors import UserError
-from utils.models import Layer, get_model, hook_name, layer_order
-from utils.paths import Paths
-from utils.runtime import (
-    available_memory,
-    peak_memory,
-    pick_device,
-    progress,
-    require_disk,
-    return_freed_memory,
-    show_bytes,
-    write_json,
-)
+from utils.files import locked, require_disk, write_json
+from utils.models import LanguageModel, Layer, get_model, hook_name, layer_order
+from utils.paths import Paths, sae_stem
+from utils.runtime import available_memory, peak_memory, pick_device, progress, return_freed_memory
 from utils.settings import SETTINGS
+from utils.units import show_bytes
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -72,22 +66,37 @@ def main(argv: list[str] | None = None) -> int:
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     datasets = choose_datasets(paths, args.datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
-    if not args.batch_mode:
-        return run_original_order(paths, args, info, layers, datasets, with_ood)
+    stems = [sae_stem(sae_id) for sae_id in layers]
+    with nullcontext() if args.dry_run else locked(paths.sae_activations_root(info.name), *stems):
+        if not args.batch_mode:
+            return run_original_order(paths, args, info, layers, datasets, with_ood)
+        return generate(paths, args, info, layers, datasets, with_ood)
 
+
+def generate(
+    paths: Paths,
+    args: argparse.Namespace,
+    info: LanguageModel,
+    layers: dict[str, Layer],
+    datasets: list[str],
+    with_ood: list[str],
+) -> int:
+    """Make the files that are missing; the exit status."""
     failures: list[str] = []
     datasets = readable(paths, datasets, failures)
     with_ood = readable(paths, with_ood, failures, ood=True)
     jobs, n_sets = find_jobs(paths, info.name, layers, datasets, with_ood, args.setting != "OOD", args.sae_dir, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
     print(f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo} to do")
-    if not jobs:
-        return cli.report_failures(failures, "datasets")
-    return run(paths, args, info, jobs, failures)
+    if jobs:
+        run(paths, args, info, jobs, failures)
+    if not args.dry_run:
+        write_checks(paths, info.name, list(layers))
+    return cli.report_failures(failures, "files or SAEs")
 
 
-def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list[str]) -> int:
-    """Plan, check memory and disk, encode; the exit status."""
+def run(paths: Paths, args: argparse.Namespace, info: LanguageModel, jobs: list, failures: list[str]) -> None:
+    """Plan, check memory and disk, encode; a line is added to ``failures`` for each file or SAE that could not be done."""
     import torch
 
     from utils.encoding import product_rate
@@ -102,7 +111,7 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list
     rate = product_rate(info.d_model, torch.device(device))
     to_write = print_plan(works, encoders, device, budget, rate)
     if args.dry_run:
-        return cli.report_failures(failures, "SAEs")
+        return
     require_disk(paths.data_dir, to_write)
 
     runner = EncodingRun(paths, info, encoders, torch.device(device), args.batch_size, args.sae_dir)
@@ -113,8 +122,6 @@ def run(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list
     # the ceiling before and after: other work on the machine can only lower a measurement
     ceiling = max(rate, product_rate(info.d_model, torch.device(device)))
     print_table(runner.tallies, encoders, ceiling, info.d_model)
-    write_checks(paths.sae_checks(info.name), runner.tallies, encoders)
-    return cli.report_failures(failures, "files or SAEs")
 
 
 def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]:
@@ -214,10 +221,10 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
     print(f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12} {'seconds':>8} {'of ceiling':>10}")
     for sae_id, tally in tallies.items():
         encoder = encoders[sae_id]
-        checks = measured(tally, encoder)
-        mean_l0, named = checks["mean_l0"], checks["named_l0"]
+        mean_l0, named = tally.nonzeros / max(tally.rows, 1), encoder.named_l0
+        never_fired = encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
         share = 2.0 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9) / rate
-        print(f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {checks['never_fired']:12d} {tally.seconds:8.1f} "
+        print(f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {never_fired:12d} {tally.seconds:8.1f} "
               f"{share:10.0%}")  # fmt: skip
         if named and not named / 3 <= mean_l0 <= 3 * named:
             print(f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}: is it the right layer, hook "
@@ -225,29 +232,22 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
     print(f"peak memory {show_bytes(peak_memory())}")
 
 
-def measured(tally, encoder) -> dict:
-    """An SAE's shape, and what its latents did on the rows encoded."""
-    return {
-        "architecture": encoder.architecture,
-        "d_model": encoder.d_model,
-        "d_sae": encoder.d_sae,
-        "rows": tally.rows,
-        "mean_l0": round(tally.nonzeros / max(tally.rows, 1), 2),
-        "named_l0": encoder.named_l0,
-        "never_fired": encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae,
-    }
+def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
+    """Put the shape and the L0 of these SAEs, over all their files, into the file of all SAEs; a broken one is begun anew."""
+    from utils.sae_store import stored_checks
 
-
-def write_checks(path: Path, tallies: dict, encoders: dict) -> None:
-    """Add what was measured of these SAEs to the file of all; one that cannot be read is begun anew."""
-    if not tallies:
-        return
-    try:
-        checks = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        checks = {}
-    write_json(path, {**checks, **{sae_id: measured(tally, encoders[sae_id]) for sae_id, tally in tallies.items()}})
-    print(f"measured L0 in {path}")
+    names = list_datasets(paths)
+    found = {sae_id: stored_checks(paths, model_name, sae_id, names) for sae_id in sae_ids}
+    path = paths.sae_checks(model_name)
+    with locked(path.parent, path.name, wait=60):  # a run on another SAE may add to it just now
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        after = {**before, **{sae_id: checks for sae_id, checks in found.items() if checks}}
+        if after != before:
+            write_json(path, after)
+            print(f"measured L0 in {path}")
 
 
 def run_original_order(

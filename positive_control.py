@@ -20,9 +20,10 @@ import pandas as pd
 
 from utils import cli
 from utils.baselines import logreg
+from utils.files import atomic_path, write_json
 from utils.paths import Paths
 from utils.probes import ProbeOptions, fit_sae_probes
-from utils.runtime import atomic_path, progress, write_json
+from utils.runtime import progress
 from utils.settings import Condition, split
 
 D_MODEL, N_FEATURES = 256, 512

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from extract_data import is_extracted
 from utils import cli
+from utils.files import atomic_path
 from utils.inventory import Count, Inventory, take_inventory, width_name
 from utils.models import LanguageModel, get_model
 from utils.paths import Paths
-from utils.runtime import atomic_path
 from utils.settings import SETTINGS
 
 MAX_SHOWN = 20  # broken files listed by name

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -21,6 +22,7 @@ from utils import cli
 from utils.baselines import METHODS, METHODS_OF_SETTING
 from utils.datasets import choose_datasets, dataset_size, readable
 from utils.errors import UserError
+from utils.files import locked
 from utils.models import Layer, get_model, hook_name
 from utils.paths import Paths
 from utils.results import ResultTable, baseline_table, seconds_table
@@ -54,9 +56,6 @@ def main(argv: list[str] | None = None) -> int:
     layers = args.layer or (info.layers if setting == "normal" else (info.probe_layer,))
     asked = [method for part in args.method or () for method in part]
     methods = asked or METHODS_OF_SETTING.get(setting, tuple(METHODS))
-    failures: list[str] = []
-    datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
-
     column = BASELINE_CONDITION_COLUMN.get(setting)
     tables: dict[Layer, ResultTable] = {
         layer: baseline_table(
@@ -64,9 +63,22 @@ def main(argv: list[str] | None = None) -> int:
         )
         for layer in layers
     }
+    written = {table.path.name for table in tables.values()}
+    with locked(next(iter(tables.values())).path.parent, *written):
+        return probe_all(paths, args, info.name, tables, methods)
+
+
+def probe_all(
+    paths: Paths, args: argparse.Namespace, model_name: str, tables: dict[Layer, ResultTable], methods: Sequence[str]
+) -> int:
+    """Make the probes that the tables lack; the exit status."""
+    setting = args.setting
+    failures: list[str] = []
+    datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
+
     tasks: list[tuple] = []
     n_expected = n_todo = 0
-    for layer in layers:
+    for layer in tables:
         done = tables[layer].done()
         for dataset in datasets:
             chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
@@ -79,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
                 wanted.setdefault((seed, condition), []).append(method)
             if wanted:
                 n_todo += sum(map(len, wanted.values()))
-                tasks.append((paths, info.name, dataset, layer, wanted))
-    print(f"baselines, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
+                tasks.append((paths, model_name, dataset, layer, wanted))
+    print(f"baselines, {model_name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
     if not tasks:
         return cli.report_failures(failures, "datasets")
     if args.randomize_order:

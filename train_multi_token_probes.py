@@ -21,12 +21,14 @@ import numpy as np
 from utils import cli
 from utils.datasets import choose_datasets, dataset_size, load_dataset, readable
 from utils.errors import UserError
-from utils.models import get_model, hook_name
+from utils.models import LanguageModel, Layer, get_model, hook_name
 from utils.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
 from utils.paths import Paths
 from utils.probes import ProbeOptions, fit_sae_probes
-from utils.runtime import available_memory, pick_device, save_run_settings, show_bytes
+from utils.results import ResultTable
+from utils.runtime import available_memory, pick_device, save_run_settings
 from utils.settings import Condition, split
+from utils.units import show_bytes
 
 if TYPE_CHECKING:
     from utils.language_models import HookedModel
@@ -57,12 +59,20 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
 
-    from utils.saes import choose_saes, is_control
+    from utils.saes import choose_saes
 
     saes = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer])
+    table = multi_token_table(paths.multi_token_results(info.name))
+    with table.locked():
+        return probe_all(paths, args, info, saes, table)
+
+
+def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes: dict[str, Layer], table: ResultTable) -> int:
+    """Make the probes that the table lacks; the exit status."""
+    from utils.saes import is_control
+
     failures: list[str] = []
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
-    table = multi_token_table(paths.multi_token_results(info.name))
     done = set() if args.overwrite else table.done()
     sae_dir = args.sae_dir or paths.saes(info.name)
     controls = {sae_id for sae_id in saes if is_control(sae_dir / sae_id)}

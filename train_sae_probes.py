@@ -21,7 +21,7 @@ from utils import cli, saebench
 from utils.controls import CONTROLS, ControlActivations, control_id
 from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
 from utils.errors import UserError
-from utils.models import get_model, layer_order
+from utils.models import LanguageModel, Layer, get_model, layer_order
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
 from utils.results import ResultTable, sae_probe_table, seconds_table
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
 
-    from utils.saes import choose_saes, is_control
+    from utils.saes import choose_saes
 
     setting = args.setting
     ks = tuple(args.ks or (KS_NORMAL if setting == "normal" else KS_OTHER))
@@ -81,16 +81,38 @@ def main(argv: list[str] | None = None) -> int:
         ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed)
         for seed in cli.seeds_of(args)
     ]
+    table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
+    layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
+    with table.locked():
+        status = probe_all(paths, args, info, layers, table, options, ks)
+    if args.export_saebench:
+        tidy, _ = load_results(paths, info.name, ("normal",))
+        for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0]):
+            print(f"SAEBench  {path}")
+    return status
+
+
+def probe_all(
+    paths: Paths,
+    args: argparse.Namespace,
+    info: LanguageModel,
+    layers: dict[str, Layer],
+    table: ResultTable,
+    options: list[ProbeOptions],
+    ks: tuple[int, ...],
+) -> int:
+    """Make the probes that the table lacks; the exit status."""
+    from utils.saes import is_control
+
+    setting = args.setting
     failures: list[str] = []
     datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
-    layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     sae_dir = args.sae_dir or paths.saes(info.name)
     # an SAE with random weights is a control too, and a method of its own
     probed = [(i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe") for i, layer in layers.items()]
     read = sorted(set(layers.values()), key=layer_order)
     probed += [(control_id(control, layer), layer, control) for layer, control in product(read, args.controls)]
 
-    table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
     tasks = []
     n_expected = 0
     done = table.done()
@@ -111,12 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    status = run(table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
-    if args.export_saebench:
-        tidy, _ = load_results(paths, info.name, ("normal",))
-        for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0]):
-            print(f"SAEBench  {path}")
-    return status
+    return run(table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
 
 
 def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:

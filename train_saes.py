@@ -13,8 +13,6 @@ Meant for a laptop-sized demonstration; to train a large SAE use SAELens itself.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +20,10 @@ from utils import cli
 from utils.activations import read_description
 from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood
 from utils.errors import UserError
+from utils.files import atomic_folder, locked, write_json
 from utils.models import LanguageModel, Layer, get_model, hook_name, layer_folder
 from utils.paths import Paths
-from utils.runtime import pick_device, progress, write_json
+from utils.runtime import pick_device, progress
 
 BATCH_TOKENS = 512
 LEARNING_RATE = 1e-3
@@ -69,12 +68,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     device = pick_device(args.device)
-    tokens = collect_tokens(paths, info, layer, args.n_tokens, args.corpus, args.seed, device)
-    for width, folder in wanted.items():
-        if folder in todo:
-            make_sae(tokens, folder, info.name, layer, width, args, device, train=True)
-    if control in todo and control is not None:
-        make_sae(tokens, control, info.name, layer, args.control_width, args, device, train=False)
+    with locked(paths.saes(info.name), layer_folder(layer)):
+        tokens = collect_tokens(paths, info, layer, args.n_tokens, args.corpus, args.seed, device)
+        for width, folder in wanted.items():
+            if folder in todo:
+                make_sae(tokens, folder, info.name, layer, width, args, device, train=True)
+        if control in todo and control is not None:
+            make_sae(tokens, control, info.name, layer, args.control_width, args, device, train=False)
     return 0
 
 
@@ -194,15 +194,9 @@ def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, ar
         sae = trainer.fit()
     sae.fold_activation_norm_scaling_factor(scale)
     figures = measure(sae, held_out.to(device))
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with atomic_folder(folder) as temporary:
         sae.save_inference_model(temporary)
         write_json(temporary / "training.json", {**figures, "n_tokens": len(training), "n_epochs": args.n_epochs * train})
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     kind = "trained" if train else "untrained control"
     print(f"{kind}: {folder} ({figures['variance_explained']:.0%} of variance explained, {figures['dead_latents']} dead latents)")
 

@@ -32,13 +32,14 @@ from utils.comparison import (
     val_test_gap,
 )
 from utils.errors import UserError
+from utils.files import atomic_path, locked
 from utils.models import get_model
 from utils.multi_token import load_multi_token
 from utils.paths import BASELINE_FOLDERS, Paths
 from utils.probes import PROTOCOLS
 from utils.report import write_report
 from utils.results import read_table
-from utils.runtime import atomic_path, progress
+from utils.runtime import progress
 from utils.settings import SETTINGS
 from utils.tidy_results import CONTROL, SAE, load_results
 
@@ -86,6 +87,12 @@ def main(argv: list[str] | None = None) -> int:
         )
     for remark in remarks:
         print(f"note: {remark}")
+    with locked(paths.figures(model_name), "report.html"):
+        return show(paths, model_name, tidy, failures)
+
+
+def show(paths: Paths, model_name: str, tidy: pd.DataFrame, failures: list[str]) -> int:
+    """Write the comparison, the figures and the report; the exit status."""
     comparison = compare(tidy)
     table_path = paths.comparison_table(model_name)
     with atomic_path(table_path) as temporary:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood  # noqa: E402
 from utils.paths import Paths  # noqa: E402
 
+MODEL = "all-MiniLM-L6-v2"
 WORDS = ["the", "a", "house", "cat", "runs", "over", "blue", "small", "old", "tree", "river", "stone"]
 SHARED = ROOT.parent / "shared"
 needs_shared = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the reference data is not beside the checkout")
@@ -60,3 +61,26 @@ def write_texts(paths: Paths, names: list[str], n_rows: int = 300, ood: tuple[st
         if name in ood:
             labels = rng.permutation(np.arange(60) % 2)
             pd.DataFrame({"prompt": texts(labels, "sign"), "target": labels}).to_csv(paths.ood_texts(name), index=False)
+
+
+def write_tiny_model(paths: Paths) -> None:
+    """A randomly initialised six-block BERT of the demo model's width, with a vocabulary for the test texts."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
+
+    folder = paths.language_model(MODEL)
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "signal", "sign", "plain"])
+    )
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)

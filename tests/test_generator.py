@@ -80,7 +80,7 @@ def assert_alike(found: dict, expected: dict) -> None:
 def test_every_order_of_work_gives_the_same_latents(ready, monkeypatch, order, batch_size):
     assert generate(ready) == 0
     expected = outputs(ready)
-    for path in (ready.data_dir / f"sae_activations_{MODEL}").rglob("*.*"):
+    for path in ready.sae_activations_root(MODEL).glob("*/*.*"):
         path.unlink()
     real = encoding_plan._work
 
@@ -95,7 +95,7 @@ def test_every_order_of_work_gives_the_same_latents(ready, monkeypatch, order, b
         monkeypatch.setattr(encoding_plan, "_fits", lambda group, *_: False)
     assert generate(ready, "--batch_size", batch_size) == 0
     assert_alike(outputs(ready), expected)
-    assert not (ready.data_dir / f"sae_activations_{MODEL}" / ".waiting").exists()
+    assert not list(ready.sae_activations_root(MODEL).glob(".waiting*"))
 
 
 def test_the_latents_are_sae_lens_own(ready):

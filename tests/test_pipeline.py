@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, WORDS, clear_caches, folder_flags, write_texts
-from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
+from conftest import ROOT, clear_caches, folder_flags, write_texts, write_tiny_model
+from transformers import BertModel
 
 import generate_model_activations
 import generate_sae_activations_optimized
@@ -31,26 +31,6 @@ from utils.paths import Paths
 MODEL = "all-MiniLM-L6-v2"
 NAMES = ["1_first", "2_second", "3_third"]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-
-
-def write_tiny_model(paths: Paths) -> None:
-    """A randomly initialised six-block BERT of the demo model's width, with a vocabulary for the test texts."""
-    folder = paths.language_model(MODEL)
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "signal", "sign", "plain"])
-    )
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=20,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=32,
-        max_position_embeddings=128,
-    )
-    BertModel(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

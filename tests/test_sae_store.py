@@ -49,7 +49,7 @@ def test_rows_come_back_in_dataset_order_for_every_condition(paths):
     rows, labels = sparse(300, 64), np.arange(300) % 2
     normal = split(Condition("normal"), labels)
     files = SaeFiles(paths, "all-MiniLM-L6-v2", "normal", "d", "layer_2/s")
-    files.write(rows, normal, rest_rows(normal, 300), None, {"sae_id": "layer_2/s"})
+    files.write(rows, normal, rest_rows(normal, 300), None, {"sae_id": "layer_2/s"}, {"d_sae": 64})
     assert files.is_done({"sae_id": "layer_2/s"})
     assert not files.is_done({"sae_id": "layer_2/other"})
     stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", labels, None, "make it")

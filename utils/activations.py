@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.datasets import Dataset, first_line, load_dataset, load_ood
+from utils.datasets import MAX_ROWS, Dataset, first_line, load_dataset, load_ood
 from utils.errors import UserError
+from utils.files import write_json
 from utils.paths import Paths
-from utils.runtime import write_json
 from utils.tensors import load_tensor, save_tensor
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
     made_from = read_description(path)
     n_rows = min(len(tensor), len(dataset))
     expected = made_from.get("n_rows", len(dataset))
-    if min(len(tensor), len(dataset)) != min(expected, len(dataset)) or len(tensor) < expected:
+    # of a file that others made all rows are counted, but for datasets that are cut at their 5,000th row
+    surplus = not made_from and len(dataset) < MAX_ROWS and len(tensor) > len(dataset)
+    if surplus or min(len(tensor), len(dataset)) != min(expected, len(dataset)) or len(tensor) < expected:
         raise UserError(f"{path} has {len(tensor)} rows, but {dataset.name} has {expected} texts: {remedy}")
     if made_from and made_from.get("texts_sha256") != fingerprint(dataset.texts[:n_rows]):
         raise UserError(f"{path} was made from other texts than {dataset.name} has now: {remedy}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -12,8 +14,9 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.models import DEFAULT_MODEL, Layer, parse_layer
 from utils.paths import Paths
-from utils.runtime import default_n_jobs, parse_bytes
+from utils.runtime import default_n_jobs, where_it_stood
 from utils.settings import SETTINGS
+from utils.units import parse_bytes
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
@@ -180,13 +183,17 @@ def _interrupt(_signal: int, _frame: object) -> None:
 def run(main: Callable[[list[str] | None], int]) -> None:
     """Run a script's main; a user's mistake becomes one line and a non-zero exit. SIGTERM stops it as SIGINT does."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # a file name may be no text, and its line must still be printed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main(None))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        print("\nstopped: finished work is kept; the same command continues from here", file=sys.stderr)
+        again = shlex.join(["python", *sys.argv])
+        print(f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

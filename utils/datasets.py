@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -12,6 +14,7 @@ import pandas as pd
 from utils.errors import UserError, unknown_name
 from utils.paths import Paths
 
+MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
 
 # Targets of an OOD file that mean a training class under another name. 90_glue_qnli: its training targets 0 and 1 are
@@ -50,9 +53,29 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
     if found is None:
         raise UserError(f"no {what} at {path}[.zst]: run `make fetch-data`, or put the file there")
     try:
-        return pd.read_csv(found, dtype=str, keep_default_na=False)
+        content = _decompressed(found) if found.suffix == ".zst" else found.read_bytes()
+        check_columns(content)
+        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     except Exception as error:  # pandas, zstandard and codecs each raise their own kinds for a broken file
         raise UserError(f"{found} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it again") from error
+
+
+def _decompressed(path: Path) -> bytes:
+    import zstandard
+
+    with open(path, "rb") as file:
+        content = zstandard.ZstdDecompressor(max_window_size=MAX_TEXT_BYTES).stream_reader(file).read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_TEXT_BYTES >> 20} MiB")
+    return content
+
+
+def check_columns(content: bytes) -> None:
+    """Raise ValueError where a CSV's first line names a column twice: which of the two is meant is not for us to guess."""
+    header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")]), [])
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise ValueError(f"it has the column {' and '.join(twice)} more than once")
 
 
 def first_line(error: BaseException) -> str:
@@ -110,6 +133,8 @@ def load_dataset(paths: Paths, name: str) -> Dataset:
     Raises UserError when the file is missing or unreadable, has rows without ``prompt`` or
     ``target``, or has not two classes.
     """
+    if not name.isprintable():
+        raise UserError(f"{str(paths.texts(name))!a} has a name that is no text: rename it")
     table = _prompt_and_target(paths.texts(name), name).iloc[:MAX_ROWS]
     classes = _sorted_values(table["target"])
     if len(classes) != 2:

@@ -28,6 +28,7 @@ from utils.encoding import (
 )
 from utils.encoding_plan import Job, Work
 from utils.errors import UserError
+from utils.files import temporary_name
 from utils.models import LanguageModel, Layer, hook_name
 from utils.paths import Paths
 from utils.sae_store import SaeFiles, made_from, rest_rows, to_csr
@@ -177,9 +178,8 @@ class EncodingRun:
         """Blocks of weights in memory, all files streamed past each; nonzeros wait on disk for the last block."""
         (sae_id,) = work.sae_ids
         encoder = self.encoders[sae_id]
-        waiting = self.paths.data_dir / f"sae_activations_{self.info.name}" / ".waiting"
-        shutil.rmtree(waiting, ignore_errors=True)  # of a run that was killed
-        waiting.mkdir(parents=True)
+        waiting = temporary_name(self.paths.sae_activations_root(self.info.name) / "waiting")
+        waiting.mkdir(parents=True, exist_ok=True)
         failures: dict[str, str] = {}
         try:
             spans = block_starts(encoder, work.block)
@@ -234,19 +234,21 @@ class EncodingRun:
         return []
 
     def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
-        job, d_sae = loaded.job, self.encoders[sae_id].d_sae
+        job, encoder = loaded.job, self.encoders[sae_id]
+        d_sae = encoder.d_sae
+        sae = {"architecture": encoder.architecture, "d_model": encoder.d_model, "d_sae": d_sae, "named_l0": encoder.named_l0}
         rows = to_csr(encoded[0], d_sae)
         labels = loaded.dataset.labels[: rows.shape[0]]
         if sae_id in job.normal:
             of = split(Condition("normal"), labels)
             made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "normal", self.sae_dir)
             files = SaeFiles(self.paths, self.info.name, "normal", job.dataset, sae_id)
-            files.write(rows, of, rest_rows(of, len(labels)), None, made)
+            files.write(rows, of, rest_rows(of, len(labels)), None, made, sae)
         if sae_id in job.ood and loaded.ood is not None:
             of = split(Condition("OOD"), labels, ood_labels=loaded.ood.labels)
             made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "OOD", self.sae_dir)
             files = SaeFiles(self.paths, self.info.name, "OOD", job.dataset, sae_id)
-            files.write(rows, of, None, to_csr(encoded[1], d_sae), made)
+            files.write(rows, of, None, to_csr(encoded[1], d_sae), made, sae)
 
     def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:
         tally = self.tallies[sae_id]

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from utils.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
 from utils.models import layer_order, named_l0, named_width
-from utils.runtime import short_number
 from utils.tidy_results import BASELINE, CONTROL, SAE
+from utils.units import short_number
 
 STYLE = {
     "quiver_baselines": {"color": "#0072B2", "marker": "o", "hatch": ""},

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.datasets import first_line
 from utils.errors import UserError, unknown_name
 from utils.saes import Encoder, checked, need, read_json
+from utils.tensors import load_plain
 from utils.weight_files import stored_arrays
 
 
@@ -134,12 +134,7 @@ def open_sparsify(folder: Path, sae_id: str) -> Encoder:
 
 def _mapped(path: Path) -> dict[str, MappedArray]:
     """The tensors of a state dict, not yet read from the disk."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a broken file can raise anything: zip, pickle and torch errors
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): fetch the SAE again"
-        ) from error
+    state = load_plain(path, "fetch the SAE again", mmap=True)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds other things than named tensors: it is no SAE of dictionary_learning")
     return {name: MappedArray(path, tensor) for name, tensor in state.items()}

@@ -14,11 +14,11 @@ from utils.errors import UserError
 from utils.models import LanguageModel, Layer, hook_name, named_width
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER
-from utils.runtime import short_number
 from utils.sae_store import condition_suffixes
 from utils.saes import list_sae_ids
 from utils.settings import conditions
 from utils.tidy_results import BASELINE, SAE, load_results
+from utils.units import short_number
 
 ZIP_START, ZIP_END, LEGACY_START = b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"
 

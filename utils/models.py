@@ -7,8 +7,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 
 from utils.errors import UserError, unknown_name
+from utils.files import write_json
 from utils.paths import Paths
-from utils.runtime import write_json
 
 DEFAULT_MODEL = "gemma-2-9b"
 Layer = int | str  # a block's number (its hook_resid_post), "embed" (hook_embed), or another hook's whole name

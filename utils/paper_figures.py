@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from utils.comparison import bootstrap_interval
 from utils.figures import CHANCE, STYLE, NoData, legend_above, shared_legend
 from utils.models import named_l0, named_width
-from utils.runtime import short_number
+from utils.units import short_number
 
 RELABELLED = {0: "original labels", 1: "labels of an ensemble\nof language models", 2: "only where the\ntwo disagree"}
 RELABELLED_PROBES = {

@@ -66,8 +66,11 @@ class Paths:
         folder = self.model_activations_folder(model_name, ood)
         return folder / f"{dataset}{'_OOD' if ood else ''}_{hook_name}.pt"
 
+    def sae_activations_root(self, model_name: str) -> Path:
+        return self.data_dir / f"sae_activations_{model_name}"
+
     def sae_activations_folder(self, model_name: str, setting: str) -> Path:
-        return self.data_dir / f"sae_activations_{model_name}" / f"{setting}_setting"
+        return self.sae_activations_root(model_name) / f"{setting}_setting"
 
     def sae_activations(self, model_name: str, setting: str, dataset: str, sae_id: str, part: str, suffix: str = "") -> Path:
         """``part`` is X_train_sae, X_test_sae, X_rest_sae, y_train or y_test; ``suffix`` tells the original scripts' files of

@@ -7,6 +7,7 @@ our own that checks what it gets; any other name in a file is refused, and nothi
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -58,6 +59,8 @@ def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: object) -
         raise pickle.UnpicklingError("a tensor has no proper shape")
     empty, untyped = torch.empty(0, dtype=storage.dtype), storage._untyped_storage
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if math.prod(size) * empty.element_size() > untyped.nbytes():
+        raise pickle.UnpicklingError("a tensor is larger than its storage")
     if 0 not in size and (last + 1) * empty.element_size() > untyped.nbytes():
         raise pickle.UnpicklingError("a tensor is larger than its storage")
     return empty.set_(untyped, offset, size, stride)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from utils.audit import Finding
 from utils.comparison import ALL, TITLES, headline
-from utils.runtime import atomic_path
+from utils.files import atomic_path
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #5b5b5b; --line: #d9d9d9; --paper: #ffffff; --shade: #f5f5f3; }

@@ -6,15 +6,16 @@ import csv
 import io
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from utils.datasets import first_line
+from utils.datasets import check_columns, first_line
 from utils.errors import UserError
+from utils.files import atomic_path, locked
 from utils.paths import BASELINE_FOLDERS
-from utils.runtime import atomic_path
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class ResultTable:
                 table[column] = table[column].astype(object).where(table[column].notna(), default).infer_objects()
         return table
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Only this run writes the table until the block ends. Raises UserError when another does, or it cannot be written."""
+        return locked(self.path.parent, self.path.name)
+
     def done(self) -> set[tuple]:
         """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut off first."""
         if self.path.is_file():
@@ -65,21 +70,15 @@ class ResultTable:
             return
         if replacing:
             self._remove({self.key_of(row) for row in rows})
-        header = self._header()
-        if header is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._rewrite(pd.DataFrame(rows, columns=list(self.columns)))
-            return
+        header, there = self._cells()
         missing = [column for column in self.columns if column not in header]
-        if missing:  # a published table gets our columns once
-            table = read_table(self.path)
-            self._rewrite(table.reindex(columns=[*header, *missing]))
-            header = [*header, *missing]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=header, extrasaction="ignore", lineterminator="\n")
-        writer.writerows({name: value for name, value in row.items() if value is not None} for row in rows)
+        if missing:  # a new table, or a published one, which gets our columns once
+            header += missing
+            self._rewrite(header, [*there, *rows])
+            return
+        text = as_csv(header, rows)
         with open(self.path, "a", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
@@ -91,28 +90,33 @@ class ResultTable:
             raise UserError(f"{self.path} cannot be written: {folder} must be a folder that you may write to")
 
     def _remove(self, keys: set[tuple]) -> None:
-        table = self.read()
-        if len(table):
-            kept = [self.key_of(row) not in keys for row in table[list(self.key)].to_dict("records")]
-            self._rewrite(table[kept])
+        header, rows = self._cells()
+        kept = [row for row in rows if self._key_of_cells(row) not in keys]
+        if len(kept) < len(rows):
+            self._rewrite(header, kept)
 
     def finish(self) -> None:
         """Put the rows in the order of their keys, so that the table is the same whatever order they were made in."""
-        table = self.read()
-        if len(table):
-            order = sorted(range(len(table)), key=lambda i: [_sortable(v) for v in self.key_of(table.iloc[i].to_dict())])
-            if order != list(range(len(table))):
-                self._rewrite(table.iloc[order])
+        header, rows = self._cells()
+        ordered = sorted(rows, key=lambda row: [_sortable(value) for value in self._key_of_cells(row)])
+        if ordered != rows:
+            self._rewrite(header, ordered)
 
-    def _header(self) -> list[str] | None:
+    def _cells(self) -> tuple[list[str], list[dict]]:
+        """(header, rows) as they are written: numbers are not read and written again, which could change their form."""
         if not self.path.is_file() or self.path.stat().st_size == 0:
-            return None
+            return [], []
         with open(self.path, encoding="utf-8", newline="") as file:
-            return next(csv.reader(file))
+            reader = csv.DictReader(file)
+            rows = [{name: cell for name, cell in row.items() if cell} for row in reader]
+            return list(reader.fieldnames or []), rows
 
-    def _rewrite(self, table: pd.DataFrame) -> None:
+    def _key_of_cells(self, row: dict) -> tuple:
+        return self.key_of({name: cell for name, cell in row.items() if cell != ""})
+
+    def _rewrite(self, header: list[str], rows: list[dict]) -> None:
         with atomic_path(self.path) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+            temporary.write_text(as_csv(header, rows, with_header=True), encoding="utf-8", newline="")
 
     def _mend_last_line(self) -> None:
         """Cut off a last line that was not written to its end."""
@@ -123,6 +127,16 @@ class ResultTable:
                 if end > 0:
                     print(f"{self.path.name}: the last line was torn; it is made again")
                     file.truncate(end)
+
+
+def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -> str:
+    """Rows as lines of a table; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=header, extrasaction="ignore", lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows({name: value for name, value in row.items() if value is not None} for row in rows)
+    return text.getvalue()
 
 
 def is_torn(path: Path) -> bool:
@@ -142,6 +156,7 @@ def read_table(path: Path) -> pd.DataFrame:
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             content = content[: content.rfind(b"\n") + 1] or content
+        check_columns(content)
         # pandas 3 reads every digit by itself, and deprecates being asked to
         options = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
         return pd.read_csv(io.BytesIO(content), **options)

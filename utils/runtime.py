@@ -1,12 +1,11 @@
-"""What every stage needs and no domain knows: devices, memory, worker processes, progress, atomic writes, settings files."""
+"""What every stage needs and no domain knows: devices, memory, worker processes, progress, settings files."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
-import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +17,11 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import write_json
 from utils.paths import ROOT
 
 T = TypeVar("T")
+_shown: list[tqdm] = []  # the last progress bar
 RECORDED_PACKAGES = ("torch", "numpy", "pandas", "scikit-learn", "sae-lens", "transformers", "xgboost", "xgboost-cpu")
 
 
@@ -60,19 +61,6 @@ def available_memory(device: str = "cpu") -> int:
     return max(free, 0)
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes in "4GiB", "500MB", "2g" (binary units unless written MB, GB) or "1073741824".
-
-    Raises ValueError for anything else (argparse turns that into its own message).
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
-    if not match:
-        raise ValueError(f"{text!r} is no size; write 4GiB or 500MB")
-    number, prefix, suffix = match.groups()
-    base = 1000 if suffix == "b" and prefix else 1024
-    return int(float(number) * base ** ["", "k", "m", "g", "t"].index(prefix))
-
-
 def return_freed_memory() -> None:
     """Make glibc give every freed array of 1 MiB or more back at once.
 
@@ -85,31 +73,6 @@ def return_freed_memory() -> None:
         with suppress(OSError, AttributeError):  # musl has no mallopt
             mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h; setting it also ends its growth
             ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 20)
-
-
-def require_disk(folder: Path, n_bytes: int) -> None:
-    """Raise UserError when the disk of ``folder`` has not room for ``n_bytes`` more."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise UserError(f"{show_bytes(n_bytes)} are to be written to {folder} and {show_bytes(free)} are free: make room first")
-
-
-def show_bytes(n: float) -> str:
-    """ "3.4 GiB", "12.0 MiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(n) < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.2f} GiB"
-
-
-def short_number(number: float) -> str:
-    """16384 -> "16k", 1048576 -> "1M"."""
-    for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
-        if number >= size:
-            return f"{number / size:.0f}{unit}"
-    return f"{number:.0f}"
 
 
 def peak_memory() -> int:
@@ -127,29 +90,21 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed to ``path`` when the block ends well, removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-
-
 def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
     """tqdm with the project's manners: an estimate on a terminal, a line now and then in a log file."""
     quiet = not sys.stderr.isatty()
-    return tqdm(items, mininterval=10 if quiet else 0.2, dynamic_ncols=not quiet, ncols=90 if quiet else None, **options)
+    bar = tqdm(items, mininterval=10 if quiet else 0.2, dynamic_ncols=not quiet, ncols=90 if quiet else None, **options)
+    _shown[:] = [bar]
+    return bar
+
+
+def where_it_stood() -> str:
+    """How far the last progress bar was, for the line of a run that is stopped; "" before any."""
+    if not _shown:
+        return ""
+    (bar,) = _shown
+    n, total = (f"{number:.0f}" if number is not None else "?" for number in (bar.n, bar.total))
+    return f" ({f'{bar.desc}: ' if bar.desc else ''}{n} of {total} {bar.unit}s)"
 
 
 def run_tasks(
@@ -180,9 +135,26 @@ def run_tasks(
     with parallel_config(backend="loky", inner_max_num_threads=1):
         parallel = Parallel(max(n_jobs, 2), return_as="generator", pre_dispatch=1 if n_jobs == 1 else 2 * n_jobs)
         with progress(total=len(tasks), desc=desc, unit="task") as bar:
-            for index, (rows, error) in enumerate(parallel(calls())):
+            with _signals_wait():  # the workers start here
+                outcomes = parallel(calls())
+            for index, (rows, error) in enumerate(outcomes):
                 bar.update()
                 yield index, rows, error
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM reach this process after the block, and never the processes started in it, which inherit the mask: a
+    terminal sends Ctrl-C to all of them, and each would print a traceback before this one ends them."""
+    stops = {signal.SIGINT, signal.SIGTERM}
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt(function: Callable[..., list[dict]], task: tuple) -> tuple[list[dict], str | None]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,14 @@ from scipy.sparse import csr_array, vstack
 from utils.activations import read_description
 from utils.encoding import SparseRows
 from utils.errors import UserError
+from utils.files import write_json
 from utils.models import Layer, hook_name, named_width
 from utils.paths import Paths
-from utils.runtime import write_json
 from utils.saes import find_sae_folder, fingerprint
 from utils.settings import Condition, Split, split
 from utils.tensors import load_tensor, save_tensor
 
+MAX_STORED_ROWS, MAX_LATENTS = 1 << 20, 1 << 24  # of a file; 5,000 rows and 1M latents are the most there are
 X_PARTS = {"normal": ("X_train_sae", "X_rest_sae", "X_test_sae"), "OOD": ("X_train_sae", "X_test_sae")}
 
 
@@ -57,17 +60,24 @@ class SaeFiles:
     def is_done(self, made_from: dict) -> bool:
         """Whether all files are there and were made from this."""
         parts = (*X_PARTS[self.setting], "y_train", "y_test")
-        made = self.description()
+        made = {name: value for name, value in self.description().items() if name != "measured"}
         if None in (made.get("sae"), made_from.get("sae")):  # an SAE of the hub is not on disk to compare with
             made, made_from = ({**of, "sae": None} for of in (made, made_from))
         return made == made_from and all(self.path(part).is_file() for part in parts)
 
     def write(
-        self, rows: csr_array, condition_split: Split, rest: np.ndarray | None, ood_rows: csr_array | None, made_from: dict
+        self,
+        rows: csr_array,
+        condition_split: Split,
+        rest: np.ndarray | None,
+        ood_rows: csr_array | None,
+        made_from: dict,
+        sae: dict,
     ) -> None:
         """Write X and y of the split; the description comes last and says that the set is whole.
 
-        rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's test indexes.
+        rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's test indexes; sae: the
+        encoder's shape.
         """
         self.description_path.unlink(missing_ok=True)
         test_rows = rows if ood_rows is None else ood_rows
@@ -77,7 +87,23 @@ class SaeFiles:
             save_sparse(self.path("X_rest_sae"), rows[rest])
         save_tensor(self.path("y_train"), torch.tensor(condition_split.y_train))
         save_tensor(self.path("y_test"), torch.tensor(condition_split.y_test))
-        write_json(self.description_path, made_from)
+        # of the OOD set its own rows: those of the dataset are counted in the normal set
+        measured = {**sae, "rows": test_rows.shape[0], "nonzeros": test_rows.nnz}
+        write_json(self.description_path, {**made_from, "measured": measured})
+
+
+def stored_checks(paths: Paths, model_name: str, sae_id: str, datasets: Iterable[str]) -> dict | None:
+    """An SAE's shape and the mean L0 over all rows whose latents are on disk; None where there are none of ours."""
+    checks: dict = {}
+    rows = nonzeros = 0
+    for setting, dataset in product(X_PARTS, datasets):
+        measured = SaeFiles(paths, model_name, setting, dataset, sae_id).description().get("measured")
+        if measured:
+            checks = measured
+            rows, nonzeros = rows + measured["rows"], nonzeros + measured["nonzeros"]
+    if not rows:
+        return None
+    return {**{k: v for k, v in checks.items() if k != "nonzeros"}, "rows": rows, "mean_l0": round(nonzeros / rows, 2)}
 
 
 def made_from(paths: Paths, model_name: str, dataset: str, layer: Layer, sae_id: str, setting: str, sae_dir: Path | None) -> dict:
@@ -131,21 +157,29 @@ def load_sparse(path: Path, remedy: str) -> csr_array:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         tensor = load_tensor(path, remedy)
     remedy = f"delete it, then {remedy}"
-    if tensor.ndim != 2:
-        raise UserError(f"{path} has {tensor.ndim} dimensions, not [n_rows, d_sae]: {remedy}")
-    if tensor.layout == torch.sparse_csr:
+    if tensor.ndim != 2 or tensor.dense_dim() not in (0, 2) or tensor.is_complex():
+        raise UserError(f"{path} has {tensor.ndim} dimensions of {tensor.dtype}, not [n_rows, d_sae] numbers: {remedy}")
+    n_rows, n_columns = tensor.shape
+    if n_rows > MAX_STORED_ROWS or n_columns > MAX_LATENTS:
+        raise UserError(f"{path} declares shape {(n_rows, n_columns)}, more than any dataset and SAE have: {remedy}")
+    if tensor.layout == torch.strided:
+        rows = csr_array(tensor.float().numpy())
+    elif tensor.layout == torch.sparse_csr:
         indptr, indices = tensor.crow_indices().numpy(), tensor.col_indices().numpy()
-        rows = csr_array((tensor.values().float().numpy(), indices, indptr), shape=tuple(tensor.shape))
-    elif tensor.layout == torch.sparse_coo:
+        values = tensor.values().float().numpy()
+        steps = np.diff(indptr)
+        if len(steps) != n_rows or indptr[0] != 0 or (steps < 0).any() or not indptr[-1] == len(indices) == len(values):
+            raise UserError(f"{path} has row pointers that do not fit its values: {remedy}")
+        if len(indices) and (indices.min() < 0 or indices.max() >= n_columns):
+            raise UserError(f"{path} has indices out of range: {remedy}")
+        rows = csr_array((values, indices, indptr), shape=(n_rows, n_columns))
+    else:
         row, column = tensor._indices().numpy()
         values = tensor._values().float().numpy()
-        if len(row) and (min(row.min(), column.min()) < 0 or row.max() >= tensor.shape[0] or column.max() >= tensor.shape[1]):
+        if len(row) and (min(row.min(), column.min()) < 0 or row.max() >= n_rows or column.max() >= n_columns):
             raise UserError(f"{path} has indices out of range: {remedy}")
-        rows = csr_array((values, (row, column)), shape=tuple(tensor.shape))
-    else:
-        rows = csr_array(tensor.float().numpy())
-    if rows.nnz and (rows.indices.min() < 0 or rows.indices.max() >= rows.shape[1]):
-        raise UserError(f"{path} has indices out of range: {remedy}")
+        rows = csr_array((values, (row, column)), shape=(n_rows, n_columns))
+    rows.sum_duplicates()
     if not np.isfinite(rows.data).all():
         raise UserError(f"{path} has NaN or infinite values: {remedy}")
     return rows
@@ -286,5 +320,5 @@ def write_original_split(
 def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
     for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
         found = load_tensor(files.path(name), remedy)
-        if found.layout != torch.strided or not np.array_equal(found.numpy(), labels):
+        if found.layout != torch.strided or found.is_complex() or not torch.equal(found.double(), torch.tensor(labels).double()):
             raise UserError(f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it, then {remedy}")

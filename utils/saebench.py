@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.files import write_json
 from utils.paths import Paths
 from utils.probes import ProbeOptions
-from utils.runtime import write_json
 from utils.tidy_results import BASELINE, SAE
 
 EVALUATION = "sparse_probing_sae_probes"

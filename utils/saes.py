@@ -147,6 +147,9 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     if not sae_dir.is_dir():
         return []
     found = {path.parent for marker in MARKERS for path in sae_dir.rglob(marker)}
+    for folder in found:
+        if not folder.name.isprintable():
+            raise UserError(f"{str(folder)!a} has a name that is no text: rename it")
     return sorted(
         folder.relative_to(sae_dir).as_posix()
         for folder in found
@@ -320,7 +323,7 @@ def _open_llama_scope(folder: Path, sae_id: str) -> Encoder:
 def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): fetch the SAE again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: fetch the SAE again")

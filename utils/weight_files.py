@@ -21,8 +21,19 @@ import numpy as np
 from utils.errors import UserError
 
 # what parsing a header that is not one can raise
-BROKEN = (zipfile.BadZipFile, struct.error, ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError)
-MAX_HEADER = 100 << 20  # bytes of a safetensors header; real ones are a few kB
+BROKEN = (
+    zipfile.BadZipFile,
+    struct.error,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+)
+MAX_HEADER = 4 << 20  # bytes of a header; real ones are a few kB, and reading one takes a hundred times its size
+MAX_NPY_HEADER = 10_000  # numpy's own limit
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
@@ -103,16 +114,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
         arrays = _npz_arrays(path) if path.suffix == ".npz" else _safetensors_arrays(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
-    except (
-        zipfile.BadZipFile,
-        struct.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        SyntaxError,
-        RecursionError,
-    ) as error:
+    except BROKEN as error:
         raise UserError(f"{path} is not a readable weight file ({type(error).__name__}: {error}): fetch it again") from error
     size = path.stat().st_size
     for name, array in arrays.items():
@@ -146,7 +148,7 @@ def _npy_array(path: Path, file) -> StoredArray:
     if magic[:6] != b"\x93NUMPY":
         raise ValueError("no .npy header")
     length = struct.unpack("<H", file.read(2))[0] if magic[6] == 1 else struct.unpack("<I", file.read(4))[0]
-    if length > MAX_HEADER:
+    if length > MAX_NPY_HEADER:
         raise ValueError("an absurd .npy header")
     header = ast.literal_eval(file.read(length).decode("latin1"))
     shape, dtype = tuple(int(n) for n in header["shape"]), str(header["descr"])
