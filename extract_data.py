@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
 CHUNK = 1 << 20
+MOST_GROWTH = 1100  # times that gzip's densest output grows
 SAMPLE = 32 << 20  # compressed bytes read to learn how much an archive grows
 SPARE = 64 << 20  # bytes of the disk that are left free
 
@@ -106,6 +107,8 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
     ):
         for member in members:
             bar.update(compressed.tell() - bar.n)
+            if member.size > MOST_GROWTH * size:  # tarfile would look for the next one behind its end for hours
+                raise ValueError(f"{member.name!r} announces {show_bytes(member.size)}, more than it can hold")
             if member.isdir() or PurePosixPath(member.name).name.startswith(("._", ".DS_Store")):
                 continue
             try:

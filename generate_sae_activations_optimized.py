@@ -105,7 +105,10 @@ def run(paths: Paths, args: argparse.Namespace, info: LanguageModel, jobs: list,
 
     return_freed_memory()
     device = pick_device(args.device)
-    budget = args.max_memory or int(0.6 * available_memory(device))
+    free = available_memory(device)
+    budget = args.max_memory or int(0.6 * free)
+    if budget > free:
+        raise UserError(f"--max_memory {show_bytes(budget)} is more than the {show_bytes(free)} that are free: give less")
     encoders = open_encoders(paths, args, info, jobs, failures)
     works = make_plan(jobs, encoders, torch.device(device), budget, args.batch_size)
     rate = product_rate(info.d_model, torch.device(device))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -101,8 +102,8 @@ def show(paths: Paths, model_name: str, tidy: pd.DataFrame, failures: list[str])
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     gap = val_test_gap(tidy)
-    jobs = makers(of_protocol(tidy, shown), comparison[comparison["protocol"] == shown], gap, paths, model_name)
-    drawn, left_out = draw(jobs, paths.figures(model_name))
+    jobs = makers(of_protocol(tidy, shown), comparison[comparison["protocol"] == shown], gap, paths, model_name, failures)
+    drawn, left_out = draw(jobs, paths.figures(model_name), failures)
     for line in left_out:
         print(f"left out: {line}")
     against_control = control_table(of_protocol(tidy, shown))
@@ -128,7 +129,9 @@ def show(paths: Paths, model_name: str, tidy: pd.DataFrame, failures: list[str])
     return cli.report_failures(failures, "result tables")
 
 
-def draw(jobs: dict[str, tuple[str, Callable]], folder: Path) -> tuple[dict[str, tuple[str, Path]], list[str]]:
+def draw(
+    jobs: dict[str, tuple[str, Callable]], folder: Path, failures: list[str]
+) -> tuple[dict[str, tuple[str, Path]], list[str]]:
     """({name: (caption, PNG)} of the figures drawn, a line for each left out)."""
     from matplotlib import pyplot as plt
 
@@ -140,21 +143,25 @@ def draw(jobs: dict[str, tuple[str, Callable]], folder: Path) -> tuple[dict[str,
         try:
             figure = make()
         except (NoData, UserError) as reason:
+            if isinstance(reason, UserError):  # a file is there and cannot be used
+                failures.append(str(reason))
             left_out.append(f"figure {name}: {reason}")
             for suffix in ("png", "pdf"):  # an older one would show what is no longer there
                 (folder / f"{name}.{suffix}").unlink(missing_ok=True)
             continue
         for suffix in ("png", "pdf"):
+            content = BytesIO()  # on a full disk matplotlib's own writing ends in a traceback
+            metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes on every run
+            figure.savefig(content, format=suffix, dpi=160, metadata=metadata)
             with atomic_path(folder / f"{name}.{suffix}") as temporary:
-                metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes on every run
-                figure.savefig(temporary, format=suffix, dpi=160, metadata=metadata)
+                temporary.write_bytes(content.getvalue())
         plt.close(figure)
         drawn[name] = (caption, folder / f"{name}.png")
     return drawn, left_out
 
 
 def makers(
-    tidy: pd.DataFrame, comparison: pd.DataFrame, gap: pd.DataFrame, paths: Paths, model_name: str
+    tidy: pd.DataFrame, comparison: pd.DataFrame, gap: pd.DataFrame, paths: Paths, model_name: str, failures: list[str]
 ) -> dict[str, tuple[str, Callable]]:
     """{name: (caption, what draws it or raises NoData)}, in the order of the report."""
     from utils import figures, paper_figures
@@ -201,7 +208,7 @@ def makers(
     )
     jobs["multi_token"] = (
         "Probes on all tokens of a text",
-        lambda: paper_figures.multi_token(multi_token_results(paths, model_name), normal.get("quiver_baselines")),
+        lambda: paper_figures.multi_token(load_multi_token(paths, model_name, failures), normal.get("quiver_baselines")),
     )
     jobs["architectures"] = (
         "How often probes on one SAE architecture beat those on another (published win rates)",
@@ -216,13 +223,6 @@ def makers(
         lambda: paper_figures.pruned_latents(side_experiments.pruned(paths, model_name)),
     )
     return jobs
-
-
-def multi_token_results(paths: Paths, model_name: str) -> pd.DataFrame:
-    table, remarks = load_multi_token(paths, model_name)
-    for remark in remarks:
-        print(f"note: {remark}")
-    return table
 
 
 def control_table(tidy: pd.DataFrame) -> pd.DataFrame:

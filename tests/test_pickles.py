@@ -122,7 +122,8 @@ def test_a_bad_file_among_the_results_is_named_and_the_others_are_read(tmp_path)
     }
     for name, result in results.items():
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(result))
-    table, remarks = load_multi_token(paths, "gemma-2-9b")
+    remarks: list[str] = []
+    table = load_multi_token(paths, "gemma-2-9b", remarks)
     assert sorted(table["method"]) == [
         "20 components of each of 255 tokens",
         "SAE, max over tokens, binarised",
@@ -133,6 +134,7 @@ def test_a_bad_file_among_the_results_is_named_and_the_others_are_read(tmp_path)
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published results are not beside the checkout")
 def test_all_published_pickles_are_read():
-    table, remarks = load_multi_token(Paths(data_dir=PUBLISHED), "gemma-2-9b")
+    remarks: list[str] = []
+    table = load_multi_token(Paths(data_dir=PUBLISHED), "gemma-2-9b", remarks)
     assert (len(table), remarks) == (460, [])
     assert table["test_auc"].between(0.3, 1).all()

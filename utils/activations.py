@@ -54,7 +54,7 @@ def read_description(path: Path) -> dict:
         if not isinstance(content, dict) or not isinstance(content.get("n_rows", 0), int):
             raise ValueError("it is no description")
         return content
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make both again"
         ) from error
@@ -67,9 +67,11 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
 
     Raises UserError when the file is missing or broken, belongs to other texts, or has NaN, infinite or misshaped values.
     """
+    import torch
+
     tensor = load_tensor(path, remedy)
     remedy = f"delete it, then {remedy}"
-    if tensor.ndim != 2 or not tensor.is_floating_point():
+    if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.layout != torch.strided:
         raise UserError(
             f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows, d_model] floats: {remedy}"
         )

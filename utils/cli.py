@@ -195,6 +195,12 @@ def run(main: Callable[[list[str] | None], int]) -> None:
         again = shlex.join(["python", *sys.argv])
         print(f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}", file=sys.stderr)
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        remedy = "close other programs, or lower --max_memory, --batch_size or --n_jobs"
+        print(f"error: memory ran out: finished work is kept; {remedy}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{where}: finished work is kept; mend this and run again", file=sys.stderr)

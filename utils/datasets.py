@@ -188,7 +188,8 @@ def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
     table = read_csv(path, f"texts of {name}")
     missing = {"prompt", "target"} - set(table.columns)
     if missing:
-        raise UserError(f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {list(table.columns)}")
+        there = ", ".join(str(name)[:40] for name in table.columns[:8])
+        raise UserError(f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {there!r}")
     for column, remedy in (("target", "label or remove it"), ("prompt", "fill or remove it")):
         empty = np.flatnonzero(table[column].str.strip() == "")
         if len(empty):

@@ -125,7 +125,7 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
         known = {field.name: described[field.name] for field in fields(LanguageModel)}
         lists = {key: tuple(known[key]) for key in ("layers", "sae_ids")}
         return LanguageModel(**{**known, **lists})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no description of a model ({error}): delete it, and make the activations anew") from error
 
 

@@ -31,26 +31,26 @@ def multi_token_table(path: Path) -> ResultTable:
     return ResultTable(path, (*key, *scores), key)
 
 
-def load_multi_token(paths: Paths, model_name: str) -> tuple[pd.DataFrame, list[str]]:
-    """(table with COLUMNS, remarks): the paper's pickles and our table; a remark is a line on a file left out.
+def load_multi_token(paths: Paths, model_name: str, failures: list[str]) -> pd.DataFrame:
+    """The paper's pickles and our table, with COLUMNS; a line is added to ``failures`` for each file that cannot be used.
 
     ``method`` says what is pooled and how.
     """
-    rows, remarks = [], []
+    rows = []
     for path in sorted(paths.multi_token_folder(model_name).glob("*.pkl")):
         try:
             rows.append(_row(path.stem, read_pickle(path)))
         except UserError as error:
-            remarks.append(str(error))
+            failures.append(str(error))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            remarks.append(f"{path} is no result of a multi-token probe ({type(error).__name__}: {error}): left out")
+            failures.append(f"{path} is no result of a multi-token probe ({type(error).__name__}: {error}): left out")
     published = pd.DataFrame(rows, columns=list(COLUMNS))
     ours = multi_token_table(paths.multi_token_results(model_name)).read()
     if not len(ours):
-        return published, remarks
+        return published
     ours = ours[ours["seed"] == ours["seed"].min()].replace({"sae_id": {"": None}})
     both = pd.concat([ours[list(COLUMNS)], published], ignore_index=True) if len(published) else ours[list(COLUMNS)]
-    return both.drop_duplicates(["dataset", "layer", "method", "sae_id"]).reset_index(drop=True), remarks
+    return both.drop_duplicates(["dataset", "layer", "method", "sae_id"]).reset_index(drop=True)
 
 
 def _row(stem: str, result: dict) -> dict:

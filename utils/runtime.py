@@ -55,10 +55,35 @@ def available_memory(device: str = "cpu") -> int:
 
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with suppress(OSError, ValueError):  # no cgroup, or "max"
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    for limit, used in _cgroup_files():
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+    with suppress(ImportError):  # Windows
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if soft != resource.RLIM_INFINITY:
+            free = min(free, soft - getattr(psutil.Process().memory_info(), "data", 0))
     return max(free, 0)
+
+
+def _cgroup_files() -> Iterator[tuple[Path, Path]]:
+    """(limit, used) of this process's control groups and all that they are in, in both versions of Linux's interface."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            top, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            top, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        inner = Path(place.lstrip("/"))
+        for group in (inner, *inner.parents):
+            yield top / group / names[0], top / group / names[1]
 
 
 def return_freed_memory() -> None:

@@ -54,7 +54,7 @@ class SaeFiles:
         """What the files were made from; {} where others made them or they are unfinished."""
         try:
             return json.loads(self.description_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def is_done(self, made_from: dict) -> bool:

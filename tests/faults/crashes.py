@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,18 +95,23 @@ def build_inputs(root: Path) -> None:
 
 @dataclass
 class Kill:
-    """Where a run is to end: at the ``number``-th event of its place, or after ``seconds``."""
+    """Where a run is to end: at the ``number``-th event of its place, or after ``seconds``. Or what it lacks: files of more than
+    ``largest_file`` bytes, the rights of the user who made the folders."""
 
     place: str
-    signal: str
+    signal: str = ""
     number: int = 0
     seconds: float = 0.0
+    largest_file: int = 0
+    no_rights: bool = False
 
 
 def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path) -> None:
     """One run of a stage, in a process of its own; ``said`` gets what it prints, ``events`` its renames and table writes."""
     os.setsid()
-    out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    said.touch()
+    said.chmod(0o666)
+    out = os.open(said, os.O_WRONLY | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(out, descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
@@ -139,6 +146,12 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
         timer = threading.Timer(kill.seconds, die)
         timer.daemon = True
         timer.start()
+    if kill and kill.largest_file:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kill.largest_file, kill.largest_file))
+    if kill and kill.no_rights and os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
     from utils import cli
 
     module = importlib.import_module(stage.script)
@@ -150,7 +163,8 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
     except SystemExit as ended:
         status = int(ended.code or 0)
     finally:
-        events.write_text(json.dumps(counted))
+        with suppress(OSError):  # a run without rights cannot
+            events.write_text(json.dumps(counted))
         os.replace, os.fsync = rename, sync
         sys.stdout.flush()
         sys.stderr.flush()
@@ -164,6 +178,7 @@ class Harness:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.chmod(0o777)  # a run may be made without rights
         self.context = multiprocessing.get_context("forkserver")
         scripts = [stage.script for stage in stages()]
         self.context.set_forkserver_preload(["torch", "sae_lens", "transformers", "sklearn.linear_model", *scripts])
