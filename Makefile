@@ -18,6 +18,8 @@ DATASETS ?=
 N_JOBS ?=
 ARGS ?=
 GOLDEN ?= ../shared/golden
+KILLS ?= 200
+MINUTES ?= 10
 DATA_DIR ?=
 TEXT_DIR ?=
 RESULTS_DIR ?=
@@ -169,6 +171,24 @@ parity: $(STAMP)
 ## test: the test suite (offline, CPU, under 5 minutes)
 test: $(STAMP)
 	$(RUN) -m pytest tests $(ARGS)
+
+.PHONY: test-faults
+## test-faults: bad and hostile files, full disks, memory, and 200 kills over all stages (half an hour)
+test-faults: $(STAMP)
+	$(RUN) -m pytest tests/faults $(ARGS)
+	$(RUN) tests/faults/crashes.py --kills $(KILLS)
+
+.PHONY: fuzz
+## fuzz: the readers of untrusted files under a coverage-guided fuzzer (MINUTES=10 each; Linux)
+fuzz: $(STAMP)
+	$(RUN) -m pip install --quiet atheris
+	for target in npz pickle; do $(RUN) tests/faults/fuzz.py $$target --minutes $(MINUTES); done
+
+.PHONY: audit-dependencies
+## audit-dependencies: known faults of the pinned packages (needs the network)
+audit-dependencies: $(STAMP)
+	$(RUN) -m pip install --quiet pip-audit
+	$(RUN) -m pip_audit --requirement constraints.txt --no-deps
 
 .PHONY: lint
 ## lint: formatting, lint and type checks

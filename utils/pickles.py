@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,40 @@ import numpy as np
 from utils.datasets import first_line
 from utils.errors import UserError
 
-MAX_BYTES = 64 << 20  # of a file; the published ones have at most 30 kB
+MAX_BYTES = 1 << 20  # of a file; the published ones have at most 30 kB
+# Instructions of a pickle that values of the kinds below need, in protocols 2 to 5. Not among them: those that build objects by
+# other ways than a call of a named constructor, and those that set aside memory for lengths that the file does not have.
+INSTRUCTIONS = {
+    *(
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MARK",
+        "MEMOIZE",
+        "BINPUT",
+        "LONG_BINPUT",
+        "BINGET",
+        "LONG_BINGET",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+    ),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
+    *(
+        "EMPTY_DICT",
+        "EMPTY_LIST",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "APPEND",
+        "APPENDS",
+        "SETITEM",
+        "SETITEMS",
+    ),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+}
 
 
 class _Dtype:
@@ -86,6 +120,16 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to an object outside itself")
 
 
+def _check_instructions(content: bytes) -> None:
+    """Raise for an instruction that values need not, or a place in the memo that the file is too short to reach: Python's
+    unpickler sets aside room for all places up to it, gigabytes for a file of a hundred bytes."""
+    for instruction, argument, _ in pickletools.genops(content):
+        if instruction.name not in INSTRUCTIONS:
+            raise pickle.UnpicklingError(f"instruction {instruction.name} is none that values need")
+        if instruction.name == "LONG_BINPUT" and int(argument or 0) > len(content):
+            raise pickle.UnpicklingError(f"place {argument} of the memo in a file of {len(content)} bytes")
+
+
 def read_pickle(path: Path) -> dict:
     """The dict in a pickle of the paper: text, numbers, tensors on the CPU.
 
@@ -94,7 +138,9 @@ def read_pickle(path: Path) -> dict:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, more than any published result: refused")
-        loaded = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        content = path.read_bytes()
+        _check_instructions(content)
+        loaded = _Unpickler(io.BytesIO(content)).load()
     except UserError:
         raise
     except Exception as error:  # a hostile or broken pickle can raise anything

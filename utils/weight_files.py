@@ -22,15 +22,8 @@ from utils.errors import UserError
 
 # what parsing a header that is not one can raise
 BROKEN = (
-    zipfile.BadZipFile,
-    struct.error,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SyntaxError,
-    RecursionError,
-    MemoryError,
+    *(zipfile.BadZipFile, struct.error, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(SyntaxError, RuntimeError, MemoryError, EOFError),  # NotImplementedError and RecursionError are RuntimeErrors
 )
 MAX_HEADER = 4 << 20  # bytes of a header; real ones are a few kB, and reading one takes a hundred times its size
 MAX_NPY_HEADER = 10_000  # numpy's own limit
@@ -166,7 +159,7 @@ def _safetensors_arrays(path: Path) -> dict[str, StoredArray]:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(MAX_HEADER, os.fstat(file.fileno()).st_size):
             raise ValueError("an absurd safetensors header")
-        header = json.loads(file.read(length))
+        header = json.loads(file.read(length).decode("utf-8"))  # bytes would be guessed to be UTF-16 too
     if not isinstance(header, dict):
         raise ValueError("no safetensors header")
     arrays = {}

@@ -570,12 +570,15 @@ def pickles() -> list[Case]:
         Case("a pickle that is a list", stage, saved(lambda c: [1, 2]), "holds a list"),
         Case("a pickle of noise", stage, saved(lambda c: os.urandom(500)), name),
         Case("a pickle of a stretched tensor", stage, saved(lambda c: stretched()), "larger than its storage"),
+        Case(
+            "a pickle of a memo of gigabytes", stage, saved(lambda c: b"\x80\x04}r" + struct.pack("<I", 1 << 30) + b"."), "memo"
+        ),
         Case("a pickle of an absurd length", stage, saved(lambda c: b"\x80\x04\x8d" + struct.pack("<Q", HUGE)), name),
         Case("a pickle that runs a command", stage, saved(lambda c: {"x": Hostile(c)}), "which is not run", HOSTILE),
         Case(
             "a pickle that asks for eval",
             stage,
-            saved(lambda c: b"cbuiltins\neval\n(S'1'\ntR."),
+            saved(lambda c: b"\x80\x02cbuiltins\neval\n(X\x01\0\0\x001tR."),
             "which is not run",
             hostile=True,
         ),

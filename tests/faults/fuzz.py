@@ -1,0 +1,151 @@
+"""Fuzz the readers of untrusted bytes that are our own: the .npz and .safetensors block reader, and the restricted unpickler.
+
+    python tests/faults/fuzz.py npz --minutes 10
+    python tests/faults/fuzz.py pickle --minutes 10 --keep found/
+
+Coverage-guided by Atheris (`pip install atheris`), from valid files on. A finding is any error but UserError, more memory than
+the file could justify, or anything done besides reading: an audit hook sees every import, open, exec and process start. The
+first finding ends the run with a traceback, its input is kept in --keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import io
+import pickle
+import sys
+import tempfile
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import atheris  # noqa: E402
+import numpy as np  # noqa: E402
+from safetensors.numpy import save  # noqa: E402
+
+READERS = ["utils.weight_files", "utils.pickles", "zipfile", "pickle", "json.decoder", "torch._weights_only_unpickler"]
+with atheris.instrument_imports(include=READERS):
+    import torch
+
+    from utils.errors import UserError
+    from utils.pickles import read_pickle
+    from utils.weight_files import stored_arrays
+
+FORBIDDEN = ("exec", "compile", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "import", "marshal.", "open")
+MOST_READ = 1 << 20  # bytes of an array that a target reads
+watching: list[str] = []  # the one file that may be opened, while a target runs
+done: list[str] = []  # what was done besides
+
+
+def audit(event: str, arguments: tuple) -> None:
+    if not watching or not event.startswith(FORBIDDEN):
+        return
+    if event == "open" and str(arguments[0]) == watching[0]:
+        return
+    # literal_eval parses (never runs) a header; zipfile asks for codecs by import, which are loaded once
+    if (event == "compile" and arguments[1] in ("<unknown>", "<string>")) or (
+        event == "import" and arguments[0].startswith("encodings")
+    ):
+        return
+    done.append(f"{event} {arguments!r}"[:200])
+
+
+def read_arrays(path: Path) -> None:
+    for array in stored_arrays(path).values():
+        if array.n_bytes <= MOST_READ:
+            assert array.read().nbytes <= 2 * MOST_READ
+            if len(array.shape) == 2 and all(array.shape):
+                array.rows(0, 1)
+                array.columns(0, 1)
+
+
+def unpickle(path: Path) -> None:
+    for value in read_pickle(path).values():
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            assert value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+            value.float().sum()
+
+
+def npz_seeds() -> list[bytes]:
+    seeds = []
+    arrays = {"W_enc": np.ones((3, 4), np.float32), "b_enc": np.zeros(4, np.float16), "threshold": np.zeros((), np.float64)}
+    for of in (arrays, {"x": np.zeros((0, 3), np.float32)}):
+        file = io.BytesIO()
+        np.savez(file, **of)  # type: ignore[arg-type]
+        seeds.append(b"n" + file.getvalue())
+        seeds.append(b"s" + save(of))
+    return seeds
+
+
+def pickle_seeds() -> list[bytes]:
+    values = [
+        {"test_auc": np.float64(0.5), "k": np.int64(3), "dataset": "a", "ok": np.bool_(True)},
+        {"w": torch.arange(6.0).reshape(2, 3).T, "h": torch.ones(2, dtype=torch.float16)},
+        OrderedDict(a=1, b=[1.5, None, "x"], c=(1, {2: 3})),
+    ]
+    seeds = [b"p" + pickle.dumps(value, protocol) for value in values for protocol in (2, 4, 5)]
+    storage = io.BytesIO()
+    torch.save(torch.arange(6.0).storage(), storage, _use_new_zipfile_serialization=False)
+    return [*seeds, b"t" + storage.getvalue()]
+
+
+class Inside:
+    """Pickled as the published files pickle a tensor's storage: a file of torch inside the pickle."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.data,)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=("npz", "pickle"))
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--keep", type=Path, default=Path("found"), help="folder for an input that is a finding")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # torch's are shown with their source line, which is read for that
+    args.keep.mkdir(parents=True, exist_ok=True)
+    seeds = npz_seeds() if args.target == "npz" else pickle_seeds()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        corpus = Path(folder) / "corpus"
+        corpus.mkdir()
+        for number, seed in enumerate(seeds):
+            (corpus / str(number)).write_bytes(seed)
+
+        def one(data: bytes) -> None:
+            if args.target == "npz":
+                path = Path(folder) / ("x.npz" if data[:1] == b"n" else "x.safetensors")
+                data, target = data[1:], read_arrays
+            else:
+                path, target = Path(folder) / "x.pkl", unpickle
+                data = pickle.dumps({"w": Inside(data[1:])}, 4) if data[:1] == b"t" else data[1:]
+            path.write_bytes(data)
+            watching[:] = [str(path)]
+            try:
+                target(path)
+            except UserError:
+                pass
+            finally:
+                watching.clear()
+            if done:
+                raise AssertionError(f"done besides reading: {done}")
+
+        for codec in ("raw_unicode_escape", "unicode_escape", "utf_16", "utf_32", "latin1", "ascii", "cp437"):
+            codecs.lookup(codec)  # the standard readers' own, loaded when first met
+        for seed in seeds:  # lazy imports happen now
+            one(seed)
+            done.clear()
+        sys.addaudithook(audit)
+        limits = [f"-max_total_time={args.minutes * 60:.0f}", "-max_len=4096", "-rss_limit_mb=3000", "-timeout=20"]
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={args.keep}/", "-print_final_stats=1", str(corpus)], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
