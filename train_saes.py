@@ -24,6 +24,7 @@ from utils.files import atomic_folder, locked, write_json
 from utils.models import LanguageModel, Layer, get_model, hook_name, layer_folder
 from utils.paths import Paths
 from utils.runtime import pick_device, progress
+from utils.settings import Condition, split
 
 BATCH_TOKENS = 512
 LEARNING_RATE = 1e-3
@@ -88,21 +89,28 @@ def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active
 def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
     """Distinct texts of the corpus in random order, without any text on which a probe may be tested.
 
-    A probe may be tested on every row that has model activations, and on every out-of-distribution row.
+    A probe may be tested on every row that has model activations, and on every out-of-distribution row. Where that leaves
+    nothing, because all rows have activations, the training rows of the normal setting are taken, whose test rows stay unseen.
     """
     import numpy as np
 
-    tested: set[str] = set()
+    chosen, shifted = (
+        choose_datasets(paths, corpus),
+        {t for name in list_ood_datasets(paths) for t in load_ood(paths, name).texts},
+    )
+    tested = set(shifted)
     for name in list_datasets(paths):
         files = sorted(paths.model_activations_folder(model_name).glob(f"{name}_*.pt"))
         if files:
             texts = load_dataset(paths, name).texts
             tested.update(texts[: max(read_description(file).get("n_rows", len(texts)) for file in files)])
-    for name in list_ood_datasets(paths):
-        tested.update(load_ood(paths, name).texts)
-    distinct: dict[str, None] = {}
-    for name in choose_datasets(paths, corpus):
-        distinct.update(dict.fromkeys(text for text in load_dataset(paths, name).texts if text not in tested))
+    distinct = dict.fromkeys(text for name in chosen for text in load_dataset(paths, name).texts if text not in tested)
+    if not distinct:
+        print("every row of the corpus may be tested in some setting: training on the normal setting's training rows")
+        rows = {name: split(Condition("normal"), load_dataset(paths, name).labels) for name in list_datasets(paths)}
+        tested = shifted | {load_dataset(paths, name).texts[i] for name in rows for i in rows[name].test}
+        trained = (load_dataset(paths, name).texts[i] for name in chosen for i in rows[name].train)
+        distinct = dict.fromkeys(text for text in trained if text not in tested)
     texts = list(distinct)
     if not texts:
         raise UserError("every text of the corpus is one that a probe may be tested on: name another --corpus")

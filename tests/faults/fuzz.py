@@ -72,8 +72,13 @@ def unpickle(path: Path) -> None:
 
 def npz_seeds() -> list[bytes]:
     seeds = []
-    arrays = {"W_enc": np.ones((3, 4), np.float32), "b_enc": np.zeros(4, np.float16), "threshold": np.zeros((), np.float64)}
-    for of in (arrays, {"x": np.zeros((0, 3), np.float32)}):
+    arrays: dict[str, np.ndarray] = {
+        "W_enc": np.ones((3, 4), np.float32),
+        "b_enc": np.zeros(4, np.float16),
+        "threshold": np.zeros((), np.float64),
+    }
+    sets: list[dict[str, np.ndarray]] = [arrays, {"x": np.zeros((0, 3), np.float32)}]
+    for of in sets:
         file = io.BytesIO()
         np.savez(file, **of)  # type: ignore[arg-type]
         seeds.append(b"n" + file.getvalue())
