@@ -97,13 +97,14 @@ def probe_all(
         return cli.report_failures(failures, "datasets")
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    return run(tables, tasks, args, failures)
+    return run(paths, tables, tasks, args, failures)
 
 
-def run(tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
+def run(paths: Paths, tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
     started = time.monotonic()
     n_rows = 0
-    for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"baselines, {args.setting}", prepare=load_task):
+    workers = cli.workers_of(args, paths, args.n_jobs)
+    for index, rows, error in run_tasks(probe_dataset, tasks, workers, f"baselines, {args.setting}", prepare=load_task):
         _, _, dataset, layer, _ = tasks[index]
         if error is not None:
             failures.append(f"{dataset} at layer {layer}: {error}")

@@ -133,14 +133,15 @@ def probe_all(
     print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    return run(table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
+    return run(paths, table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
 
 
-def run(table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
+def run(paths: Paths, table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
     started = time.monotonic()
     seconds = seconds_table(table)
+    workers = cli.workers_of(args, paths, args.n_jobs)
     n_rows = n_unconverged = 0
-    for index, rows, error in run_tasks(probe_dataset, tasks, args.n_jobs, f"SAE probes, {args.setting}"):
+    for index, rows, error in run_tasks(probe_dataset, tasks, workers, f"SAE probes, {args.setting}"):
         if error is not None:
             failures.append(f"{tasks[index][2]['dataset']} with {tasks[index][2]['sae_id']}: {error}")
         for written in (table, seconds):

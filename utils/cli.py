@@ -14,7 +14,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.models import DEFAULT_MODEL, Layer, parse_layer
 from utils.paths import Paths
-from utils.runtime import default_n_jobs, where_it_stood
+from utils.runtime import Workers, default_n_jobs, where_it_stood
 from utils.settings import SETTINGS
 from utils.units import parse_bytes
 
@@ -136,7 +136,19 @@ def one_of(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     return parse
 
 
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scheduler", metavar="tcp://HOST:8786", help="run on the workers of this Dask scheduler, which share the folders"
+    )
+
+
+def workers_of(args: argparse.Namespace, paths: Paths, n_jobs: int, gpu: bool = False) -> Workers:
+    """Where the tasks of a run are to be done."""
+    return Workers(n_jobs, args.scheduler, paths.data_dir, gpu)
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
+    add_scheduler(parser)
     parser.add_argument("--n_jobs", type=positive, default=default_n_jobs(), help="worker processes, one thread each")
     parser.add_argument("--randomize_order", action="store_true", help="work through the tasks in random order")
     parser.add_argument("--overwrite", action="store_true", help="redo rows that the result table already has")
@@ -157,12 +169,15 @@ def positive(text: str) -> int:
 
 
 def paths_of(args: argparse.Namespace) -> Paths:
-    return Paths(args.text_dir, args.data_dir, args.results_dir, args.figures_dir)
+    folders = (args.text_dir, args.data_dir, args.results_dir, args.figures_dir)
+    if getattr(args, "scheduler", None):  # workers start elsewhere
+        folders = tuple(folder.absolute() for folder in folders)
+    return Paths(*folders)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:
     """The resolved flags, without folders and without what cannot change a result."""
-    skipped = {"data_dir", "text_dir", "results_dir", "figures_dir", "n_jobs", "randomize_order", "overwrite"}
+    skipped = {"data_dir", "text_dir", "results_dir", "figures_dir", "n_jobs", "scheduler", "randomize_order", "overwrite"}
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ from utils.files import write_json
 from utils.paths import ROOT
 
 T = TypeVar("T")
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # a full disk or quota, a file too large, a closed disk
 _shown: list[tqdm] = []  # the last progress bar
 RECORDED_PACKAGES = ("torch", "numpy", "pandas", "scikit-learn", "sae-lens", "transformers", "xgboost", "xgboost-cpu")
 
@@ -132,25 +135,57 @@ def where_it_stood() -> str:
     return f" ({f'{bar.desc}: ' if bar.desc else ''}{n} of {total} {bar.unit}s)"
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Where tasks run: in ``n_jobs`` processes of one thread each on this machine (0: in this very process, with all its cores),
+    or on the workers of a Dask ``scheduler``, which share ``folder`` (``gpu``: on those of them that offer the resource GPU)."""
+
+    n_jobs: int
+    scheduler: str | None = None
+    folder: Path | None = None
+    gpu: bool = False
+
+
 def run_tasks(
     function: Callable[..., list[dict]],
     tasks: Sequence[tuple],
-    n_jobs: int,
+    workers: Workers,
     desc: str,
     prepare: Callable[..., tuple] | None = None,
 ) -> Iterator[tuple[int, list[dict], str | None]]:
-    """Run ``function(*task)`` for each task in worker processes of one thread each, with a progress bar.
+    """Run ``function(*task)`` for each task, with a progress bar (in this process: with the function's own).
 
-    ``prepare(*task)``, run in this process just before a task is sent off, can turn a task into larger arguments (arrays).
-    Yields (index, rows, error) in the order of ``tasks`` whatever the number of workers, so that a table written as rows
-    arrive is the same for one worker and many. ``error`` is a line of text where the task failed; the others go on.
+    ``prepare(*task)`` can turn a task into larger arguments (arrays); for processes of this machine it is run here, just before a
+    task is sent off, on a cluster by the worker, so that only paths travel. Yields (index, rows, error) as tasks are done, on
+    this machine in the order of ``tasks``. ``error`` is a line of text where the task failed; the others go on.
+
+    Raises OSError when there is no room to write, UserError when a cluster cannot be used.
     """
+    if workers.scheduler:
+        from utils.cluster import run_on_cluster
+
+        assert workers.folder is not None
+        outcomes = run_on_cluster(workers.scheduler, function, tasks, workers.folder, workers.gpu, prepare)
+    elif workers.n_jobs == 0:
+        yield from ((index, *attempt(function, task, prepare, n_threads=None)) for index, task in enumerate(tasks))
+        return
+    else:
+        outcomes = _run_in_processes(function, tasks, workers.n_jobs, prepare)
+    with progress(total=len(tasks), desc=desc, unit="task") as bar:
+        for outcome in outcomes:
+            bar.update()
+            yield outcome
+
+
+def _run_in_processes(
+    function: Callable[..., list[dict]], tasks: Sequence[tuple], n_jobs: int, prepare: Callable[..., tuple] | None
+) -> Iterator[tuple[int, list[dict], str | None]]:
     from joblib import Parallel, delayed, parallel_config
 
     def calls():
         for task in tasks:
             try:
-                yield delayed(_attempt)(function, prepare(*task) if prepare else task)
+                yield delayed(attempt)(function, prepare(*task) if prepare else task)
             except UserError as error:
                 yield delayed(_failed)(str(error))
 
@@ -159,12 +194,9 @@ def run_tasks(
     n_jobs = max(1, min(n_jobs, len(tasks)))
     with parallel_config(backend="loky", inner_max_num_threads=1):
         parallel = Parallel(max(n_jobs, 2), return_as="generator", pre_dispatch=1 if n_jobs == 1 else 2 * n_jobs)
-        with progress(total=len(tasks), desc=desc, unit="task") as bar:
-            with _signals_wait():  # the workers start here
-                outcomes = parallel(calls())
-            for index, (rows, error) in enumerate(outcomes):
-                bar.update()
-                yield index, rows, error
+        with _signals_wait():  # the workers start here
+            outcomes = parallel(calls())
+        yield from ((index, *outcome) for index, outcome in enumerate(outcomes))
 
 
 @contextmanager
@@ -182,15 +214,20 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _attempt(function: Callable[..., list[dict]], task: tuple) -> tuple[list[dict], str | None]:
+def attempt(
+    function: Callable[..., list[dict]], task: tuple, prepare: Callable[..., tuple] | None = None, n_threads: int | None = 1
+) -> tuple[list[dict], str | None]:
+    """(rows, error) of one task; its error is a line of text, unless there is no room to write, which ends the run."""
     from threadpoolctl import threadpool_limits
 
     try:
-        with threadpool_limits(1):
-            return function(*task), None
+        with threadpool_limits(n_threads):
+            return function(*(prepare(*task) if prepare else task)), None
     except UserError as error:
         return [], str(error)
     except Exception as error:  # one task that breaks must not end the run; it is listed at the end
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         return [], f"{type(error).__name__}: {error}"
 
 
@@ -205,15 +242,18 @@ def default_n_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def save_run_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the resolved settings, package versions and commit that made the results beside them."""
+def installed_versions() -> dict[str, str]:
+    """Python and the packages on which numbers depend, as they are installed here."""
     versions = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    write_json(path, {"settings": settings, "versions": versions, "commit": _commit()})
+    return versions
+
+
+def save_run_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the resolved settings, package versions and commit that made the results beside them."""
+    write_json(path, {"settings": settings, "versions": installed_versions(), "commit": _commit()})
 
 
 def _commit() -> str | None:
