@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.files import locked
 from utils.models import MODELS, LanguageModel, describe_model, get_model, hook_name, layer_order
 from utils.paths import Paths
-from utils.runtime import pick_device
+from utils.runtime import on_gpu, pick_device, run_tasks
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--batch_size", type=batch_size, metavar="TEXTS", help="texts in a forward pass (default: auto, by their length)"
     )
     cli.add_device(parser)
+    cli.add_scheduler(parser)
     return parser
 
 
@@ -87,36 +88,54 @@ def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks:
                 todo.append(job)
         except UserError as error:
             failures.append(str(error))
-    n_unusable = len(failures)
     print(f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)} done, {len(todo)} to do")
     if not todo:
         return cli.report_failures(failures, "files of texts")
 
-    from utils.language_models import HookedModel  # loading transformers takes seconds that a finished stage need not spend
+    if not args.scheduler:
+        from utils.language_models import load_model  # loading transformers takes seconds that a finished stage need not spend
 
-    device = pick_device(args.device)
-    model = HookedModel(info, hooks, paths, device, args.dtype)
+        load_model(info, tuple(hooks), paths, pick_device(args.device), args.dtype)  # a model that is not there ends the run here
+    started = time.monotonic()
+    tasks = [
+        (paths, info, tuple(hooks), *job, asked_n, args.device, args.dtype, args.batch_size, f"[{number}/{len(todo)}]")
+        for number, job in enumerate(todo, start=1)
+    ]
+    n_texts = n_files = 0
+    workers = cli.workers_of(args, paths, 0, on_gpu(args.device))
+    for _, rows, failure in run_tasks(generate_file, tasks, workers, "model activations"):
+        if failure is not None and failure not in failures:
+            failures.append(failure)
+        n_texts, n_files = n_texts + sum(row["texts"] for row in rows), n_files + len(rows)
+    seconds = time.monotonic() - started
+    print(f"{n_texts} texts of {n_files} files in {seconds:.0f} s: {paths.model_activations_folder(info.name)}")
+    return cli.report_failures(failures, "files of texts")
+
+
+def generate_file(
+    paths: Paths,
+    info: LanguageModel,
+    hooks: tuple[str, ...],
+    name: str,
+    ood: bool,
+    max_rows: int | None,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    number: str,
+) -> list[dict]:
+    """Write the activations of one file of texts at all hooks."""
+    from utils.language_models import load_model
+
+    model = load_model(info, hooks, paths, pick_device(device), dtype)
+    dataset = _texts(paths, name, ood, max_rows)
+    pooled = model.pooled(dataset.texts, f"{number} {dataset.name}", batch_size)
     made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len}
     made_by["dtype"] = str(model.dtype).removeprefix("torch.")
-    started = time.monotonic()
-    n_texts = 0
-    for number, (name, ood) in enumerate(todo, start=1):
-        try:
-            dataset = _texts(paths, name, ood, asked_n)
-            pooled = model.pooled(dataset.texts, f"[{number}/{len(todo)}] {dataset.name}", args.batch_size)
-        except UserError as error:
-            failures.append(str(error))
-            continue
-        for hook, activations in pooled.items():
-            path = paths.model_activations(info.name, name, hook, ood)
-            write_activations(path, activations, dataset.texts, {**made_by, "hook_name": hook})
-        n_texts += len(dataset)
-    seconds = time.monotonic() - started
-    print(
-        f"{n_texts} texts of {len(todo) - len(failures) + n_unusable} files in {seconds:.0f} s on {device}: "
-        f"{paths.model_activations_folder(info.name)}"
-    )
-    return cli.report_failures(failures, "files of texts")
+    for hook, activations in pooled.items():
+        path = paths.model_activations(info.name, name, hook, ood)
+        write_activations(path, activations, dataset.texts, {**made_by, "hook_name": hook})
+    return [{"texts": len(dataset)}]
 
 
 def batch_size(text: str) -> int | None:

@@ -20,6 +20,7 @@ import json
 import time
 from collections import defaultdict
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
@@ -29,7 +30,7 @@ from utils.errors import UserError
 from utils.files import locked, require_disk, write_json
 from utils.models import LanguageModel, Layer, get_model, hook_name, layer_order
 from utils.paths import Paths, sae_stem
-from utils.runtime import available_memory, peak_memory, pick_device, progress, return_freed_memory
+from utils.runtime import available_memory, on_gpu, peak_memory, pick_device, progress, return_freed_memory, run_tasks
 from utils.settings import SETTINGS
 from utils.units import show_bytes
 
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_memory", type=cli.memory_size, help="memory for weights and rows (default: 60 %% of what is free)")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     cli.add_device(parser)
+    cli.add_scheduler(parser)
     return parser
 
 
@@ -88,15 +90,38 @@ def generate(
     jobs, n_sets = find_jobs(paths, info.name, layers, datasets, with_ood, args.setting != "OOD", args.sae_dir, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
     print(f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo} to do")
-    if jobs:
-        run(paths, args, info, jobs, failures)
+    encoding = Encoding(args.device, args.max_memory, args.batch_size, args.sae_dir, args.sae_release, args.dry_run)
+    # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's own
+    by_sae = [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers] if args.scheduler else [jobs]
+    tasks = [(paths, info, of_sae, encoding) for of_sae in by_sae if of_sae]
+    for _, rows, error in run_tasks(encode, tasks, cli.workers_of(args, paths, 0, on_gpu(args.device)), "SAEs"):
+        failures += [line for row in rows for line in row["failures"]]
+        if error is not None and not args.scheduler:
+            raise UserError(error)
+        if error is not None:
+            failures.append(error)
     if not args.dry_run:
         write_checks(paths, info.name, list(layers))
     return cli.report_failures(failures, "files or SAEs")
 
 
-def run(paths: Paths, args: argparse.Namespace, info: LanguageModel, jobs: list, failures: list[str]) -> None:
-    """Plan, check memory and disk, encode; a line is added to ``failures`` for each file or SAE that could not be done."""
+@dataclass(frozen=True)
+class Encoding:
+    """The flags that say how to encode."""
+
+    device: str
+    max_memory: int | None
+    batch_size: int
+    sae_dir: Path | None
+    sae_release: str | None
+    dry_run: bool
+
+
+def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list[dict]:
+    """Plan, check memory and disk, encode; a line for each file or SAE that could not be done.
+
+    Raises UserError when the jobs cannot be done in this memory or on this disk.
+    """
     import torch
 
     from utils.encoding import product_rate
@@ -104,20 +129,21 @@ def run(paths: Paths, args: argparse.Namespace, info: LanguageModel, jobs: list,
     from utils.encoding_run import EncodingRun
 
     return_freed_memory()
-    device = pick_device(args.device)
+    failures: list[str] = []
+    device = pick_device(how.device)
     free = available_memory(device)
-    budget = args.max_memory or int(0.6 * free)
+    budget = how.max_memory or int(0.6 * free)
     if budget > free:
         raise UserError(f"--max_memory {show_bytes(budget)} is more than the {show_bytes(free)} that are free: give less")
-    encoders = open_encoders(paths, args, info, jobs, failures)
-    works = make_plan(jobs, encoders, torch.device(device), budget, args.batch_size)
+    encoders = open_encoders(paths, how, info, jobs, failures)
+    works = make_plan(jobs, encoders, torch.device(device), budget, how.batch_size)
     rate = product_rate(info.d_model, torch.device(device))
     to_write = print_plan(works, encoders, device, budget, rate)
-    if args.dry_run:
-        return
+    if how.dry_run:
+        return [{"failures": failures}]
     require_disk(paths.data_dir, to_write)
 
-    runner = EncodingRun(paths, info, encoders, torch.device(device), args.batch_size, args.sae_dir)
+    runner = EncodingRun(paths, info, encoders, torch.device(device), how.batch_size, how.sae_dir)
     total = sum(work.n_rows * len(work.sae_ids) for work in works)
     with progress(total=total, desc="encoding", unit="row", unit_scale=True) as bar:
         for work in works:
@@ -125,6 +151,7 @@ def run(paths: Paths, args: argparse.Namespace, info: LanguageModel, jobs: list,
     # the ceiling before and after: other work on the machine can only lower a measurement
     ceiling = max(rate, product_rate(info.d_model, torch.device(device)))
     print_table(runner.tallies, encoders, ceiling, info.d_model)
+    return [{"failures": failures}]
 
 
 def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]:
@@ -178,14 +205,14 @@ def find_jobs(
     return jobs, len(layers) * (normal * len(datasets) + len(with_ood))
 
 
-def open_encoders(paths: Paths, args: argparse.Namespace, info, jobs: list, failures: list[str]) -> dict:
+def open_encoders(paths: Paths, how: Encoding, info: LanguageModel, jobs: list, failures: list[str]) -> dict:
     """The encoders of the jobs' SAEs; an SAE that cannot be opened is a failure, and the others go on."""
     from utils.saes import open_sae
 
     encoders = {}
     for sae_id in dict.fromkeys(i for job in jobs for i in job.sae_ids):
         try:
-            encoder = open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release)
+            encoder = open_sae(paths, info.name, sae_id, how.sae_dir, how.sae_release)
             if encoder.d_model != info.d_model:
                 raise UserError(
                     f"{sae_id} reads activations of width {encoder.d_model}; those of {info.name} have {info.d_model}"

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ from utils.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table
 from utils.paths import Paths
 from utils.probes import ProbeOptions, fit_sae_probes
 from utils.results import ResultTable
-from utils.runtime import available_memory, pick_device, save_run_settings
+from utils.runtime import available_memory, on_gpu, pick_device, run_tasks, save_run_settings
 from utils.settings import Condition, split
 from utils.units import show_bytes
 
@@ -44,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_datasets(parser)
     cli.add_saes(parser)
     cli.add_device(parser)
+    cli.add_scheduler(parser)
     cli.add_seed(parser)
     parser.add_argument("--max_tokens", type=cli.positive, default=256, help="longest text, the first token included")
     parser.add_argument(
@@ -92,27 +94,50 @@ def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes:
     if not wanted:
         return cli.report_failures(failures, "datasets")
 
-    from utils.language_models import HookedModel
+    if not args.scheduler:
+        from utils.language_models import load_model
 
-    hook = hook_name(info.probe_layer)
-    model = HookedModel(info, [hook], paths, pick_device(args.device))
+        load_model(
+            info, (hook_name(info.probe_layer),), paths, pick_device(args.device)
+        )  # a model that is not there ends the run here
     started, n_made = time.monotonic(), 0
-    for number, (name, lacking) in enumerate(wanted.items(), start=1):
-        try:
-            n_rows = min(args.max_rows, dataset_size(paths, name))
-            tokens = read_tokens(model, hook, load_dataset(paths, name).texts[:n_rows], f"[{number}/{len(wanted)}] {name}")
-            y = load_dataset(paths, name).labels[:n_rows]
-            made = probe_tokens(paths, info.name, tokens, y, lacking, args)
-        except UserError as error:
-            failures.append(f"{name}: {error}")
-            continue
-        rows = [{**base_row(name, info.probe_layer, method, sae_id, args.seed), **scores} for (method, sae_id), scores in made]
+    how = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_dir)
+    tasks = [
+        (paths, info, name, lacking, how, f"[{n}/{len(wanted)}]") for n, (name, lacking) in enumerate(wanted.items(), start=1)
+    ]
+    workers = cli.workers_of(args, paths, 0, on_gpu(args.device))
+    for index, rows, error in run_tasks(probe_dataset, tasks, workers, "multi-token probes"):
+        if error is not None:
+            failures.append(f"{tasks[index][2]}: {error}")
         table.append(rows, replacing=args.overwrite)
         n_made += len(rows)
     table.finish()
     save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
     print(f"{n_made} probes in {time.monotonic() - started:.0f} s: {table.path}")
     return cli.report_failures(failures, "datasets")
+
+
+@dataclass(frozen=True)
+class ReadAndProbe:
+    """The flags that change what is read or probed."""
+
+    max_rows: int
+    device: str
+    seed: int
+    sae_dir: Path | None
+
+
+def probe_dataset(paths: Paths, info: LanguageModel, name: str, wanted: list, how: ReadAndProbe, number: str) -> list[dict]:
+    """Rows of all wanted probes of one dataset; its tokens are read once and never stored."""
+    from utils.language_models import load_model
+
+    hook = hook_name(info.probe_layer)
+    model = load_model(info, (hook,), paths, pick_device(how.device))
+    n_rows = min(how.max_rows, dataset_size(paths, name))
+    dataset = load_dataset(paths, name)
+    tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
+    made = probe_tokens(paths, info.name, tokens, dataset.labels[:n_rows], wanted, how)
+    return [{**base_row(name, info.probe_layer, method, sae_id, how.seed), **scores} for (method, sae_id), scores in made]
 
 
 def base_row(dataset: str, layer, method: str, sae_id: str | None, seed: int) -> dict:
@@ -143,7 +168,7 @@ def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> T
 
 
 def probe_tokens(
-    paths: Paths, model_name: str, tokens: Tokens, y: np.ndarray, wanted: list, args: argparse.Namespace
+    paths: Paths, model_name: str, tokens: Tokens, y: np.ndarray, wanted: list, how: ReadAndProbe
 ) -> list[tuple[tuple[str, str | None], dict]]:
     """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
     import torch
@@ -151,24 +176,24 @@ def probe_tokens(
     from utils.saes import open_sae
     from utils.token_probes import attention_probe, components_probe, pool_latents
 
-    of = split(Condition("normal"), y, args.seed)
+    of = split(Condition("normal"), y, how.seed)
     sizes = {"n_train": len(of.train), "n_test": len(of.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
-        encoder = open_sae(paths, model_name, sae_id, args.sae_dir)
+        encoder = open_sae(paths, model_name, sae_id, how.sae_dir)
         block = encoder.block(0, encoder.d_sae, cpu)
         pooled = pool_latents(tokens, partial(_encode, encoder, block, cpu), encoder.d_sae)
         for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):
             for control in (False, True):
                 method = sae_method(pooling, binarize, control)
                 if (method, sae_id) in wanted:
-                    options = ProbeOptions(binarize=binarize, seed=args.seed)
+                    options = ProbeOptions(binarize=binarize, seed=how.seed)
                     (probe,) = fit_sae_probes(X[of.train], of.y_train, X[of.test], of.y_test, [K], options)
                     results.append(((method, sae_id), probe))
     for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
         if (method, "") in wanted:
-            results.append(((method, None), {**probe_with(tokens, y, of.train, of.test, args.seed), **sizes}))
+            results.append(((method, None), {**probe_with(tokens, y, of.train, of.test, how.seed), **sizes}))
     return results
 
 

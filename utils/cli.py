@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from utils.models import DEFAULT_MODEL, Layer, parse_layer
 from utils.paths import Paths
 from utils.runtime import Workers, default_n_jobs, where_it_stood
@@ -63,7 +63,9 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target_sae_id", nargs="+", type=sae_id, metavar="ID", help="SAEs to use (default: all in --sae_dir, else the paper's)"
     )
-    parser.add_argument("--sae_dir", type=Path, help="folder with the SAEs (default: data/saes/{model})")
+    parser.add_argument(
+        "--sae_dir", type=lambda text: Path(text).absolute(), help="folder with the SAEs (default: data/saes/{model})"
+    )
     parser.add_argument("--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks")
 
 
@@ -211,10 +213,9 @@ def run(main: Callable[[list[str] | None], int]) -> None:
         print(f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}", file=sys.stderr)
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
+        if not is_out_of_memory(error):
             raise
-        remedy = "close other programs, or lower --max_memory, --batch_size or --n_jobs"
-        print(f"error: memory ran out: finished work is kept; {remedy}", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY}; finished work is kept", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

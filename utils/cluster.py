@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import sys
 import uuid
 import zipfile
@@ -41,13 +42,14 @@ def run_on_cluster(
     with _client(address) as client, _token(folder) as token:
         blind: dict[str, None] = {}
         tries: dict[str, tuple[int, int]] = {}
+        attempt_here = _attempt_function()
 
         def submit(index: int, n_tries: int, workers: list[str] | None = None) -> Any:
             task = cloudpickle.dumps(
                 (function, prepare, tasks[index])
             )  # bytes: the scheduler, which has not our code, reads tasks
             future = client.submit(
-                _attempt_here, task, str(token), pure=False, workers=workers,
+                attempt_here, task, str(token), pure=False, workers=workers,
                 resources={"GPU": 1} if gpu else None, key=f"probing-{index}-{uuid.uuid4().hex}",
             )  # fmt: skip
             tries[future.key] = (index, n_tries)
@@ -55,7 +57,7 @@ def run_on_cluster(
 
         scripts = [sys.modules[f.__module__] for f in (function, prepare) if f is not None]
         scripts = [module for module in scripts if not module.__name__.startswith("utils.")]
-        with _sent_by_value([sys.modules[__name__], *scripts]):
+        with _sent_by_value(scripts):
             waiting = as_completed([submit(index, 1) for index in range(len(tasks))], loop=client.loop)
             for future in waiting:
                 index, n_tries = tries.pop(future.key)
@@ -73,23 +75,28 @@ def run_on_cluster(
                 yield index, rows, error
 
 
-def _attempt_here(pickled: bytes, token: str) -> tuple[str, bool, list[dict], str | None]:
-    """On a worker: (its address, whether it sees the shared folder, rows, error). Travels whole: it may use nothing of here."""
-    import os
-    import pickle
+def _attempt_function() -> Callable[[bytes, str], tuple[str, bool, list[dict], str | None]]:
+    """What a worker is sent: a function of a pickled task that gives (its address, whether it sees the shared folder, rows,
+    error). Made here, so that it travels whole: the scheduler reads it and has none of our code."""
 
-    from distributed import get_worker
+    def attempt_here(pickled: bytes, token: str) -> tuple[str, bool, list[dict], str | None]:
+        import os
+        import pickle
 
-    worker = get_worker().address
-    if not os.path.exists(token):  # noqa: PTH110
-        return worker, False, [], None
-    from utils.runtime import attempt
+        from distributed import get_worker
 
-    try:
-        function, prepare, task = pickle.loads(pickled)
-        return (worker, True, *attempt(function, task, prepare))
-    except OSError as error:  # no room to write
-        return worker, True, [], f"{error.strerror or error} ({error.filename})"
+        worker = get_worker().address
+        if not os.path.exists(token):  # noqa: PTH110
+            return worker, False, [], None
+        from utils.runtime import attempt
+
+        try:
+            function, prepare, task = pickle.loads(pickled)
+            return (worker, True, *attempt(function, task, prepare))
+        except OSError as error:  # no room to write
+            return worker, True, [], f"{error.strerror or error} ({error.filename})"
+
+    return attempt_here
 
 
 def _outcome(future: Any, address: str) -> tuple[str, bool, list[dict], str | None]:
@@ -102,9 +109,7 @@ def _outcome(future: Any, address: str) -> tuple[str, bool, list[dict], str | No
     except KilledWorker as error:  # it has been tried on several
         return "", True, [], f"its workers died, the last at {error.last_worker.address}: out of memory?"
     except (CancelledError, OSError) as error:
-        raise UserError(
-            f"the Dask scheduler at {address} went away: rows that came back are kept; start it and run again"
-        ) from error
+        raise UserError(f"the Dask scheduler at {address} went away: finished rows are kept; start it and run again") from error
     except Exception as error:  # what a worker could not even begin: other versions of packages, mostly
         return "", True, [], f"{type(error).__name__}: {error}"
 
@@ -122,14 +127,16 @@ def _client(address: str) -> Iterator[Any]:
         raise UserError("--scheduler needs Dask: pip install -r requirements-cluster.txt -c constraints.txt") from None
     import dask
 
+    for name in ("asyncio", *logging.root.manager.loggerDict):  # what a scheduler's end means is said in one line of ours
+        if name.split(".")[0] in ("asyncio", "distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     dask.config.set({"distributed.comm.timeouts.connect": PATIENCE})
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no Dask scheduler answers at {address}: start one, or leave --scheduler out") from error
     try:
-        with _sent_by_value([sys.modules[__name__]]):
-            client.register_plugin(_code_plugin(), name="probing-code")
+        client.register_plugin(_code_plugin(), name="probing-code")
         _note_versions(client)
         yield client
     finally:

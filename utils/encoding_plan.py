@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -35,6 +35,10 @@ class Job:
     @property
     def n_rows(self) -> int:
         return self.n_dataset_rows + self.n_ood_rows
+
+    def of(self, sae_id: str) -> Job:
+        """The part of the job that one SAE has in it."""
+        return replace(self, normal=[i for i in self.normal if i == sae_id], ood=[i for i in self.ood if i == sae_id])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+@lru_cache(maxsize=1)
+def load_model(info: LanguageModel, hook_names: tuple[str, ...], paths: Paths, device: str, dtype: str = "auto") -> HookedModel:
+    """The model on a device, read at these hooks; the one used last stays, here as on a cluster's worker."""
+    return HookedModel(info, list(hook_names), paths, device, dtype)
 
 
 def model_source(info: LanguageModel, paths: Paths) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from utils.files import write_json
 from utils.paths import ROOT
 
@@ -47,6 +47,11 @@ def pick_device(name: str) -> str:
     except RuntimeError:
         raise UserError(f"--device {name!r} is no device; use auto, cuda, cuda:N, mps or cpu") from None
     return name
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a flag's device is a GPU that a task on a cluster must ask for; "auto" takes what its worker has."""
+    return device.startswith("cuda")
 
 
 def available_memory(device: str = "cpu") -> int:
@@ -226,6 +231,8 @@ def attempt(
     except UserError as error:
         return [], str(error)
     except Exception as error:  # one task that breaks must not end the run; it is listed at the end
+        if is_out_of_memory(error):
+            return [], OUT_OF_MEMORY
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise
         return [], f"{type(error).__name__}: {error}"

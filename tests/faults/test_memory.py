@@ -77,7 +77,7 @@ def test_a_limit_just_above_max_memory_is_enough(ready):
 def test_a_run_that_was_promised_more_than_there_is_ends_with_one_line(ready):
     """With 8 MiB where 48 MiB were promised the run above fails: the limit binds."""
     done = run(ready, 48 << 20, spare=-(56 << 20))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "error: memory ran out" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(ready.data_dir.rglob(".*.tmp"))
