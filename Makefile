@@ -1,5 +1,6 @@
 # `make` lists the targets. Variables, on the command line or in the environment, reach every recipe:
 #   MODEL=gemma-2-9b  SETTING=normal  DEVICE=auto  LAYER="20"  DATASETS="96_spam_is 87_glue_cola"  N_JOBS=4
+#   SCHEDULER=tcp://host:8786   the workers of a Dask scheduler in place of processes (docs/cluster.md)
 #   ARGS="--overwrite"   further flags of the script that the target runs
 # The folders can be moved: DATA_DIR, TEXT_DIR, RESULTS_DIR, FIGURES_DIR.
 
@@ -20,6 +21,8 @@ ARGS ?=
 GOLDEN ?= ../shared/golden
 KILLS ?= 200
 MINUTES ?= 10
+WORKERS ?=
+SCHEDULER ?=
 DATA_DIR ?=
 TEXT_DIR ?=
 RESULTS_DIR ?=
@@ -32,7 +35,8 @@ folders = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(TEXT_DIR),--text_dir $
 	$(if $(RESULTS_DIR),--results_dir $(RESULTS_DIR)) $(if $(FIGURES_DIR),--figures_dir $(FIGURES_DIR))
 common = --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS))
 setting = $(if $(SETTING),--setting $(SETTING))
-jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS))
+scheduler = $(if $(SCHEDULER),--scheduler $(SCHEDULER))
+jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS)) $(scheduler)
 every_setting = normal scarcity class_imbalance label_noise OOD
 
 .PHONY: help
@@ -91,7 +95,7 @@ audit: $(STAMP)
 .PHONY: generate-model-acts
 ## generate-model-acts: texts to model activations
 generate-model-acts: $(STAMP)
-	$(RUN) generate_model_activations.py $(common) $(setting) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
+	$(RUN) generate_model_activations.py $(common) $(setting) $(scheduler) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: train-saes
 ## train-saes: train small SAEs and an untrained control on a model's token activations
@@ -101,12 +105,27 @@ train-saes: $(STAMP)
 .PHONY: generate-sae-acts-optimized
 ## generate-sae-acts-optimized: model activations to SAE activations, each SAE opened once
 generate-sae-acts-optimized: $(STAMP)
-	$(RUN) generate_sae_activations_optimized.py $(common) $(setting) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
+	$(RUN) generate_sae_activations_optimized.py $(common) $(setting) $(scheduler) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: export-splits
 ## export-splits: the original scripts' per-condition files from our SAE activations
 export-splits: $(STAMP)
 	$(RUN) export_splits.py $(common) $(setting) $(ARGS)
+
+.PHONY: benchmark
+## benchmark: all our ratios, to docs/benchmarks.md, and the rates that plan reads (after demo; a quarter of an hour; ARGS=--full)
+benchmark: $(STAMP)
+	$(RUN) benchmark.py $(folders) $(ARGS)
+
+.PHONY: benchmark-scaling
+## benchmark-scaling: the demo's SAE-probe sweep with one and two workers, processes and Dask
+benchmark-scaling: $(STAMP)
+	$(RUN) benchmark_scaling.py $(folders) $(ARGS)
+
+.PHONY: plan
+## plan: what a study of MODEL's whole SAE release takes (WORKERS=32)
+plan: $(STAMP)
+	$(RUN) plan.py --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(if $(LAYER),--layers $(LAYER)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 .PHONY: benchmark-generate
 ## benchmark-generate: the generator against the original order of work, on real-shape files (ARGS=--quick: small)
@@ -155,7 +174,7 @@ train-all: $(STAMP)
 .PHONY: train-multi-token-probes
 ## train-multi-token-probes: probes on all tokens of a text, whose activations are never stored
 train-multi-token-probes: $(STAMP)
-	$(RUN) train_multi_token_probes.py $(common) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
+	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: visualize
 ## visualize: result tables to comparison, figures and report

@@ -27,6 +27,7 @@ import numpy as np
 
 from utils import cli
 from utils.files import require_disk
+from utils.measurements import hand_on
 from utils.paths import ROOT, Paths
 from utils.units import show_bytes
 
@@ -209,6 +210,10 @@ def folder_bytes(folder: Path) -> int:
 
 
 def compare_orders(paths: Paths, names: list[str], size: Size) -> None:
+    import torch
+
+    from utils.encoding import product_rate
+
     least_rows = sum(p.stat().st_size for p in paths.data_dir.glob("model_activations_*/*.pt"))
     out = paths.data_dir / f"sae_activations_{MODEL}"
     few = names[-size.original_datasets :]
@@ -233,6 +238,10 @@ def compare_orders(paths: Paths, names: list[str], size: Size) -> None:
         shared = every.seconds * len(few) / size.n_datasets
         print(f"  ratio, all, ours with its start-up shared by {size.n_datasets} datasets: {total / shared:.1f}")
         print(f"  disk: {show_bytes(disk)} against {show_bytes(original_disk)}, 1/{original_disk / disk:.0f}", flush=True)
+        if d_sae == min(size.widths.values()):
+            hand_on(generate_ratio_all=total / shared, generate_ratio_normal=theirs["normal"] / ours["normal"],
+                    generate_share=every.share, storage_ratio=original_disk / disk,
+                    product_rate=product_rate(D_MODEL, torch.device("cpu")))  # fmt: skip
         shutil.rmtree(paths.saes(MODEL))
 
 

@@ -18,6 +18,7 @@ import transformers
 from utils import cli
 from utils.datasets import list_datasets, load_dataset
 from utils.language_models import HookedModel, model_source, pool
+from utils.measurements import hand_on
 from utils.models import get_model, hook_name
 
 MODEL = "all-MiniLM-L6-v2"
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     n_tokens = sum(map(len, model.tokenize(texts)))
     print(f"{len(texts)} texts, {n_tokens} tokens: ours {best['ours']:.1f} s, plain loop {best['plain']:.1f} s")
     print(f"ratio {best['plain'] / best['ours']:.2f}")
+    hand_on(models_ratio=best["plain"] / best["ours"], tokens_per_second=n_tokens / best["ours"])
     return 0
 
 

@@ -22,6 +22,7 @@ from utils import cli
 from utils.baselines import METHODS, MLP_SETTINGS, XGBOOST_DRAWS, XGBOOST_GRID, log_steps, standardised
 from utils.datasets import choose_datasets, load_dataset
 from utils.errors import UserError
+from utils.measurements import hand_on
 from utils.models import get_model, hook_name
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, Cs, ProbeOptions, fit_sae_probes
@@ -91,6 +92,7 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
     print(f"\nSAE probes, normal setting, k = 1 to 512, {SAE_ID}, one thread:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     print(f"median ratio {table['ratio'].median():.0f}")
+    hand_on(ladder_ratio=table["ratio"].median())
     return table
 
 
@@ -109,6 +111,7 @@ def baselines(paths: Paths, names: list[str]) -> pd.DataFrame:
     print(f"\nBaselines on {len(data[1])} x {data[0].shape[1]}, one thread:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     print(f"ratio of the sums {table['plain_s'].sum() / table['ours_s'].sum():.1f}")
+    hand_on(baselines_ratio=table["plain_s"].sum() / table["ours_s"].sum())
     return table
 
 
