@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             if args.setting == "OOD":
                 raise
 
-    with locked(paths.model_activations_folder(info.name), *hooks):
+    shifted = paths.model_activations_folder(info.name, ood=True)
+    with locked(paths.model_activations_folder(info.name), *hooks, also=shifted):
         return generate(paths, args, info, hooks, jobs)
 
 

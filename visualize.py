@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     for remark in remarks:
         print(f"note: {remark}")
-    with locked(paths.figures(model_name), "report.html"):
+    with locked(paths.figures(model_name), "report.html", also=paths.results_dir):
         return show(paths, model_name, tidy, failures)
 
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,12 @@ def require_disk(folder: Path, n_bytes: int) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *names: str, wait: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, *names: str, wait: float = 0.0, also: Path | None = None) -> Iterator[None]:
     """Only this run writes these names in ``folder`` until the block ends; others get one line that says whose it is.
 
     The operating system lets go of the lock of a run that was killed; that it was is seen by what it left, its unfinished
-    files, which are removed. ``wait``: seconds to wait for another run, for short work.
+    files, which are removed. ``wait``: seconds to wait for another run, for short work. ``also``: another folder that runs with
+    this lock write to.
 
     Raises UserError when another run holds it, or the folder cannot be written to.
     """
@@ -96,15 +97,16 @@ def locked(folder: Path, *names: str, wait: float = 0.0) -> Iterator[None]:
                 ) from error
             held.callback(owner.unlink, missing_ok=True)
         if killed:
-            remove_unfinished(folder)
+            remove_unfinished(folder.rglob(".*.tmp"))
+            remove_unfinished(also.glob(".*.tmp") if also else ())
         yield
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files and folders of runs of this machine that are no more."""
+def remove_unfinished(temporary: Iterable[Path]) -> None:
+    """Remove those of the temporary files and folders that are of runs of this machine that are no more."""
     import psutil
 
-    for path in list(folder.rglob(".*.tmp")):
+    for path in list(temporary):
         of = TEMPORARY.fullmatch(path.name)
         if of and not psutil.pid_exists(int(of.group(1))):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
