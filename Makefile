@@ -189,7 +189,7 @@ parity: $(STAMP)
 .PHONY: test
 ## test: the test suite (offline, CPU, under 5 minutes)
 test: $(STAMP)
-	$(RUN) -m pytest tests --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest tests -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-faults
 ## test-faults: bad and hostile files, full disks, memory, and 200 kills over all stages (half an hour)

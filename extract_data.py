@@ -107,7 +107,9 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
     ):
         for member in members:
             bar.update(compressed.tell() - bar.n)
-            if member.size > MOST_GROWTH * size:  # tarfile would look for the next one behind its end for hours
+            if (
+                member.size > MOST_GROWTH * size and not member.issparse()
+            ):  # tarfile would look for the next one behind its end for hours
                 raise ValueError(f"{member.name!r} announces {show_bytes(member.size)}, more than it can hold")
             if member.isdir() or PurePosixPath(member.name).name.startswith(("._", ".DS_Store")):
                 continue

@@ -21,6 +21,8 @@ from utils.errors import UserError
 from utils.paths import Paths
 
 CASES = corpus()
+# `make test` takes the hostile ones and every third of the others, `make test-faults` all
+PARAMETERS = [pytest.param(case, marks=() if case.hostile or i % 3 == 0 else pytest.mark.long) for i, case in enumerate(CASES)]
 GROWTH = 600 << 20  # bytes that a run may take more than before: far less than what the files declare
 
 
@@ -93,7 +95,7 @@ def forget_peak() -> None:
         refs.write_text("5")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
+@pytest.mark.parametrize("case", PARAMETERS, ids=lambda case: case.name.replace(" ", "_"))
 def test_a_bad_file_gets_one_line_and_stops_nothing_else(finished, tmp_path, capsys, case: Case):
     root, canary = tmp_path / "world", tmp_path / "canary"
     shutil.copytree(finished, root, symlinks=True)
