@@ -11,7 +11,16 @@ from conftest import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^\.PHONY: (\S+)$", MAKEFILE, re.MULTILINE)
-VARIABLES = ["MODEL=llama-3.1-8b", "SETTING=OOD", "DEVICE=cpu", "LAYER=16", "DATASETS=87_glue_cola", "N_JOBS=1", "DATA_DIR=/x"]
+VARIABLES = [
+    "MODEL=llama-3.1-8b",
+    "SCHEDULER=tcp://h:8786",
+    "SETTING=OOD",
+    "DEVICE=cpu",
+    "LAYER=16",
+    "DATASETS=87_glue_cola",
+    "N_JOBS=1",
+    "DATA_DIR=/x",
+]
 
 
 def dry_run(target: str, *variables: str) -> str:

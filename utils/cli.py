@@ -14,7 +14,7 @@ from pathlib import Path
 from utils.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from utils.models import DEFAULT_MODEL, Layer, parse_layer
 from utils.paths import Paths
-from utils.runtime import Workers, default_n_jobs, where_it_stood
+from utils.runtime import NO_ROOM, Workers, default_n_jobs, where_it_stood
 from utils.settings import SETTINGS
 from utils.units import parse_bytes
 
@@ -219,5 +219,6 @@ def run(main: Callable[[list[str] | None], int]) -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}: finished work is kept; mend this and run again", file=sys.stderr)
+        remedy = "make room" if error.errno in NO_ROOM else "mend this"
+        print(f"error: {error.strerror or error}{where}: finished work is kept; {remedy} and run again", file=sys.stderr)
         sys.exit(EXIT_FAILED)

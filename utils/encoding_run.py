@@ -236,7 +236,7 @@ class EncodingRun:
     def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
         job, encoder = loaded.job, self.encoders[sae_id]
         d_sae = encoder.d_sae
-        sae = {"architecture": encoder.architecture, "d_model": encoder.d_model, "d_sae": d_sae, "named_l0": encoder.named_l0}
+        sae = encoder.described()
         rows = to_csr(encoded[0], d_sae)
         labels = loaded.dataset.labels[: rows.shape[0]]
         if sae_id in job.normal:

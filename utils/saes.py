@@ -71,6 +71,17 @@ class Encoder:
         """The mean number of active latents that the id names, or a TopK SAE's own k."""
         return named_l0(self.sae_id) or self.k_active or None
 
+    def described(self) -> dict:
+        """Its shape, threshold and named L0, for the file of checks beside the results."""
+        threshold = self.vectors.get("threshold")
+        return {
+            "architecture": self.architecture,
+            "d_model": self.d_model,
+            "d_sae": self.d_sae,
+            "named_l0": self.named_l0,
+            "threshold": None if threshold is None else [float(threshold.min()), float(threshold.max())],
+        }
+
     def block(self, start: int, stop: int, device: torch.device) -> EncoderBlock:
         """Read latents start … stop - 1 from the file."""
         if self.W_enc is None:
