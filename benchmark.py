@@ -19,9 +19,11 @@ from typing import Any
 
 from utils import cli
 from utils.files import atomic_path, write_json
-from utils.measurements import KEPT, machine, taken_from
+from utils.measurements import KEPT, machine, read_measurements, taken_from
 from utils.paths import ROOT
 from utils.runtime import installed_versions
+
+PARTS = ("generate", "models", "probes", "scaling")
 
 
 def faster(ratio: float) -> str:
@@ -45,6 +47,7 @@ SHORT_PROBES = ["--datasets", "87_glue_cola", "96_spam_is", "--only", "ladder", 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--full", action="store_true", help="the sizes of the README")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="measure these anew, keep the other ratios")
     return parser
 
 
@@ -61,7 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     measured: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": installed_versions()}
     measured["full"] = args.full
     failures = []
+    if set(args.only) < set(PARTS):
+        measured = {**read_measurements(), **measured}
     for script, flags in scripts.items():
+        if script.removeprefix("benchmark_").removesuffix(".py") not in args.only:
+            continue
         print(f"\n== {script} {' '.join(flags)}", flush=True)
         process = subprocess.Popen([sys.executable, str(ROOT / script), *flags], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         output = ""

@@ -157,9 +157,17 @@ def _code_plugin() -> Any:
 
     class Code(WorkerPlugin):
         def setup(self, worker: Any) -> None:
+            import ctypes
             import sys
+            from contextlib import suppress
             from pathlib import Path
 
+            # Dask makes glibc give every array of 128 KiB back at once and take it anew for the next: that doubled the time of
+            # our fits. By malloc.h's numbers: arrays below 32 MiB stay (M_MMAP_THRESHOLD), up to 256 MiB (M_TRIM_THRESHOLD).
+            with suppress(OSError, AttributeError):  # other systems
+                libc = ctypes.CDLL("libc.so.6")
+                libc.mallopt(-3, 32 << 20)
+                libc.mallopt(-1, 256 << 20)
             place = Path(worker.local_directory) / f"probing-code-{digest}.zip"
             if str(place) in sys.path:
                 return
