@@ -53,8 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    folders = ["--text_dir", args.text_dir, "--data_dir", args.data_dir]
-    folders = [str(part) for part in (*folders, "--results_dir", args.results_dir, "--figures_dir", args.figures_dir)]
+    folders = cli.folder_flags(cli.paths_of(args))
     scripts = {
         "benchmark_generate.py": [] if args.full else ["--quick", "--only", "order"],
         "benchmark_models.py": folders,

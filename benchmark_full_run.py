@@ -47,8 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     work: Path = args.work_dir.resolve()
     paths = Paths(args.text_dir, work / "data", work / "results", work / "figures")
-    folders = ["--text_dir", paths.text_dir, "--data_dir", paths.data_dir, "--results_dir", paths.results_dir]
-    folders += ["--figures_dir", paths.figures_dir]
     moments = random.Random(args.seed)
     log = work / "full_run.json"
     measured = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
@@ -59,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.no_stops or done["stops"]:
                 stop_after = float("inf")
             while True:
-                seconds, peak, status = run(command + [str(part) for part in folders], stop_after)
+                seconds, peak, status = run([*command, *cli.folder_flags(paths)], stop_after)
                 done["seconds"] += seconds
                 done["peak_bytes"] = max(done["peak_bytes"], peak)
                 if status is not None:

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -74,23 +75,22 @@ def main(argv: list[str] | None = None) -> int:
 def sweep(paths: Paths, names: list[str], n_workers: int, kind: str) -> tuple[float, dict]:
     """(wall seconds of the whole sweep, its rates) into result tables that are thrown away."""
     with tempfile.TemporaryDirectory() as folder, cluster(n_workers, kind) as place:
-        results = Path(folder)
-        rates: dict = {"settings": {}, "seconds_to_start": 0.0}
+        into = replace(paths, results_dir=Path(folder))
+        rates: dict = {"settings": {}}
         wall = 0.0
         for setting, conditions in SWEEP:
             command = [sys.executable, str(ROOT / "train_sae_probes.py"), "--model_name", MODEL, "--setting", setting, *CONTROLS]
-            command += ["--datasets", *names, "--text_dir", str(paths.text_dir), "--data_dir", str(paths.data_dir)]
-            command += ["--results_dir", str(results), *place, *(("--conditions", *conditions) if conditions else ())]
+            command += ["--datasets", *names, *cli.folder_flags(into), *place]
+            command += ["--conditions", *conditions] if conditions else []
             started = time.perf_counter()
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
             seconds = time.perf_counter() - started
             if done.returncode:
                 raise UserError(f"the sweep failed: {done.stderr[-1000:]}")
             wall += seconds
-            table = Paths(results_dir=results).sae_probe_table(MODEL, setting)
+            table = into.sae_probe_table(MODEL, setting)
             timed = pd.read_csv(table.with_name(f"{table.stem}_seconds.csv"))
             rates["settings"][setting] = rates_of_table(timed, seconds, n_workers, len(names))
-        rates["seconds_to_start"] = sum(of["seconds_to_start"] for of in rates["settings"].values()) / len(SWEEP)
         return wall, rates
 
 

@@ -15,7 +15,7 @@ import argparse
 
 from utils import cli
 from utils.datasets import choose_datasets, list_ood_datasets, load_dataset, load_ood, readable
-from utils.text_checks import TextCheck, check_texts
+from utils.text_checks import TextCheck, check_texts, share_of_copies
 
 MAX_SHOWN = 20
 
@@ -58,9 +58,8 @@ def print_table(shown: list[TextCheck], n_all: int) -> None:
 
 def summary(checks: list[TextCheck]) -> str:
     """One line on all datasets."""
-    n_tenth = sum(check.seen >= 0.1 for check in checks)
+    n_tenth, mean = share_of_copies(checks)
     n_both = sum(check.n_in_both_classes > 0 for check in checks)
-    mean = sum(check.seen for check in checks) / len(checks)
     return (
         f"\n{len(checks)} datasets: on average {mean:.0%} of the test rows (normal setting) are copies of training rows, a tenth "
         f"or more in {n_tenth} datasets; {n_both} datasets have texts that stand in both classes"

@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.files import locked
 from utils.models import MODELS, LanguageModel, describe_model, get_model, hook_name, layer_order
 from utils.paths import Paths
-from utils.runtime import on_gpu, pick_device, run_tasks
+from utils.runtime import pick_device, run_tasks
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -103,7 +103,7 @@ def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks:
         for number, job in enumerate(todo, start=1)
     ]
     n_texts = n_files = 0
-    workers = cli.workers_of(args, paths, 0, on_gpu(args.device))
+    workers = cli.workers_of(args, paths, 0)
     for _, rows, failure in run_tasks(generate_file, tasks, workers, "model activations"):
         if failure is not None and failure not in failures:
             failures.append(failure)

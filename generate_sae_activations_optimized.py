@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-from utils.activations import read_description
+from utils.activations import load_rows, read_description
 from utils.datasets import choose_datasets, dataset_size, list_datasets, load_ood, readable, unlabelled_ood_files
 from utils.errors import UserError
 from utils.files import locked, require_disk, write_json
 from utils.models import LanguageModel, Layer, get_model, hook_name, layer_order
 from utils.paths import Paths, sae_stem
-from utils.runtime import available_memory, on_gpu, peak_memory, pick_device, progress, return_freed_memory, run_tasks
+from utils.runtime import available_memory, peak_memory, pick_device, progress, return_freed_memory, run_tasks
 from utils.settings import SETTINGS
 from utils.units import show_bytes
 
@@ -94,11 +94,11 @@ def generate(
     # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's own
     by_sae = [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers] if args.scheduler else [jobs]
     tasks = [(paths, info, of_sae, encoding) for of_sae in by_sae if of_sae]
-    for _, rows, error in run_tasks(encode, tasks, cli.workers_of(args, paths, 0, on_gpu(args.device)), "SAEs"):
+    for _, rows, error in run_tasks(encode, tasks, cli.workers_of(args, paths, 0), "SAEs"):
         failures += [line for row in rows for line in row["failures"]]
-        if error is not None and not args.scheduler:
-            raise UserError(error)
         if error is not None:
+            if not args.scheduler:  # all SAEs were in this task
+                raise UserError(error)
             failures.append(error)
     if not args.dry_run:
         write_checks(paths, info.name, list(layers))
@@ -288,7 +288,6 @@ def run_original_order(
     import torch
     from scipy.sparse import csr_array
 
-    from utils.encoding_run import load_job_activations
     from utils.sae_store import write_original_split
     from utils.saes import open_sae
     from utils.settings import conditions, split
@@ -308,11 +307,10 @@ def run_original_order(
         started = time.monotonic()
         try:
             sae = open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release).whole(device)
-            dataset, X, ood_dataset, X_ood = load_job_activations(paths, info, name, layers[sae_id], setting == "OOD")
-            for condition in conditions(setting, len(X)):
-                of = split(condition, dataset.labels[: len(X)], ood_labels=ood_dataset.labels if ood_dataset else None)
-                tested = X if X_ood is None else X_ood
-                encoded = [csr_array(encode_dense(sae, rows)) for rows in (X[of.train], tested[of.test])]
+            read = load_rows(paths, info.name, name, hook_name(layers[sae_id]), setting == "OOD", info.d_model)
+            for condition in conditions(setting, len(read.y)):
+                of = split(condition, read.y, ood_labels=read.y_ood)
+                encoded = [csr_array(encode_dense(sae, rows)) for rows in (read.X[of.train], read.X_test[of.test])]
                 write_original_split(paths, info.name, name, sae_id, condition, (encoded[0], encoded[1]), of)
         except UserError as error:
             failures.append(str(error))

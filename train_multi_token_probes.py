@@ -27,7 +27,7 @@ from utils.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table
 from utils.paths import Paths
 from utils.probes import ProbeOptions, fit_sae_probes
 from utils.results import ResultTable
-from utils.runtime import available_memory, on_gpu, pick_device, run_tasks, save_run_settings
+from utils.runtime import available_memory, pick_device, run_tasks, save_run_settings
 from utils.settings import Condition, split
 from utils.units import show_bytes
 
@@ -105,7 +105,7 @@ def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes:
     tasks = [
         (paths, info, name, lacking, how, f"[{n}/{len(wanted)}]") for n, (name, lacking) in enumerate(wanted.items(), start=1)
     ]
-    workers = cli.workers_of(args, paths, 0, on_gpu(args.device))
+    workers = cli.workers_of(args, paths, 0)
     for index, rows, error in run_tasks(probe_dataset, tasks, workers, "multi-token probes"):
         if error is not None:
             failures.append(f"{tasks[index][2]}: {error}")

@@ -94,10 +94,8 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
     """
     import numpy as np
 
-    chosen, shifted = (
-        choose_datasets(paths, corpus),
-        {t for name in list_ood_datasets(paths) for t in load_ood(paths, name).texts},
-    )
+    chosen = choose_datasets(paths, corpus)
+    shifted = {text for name in list_ood_datasets(paths) for text in load_ood(paths, name).texts}
     tested = set(shifted)
     for name in list_datasets(paths):
         files = sorted(paths.model_activations_folder(model_name).glob(f"{name}_*.pt"))

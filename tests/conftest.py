@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import pytest
+# One thread a process, before numpy is there: the tests run in as many processes as there are cores, and libraries whose
+# threads wait for each other on a busy machine take up to ninety times as long.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+
+# no clock and no chance: a slow machine is no failure, and every run draws the same examples
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils.cli import folder_flags  # noqa: E402, F401
 from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood  # noqa: E402
 from utils.paths import Paths  # noqa: E402
 
@@ -25,7 +37,7 @@ needs_shared = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the 
 def paths(tmp_path: Path) -> Paths:
     """Empty data folders of a test's own."""
     clear_caches()
-    return Paths(tmp_path / "texts", tmp_path / "data", tmp_path / "results", tmp_path / "figures")
+    return paths_below(tmp_path)
 
 
 def clear_caches() -> None:
@@ -34,12 +46,9 @@ def clear_caches() -> None:
         cached.cache_clear()
 
 
-def folder_flags(paths: Paths) -> list[str]:
-    """The flags that point a script at a test's folders."""
-    return [
-        "--text_dir", str(paths.text_dir), "--data_dir", str(paths.data_dir),
-        "--results_dir", str(paths.results_dir), "--figures_dir", str(paths.figures_dir),
-    ]  # fmt: skip
+def paths_below(root: Path) -> Paths:
+    """Folders of a world of its own."""
+    return Paths(root / "texts", root / "data", root / "results", root / "figures")
 
 
 def write_texts(paths: Paths, names: list[str], n_rows: int = 300, ood: tuple[str, ...] = (), seed: int = 0) -> None:

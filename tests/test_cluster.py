@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, ROOT, clear_caches, folder_flags, write_texts, write_tiny_model
+from conftest import MODEL, ROOT, clear_caches, folder_flags, paths_below, write_texts, write_tiny_model
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 import generate_model_activations
@@ -80,7 +80,7 @@ def cluster(tmp_path):
 def inputs(tmp_path_factory) -> Paths:
     """Texts, a tiny language model, and an SAE."""
     root = tmp_path_factory.mktemp("inputs")
-    paths = Paths(root / "texts", root / "data", root / "results", root / "figures")
+    paths = paths_below(root)
     clear_caches()
     write_texts(paths, NAMES, n_rows=300, ood=(NAMES[0],))
     write_tiny_model(paths)

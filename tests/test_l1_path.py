@@ -23,7 +23,7 @@ def sparse_problem(seed: int, n: int, d: int, informative: int = 3) -> tuple[np.
 
 
 @given(st.integers(0, 10**6), st.integers(4, 120), st.integers(1, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_fit_on_the_ladder_meets_the_optimality_conditions(seed, n, d):
     X, y = sparse_problem(seed, n, d)
     for fit in l1_logistic_path(X, y, Cs):

@@ -87,7 +87,7 @@ def assert_dict_or_one_line(path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_random_bytes_give_a_dict_or_one_line(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("fuzz") / "x.pkl"
     path.write_bytes(content)
@@ -95,7 +95,7 @@ def test_random_bytes_give_a_dict_or_one_line(tmp_path_factory, content):
 
 
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=3))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_a_published_result_with_changed_bytes_gives_a_dict_or_one_line(tmp_path_factory, at, new):
     whole = pickle.dumps({"test_auc": np.float64(0.5), "weights": torch.ones(5), "dataset": "a", "layer": 20})
     at %= len(whole)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, clear_caches, folder_flags, write_texts, write_tiny_model
+from conftest import ROOT, clear_caches, folder_flags, paths_below, write_texts, write_tiny_model
 from transformers import BertModel
 
 import generate_model_activations
@@ -37,7 +37,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 def done(tmp_path_factory) -> Paths:
     """Folders after one run of every stage."""
     root = tmp_path_factory.mktemp("pipeline")
-    paths = Paths(root / "texts", root / "data", root / "results", root / "figures")
+    paths = paths_below(root)
     clear_caches()
     write_texts(paths, [*NAMES, "4_corpus"], n_rows=300, ood=(NAMES[0],))
     write_tiny_model(paths)

@@ -9,26 +9,29 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED, needs_shared, write_texts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 import positive_control
 from parity import reference_cases, reference_latents
+from utils import probes
 from utils.activations import write_activations
 from utils.controls import ControlActivations
 from utils.datasets import load_dataset, load_ood
-from utils.probes import ProbeOptions, dense_columns, fit_sae_probes, rank_latents
+from utils.probes import PROTOCOLS, ProbeOptions, Ranking, dense_columns, final_fit, fit_sae_probes, rank_latents
+from utils.scores import validation_folds
 from utils.settings import Condition, split
 
 MODEL = "all-MiniLM-L6-v2"
 GOLDEN = Path(__file__).parent / "golden"
 # two of the references' latents and results are in tests/golden, the third beside the checkout
+TIED = 1e-5  # latents whose rank values are this near each other, relatively, may stand in either order
 REFERENCES = ("96_spam_is", "41_truthqa_tf", pytest.param("105_click_bait", marks=needs_shared))
 
 
 def dense_ranking(X: np.ndarray, y: np.ndarray, normalized: bool) -> np.ndarray:
-    """The paper's formula on dense arrays."""
+    """The paper's formula on dense arrays; its 1e-6 is a part in a hundred thousand of the activations here."""
     if normalized:
         n_fired = (X != 0).sum(axis=0)
         X = X / (np.abs(X).sum(axis=0) / (n_fired + 1e-6) + 1e-6)
@@ -36,22 +39,49 @@ def dense_ranking(X: np.ndarray, y: np.ndarray, normalized: bool) -> np.ndarray:
 
 
 @given(st.integers(0, 10**6), st.integers(4, 60), st.integers(1, 40), st.booleans())
-@settings(deadline=None)
 def test_ranking_equals_the_dense_formula(seed, n, d, normalized):
     rng = np.random.default_rng(seed)
-    X = rng.exponential(2, (n, d)) * (rng.random((n, d)) < 0.2)
+    X = (1 + rng.exponential(2, (n, d))) * (rng.random((n, d)) < 0.2)
     y = rng.permutation(np.arange(n) % 2)
     found = rank_latents(csr_array(X), y, "mean_diff_normalized" if normalized else "mean_diff")
     expected = dense_ranking(X, y, normalized)
-    assert sorted(found) == list(range(d))
-    assert np.allclose(expected[found], np.sort(expected)[::-1], atol=1e-5)
+    assert sorted(found.latents) == list(range(d))
+    assert np.allclose(expected[found.latents], np.sort(expected)[::-1], rtol=TIED, atol=1e-12)
 
 
 def test_tied_latents_keep_their_order():
     y = np.array([0, 1, 0, 1])
     column = np.array([0, 2.0, 0, 2.0])
     X = csr_array(np.column_stack([np.zeros(4), column, column, np.zeros(4)]))
-    assert rank_latents(X, y).tolist() == [1, 2, 0, 3]
+    ranking = rank_latents(X, y)
+    assert ranking.latents.tolist() == [1, 2, 0, 3]
+    assert ranking.n_tied.tolist() == [2, 0, 2, 0]
+    assert rank_latents(X, y, n_keep=1).n_tied.tolist() == [2]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 6, 10, 20]))
+def test_encodings_that_differ_by_rounding_choose_alike(seed, n_rows):
+    """On few rows hundreds of latents fire in one class only and tie; another product library gives other last digits."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n_rows) % 2)
+    X = rng.uniform(0.1, 4, (n_rows, 500)) * (rng.random((n_rows, 500)) < 0.1)
+    again = X * (1 + rng.uniform(-2e-7, 2e-7, X.shape))
+    first, second = (rank_latents(csr_array(latents.astype(np.float32)), y) for latents in (X, again))
+    one_class = (X[y == 1].sum(axis=0) == 0) | (X[y == 0].sum(axis=0) == 0)
+    kept = [np.flatnonzero(one_class[ranking.latents]) for ranking in (first, second)]
+    assert np.array_equal(first.latents[kept[0]], second.latents[kept[1]])
+
+
+@given(st.integers(0, 10**6))
+def test_the_latents_tied_at_a_cut_are_counted(seed):
+    rng = np.random.default_rng(seed)
+    X = np.round(rng.exponential(2, (8, 40))) * (rng.random((8, 40)) < 0.2)
+    y = np.arange(8) % 2
+    ranking, value = rank_latents(csr_array(X), y), dense_ranking(X, y, True)
+    for k in range(1, 41):
+        tied = np.isclose(value, value[ranking.latents[k - 1]], rtol=TIED, atol=1e-12)
+        all_or_none = tied.sum() == tied[ranking.latents[:k]].sum()
+        assert ranking.n_tied[k - 1] == (0 if all_or_none else tied.sum())
 
 
 def test_chosen_columns_are_those_asked_for():
@@ -61,18 +91,54 @@ def test_chosen_columns_are_those_asked_for():
     assert np.array_equal(dense_columns(csr_array(X), columns), X[:, columns])
 
 
-@pytest.mark.parametrize("n_rows", [20, 60, 200])
-def test_nested_protocol_is_honest_on_shuffled_labels_and_the_papers_is_not(n_rows):
-    """Many latents, labels that mean nothing: ranking on all rows before validation makes val_auc look good."""
+@pytest.mark.parametrize(("n_rows", "n_draws"), [(60, 220), (200, 170)])
+def test_nested_protocol_is_honest_on_shuffled_labels_and_the_papers_is_not(n_rows, n_draws):
+    """Many latents, labels that mean nothing; as many draws as show a bias of 0.01 at two and a half standard errors."""
     rng = np.random.default_rng(n_rows)
-    val_aucs: dict[str, list[float]] = {"paper": [], "nested": []}
-    for _ in range(40):
-        X = csr_array(rng.exponential(1, (n_rows, 2000)) * (rng.random((n_rows, 2000)) < 0.05))
+    aucs: dict[str, list[float]] = {protocol: [] for protocol in PROTOCOLS}
+    for draw in range(n_draws):
+        X = csr_array(rng.exponential(1, (n_rows, 300)) * (rng.random((n_rows, 300)) < 0.1))
         y = rng.permutation(np.arange(n_rows) % 2)
-        for protocol, found in val_aucs.items():
-            found.append(fit_sae_probes(X, y, X, y, [16], ProbeOptions(protocol=protocol))[0]["val_auc"])
-    assert np.mean(val_aucs["paper"]) > 0.7
-    assert abs(np.mean(val_aucs["nested"]) - 0.5) < 3 * np.std(val_aucs["nested"]) / np.sqrt(40)
+        for protocol in PROTOCOLS if draw < 30 else ["nested"]:
+            aucs[protocol] += [fit_sae_probes(X, y, X, y, [2], ProbeOptions(protocol=protocol))[0]["val_auc"]]
+    assert np.mean(aucs["paper"]) > 0.6
+    assert np.std(aucs["nested"]) / np.sqrt(n_draws) < 0.004
+    assert abs(np.mean(aucs["nested"]) - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("n_rows", [10, 20])
+def test_no_scored_row_takes_part_in_its_own_probe(n_rows, monkeypatch):
+    """On few rows the mean is too unsure to show it: so look at what each ranking and each fit is given."""
+    y = np.random.default_rng(n_rows).permutation(np.arange(n_rows) % 2)
+    X = np.column_stack([np.arange(n_rows) + 1.0, np.ones(n_rows)])  # the first latent says which row it is
+    seen: list[set[int]] = []
+
+    def ranked(rows, labels, selection, n_keep):
+        seen.append(set(rows.toarray()[:, 0].astype(int)))
+        return Ranking(np.arange(2), np.zeros(2, dtype=int))
+
+    def fitted(rows, labels, C, options):
+        seen.append(set(rows[:, 0].astype(int)))
+        return final_fit(rows, labels, C, options)
+
+    folds = validation_folds(y)
+    monkeypatch.setattr(probes, "rank_latents", ranked)
+    monkeypatch.setattr(probes, "final_fit", fitted)
+    monkeypatch.setattr(probes, "fit_ladder", lambda rows, labels, options: [fitted(rows, labels, 1.0, options)] * 10)
+    for fold in folds:
+        seen.clear()
+        prepared = probes._nested_fold(csr_array(X), y, fold, 2, ProbeOptions(protocol="nested"))
+        assert np.isfinite(probes.honest_auc([prepared], y, 2, ProbeOptions(protocol="nested")))
+        assert len(seen) > 2
+        assert not set().union(*seen) & {row + 1 for row in fold[1]}
+
+
+def test_two_or_three_training_rows_have_no_honest_val_auc():
+    X, y = csr_array(10 * np.eye(3)), np.array([0, 1, 1])
+    paper, nested = (fit_sae_probes(X, y, X, y, [2], ProbeOptions(protocol=protocol))[0] for protocol in PROTOCOLS)
+    assert paper["val_auc"] == 1.0
+    assert np.isnan(nested["val_auc"])
+    assert paper["test_auc"] == nested["test_auc"]
 
 
 def test_binarised_probes_use_activation_above_one():
@@ -103,7 +169,11 @@ def golden_fits(name: str) -> dict[Condition, list[dict]]:
 
 
 def parity(name: str, settings: tuple[str, ...], options: ProbeOptions, at_most: int = 1024) -> np.ndarray:
-    """Our test AUCs less the reference's; the chosen latents must be the same."""
+    """Our test AUCs less the reference's, where the same latents were chosen.
+
+    The reference may have chosen others than we do only among latents that tie at the cut. Its k = 16 are all listed: there
+    our probe is fitted on its latents. Of larger k the first 16 are listed: where ties decide the rest, nothing is compared.
+    """
     latents, labels = golden_latents(name)
     differences = []
     for condition, expected in golden_fits(name).items():
@@ -111,10 +181,20 @@ def parity(name: str, settings: tuple[str, ...], options: ProbeOptions, at_most:
         if condition.setting not in settings or len(rows.train) > at_most:
             continue
         X_train, X_test = latents[rows.train], latents[rows.test]
-        found = fit_sae_probes(X_train, rows.y_train, X_test, rows.y_test, [e["k"] for e in expected], options)
-        for ours, theirs in zip(found, expected):
+        value = dense_ranking(X_train.toarray().astype(np.float64), rows.y_train, True)
+        for theirs in expected:
+            k, listed = theirs["k"], np.array(theirs["latents"])
+            (ours,) = fit_sae_probes(X_train, rows.y_train, X_test, rows.y_test, [k], options)
+            chosen = np.array(ours["latents"].split(), dtype=np.int64)
+            assert len(chosen) == len(listed)
+            assert np.allclose(value[chosen], value[listed], rtol=TIED, atol=0)
+            at_cut = np.isclose(value, np.sort(value)[-k], rtol=TIED, atol=0)
+            if k <= len(listed):
+                columns = [X[:, np.sort(listed)] for X in (X_train, X_test)]
+                (ours,) = fit_sae_probes(columns[0], rows.y_train, columns[1], rows.y_test, [k], options)
+            elif at_cut.sum() > k - (value > value[at_cut].max()).sum():
+                continue
             assert ours["converged"] or options.solver == "saga"
-            assert ours["latents"].split() == [str(latent) for latent in theirs["latents"]]
             differences.append(ours["test_auc"] - theirs["test_auc"])
     assert differences
     return np.abs(differences)

@@ -77,7 +77,7 @@ def test_encoding_equals_sae_lens(paths, kind, normalize, block_size):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 120), st.integers(1, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_top_k_over_blocks_is_the_top_k(seed, block_size, n_rows):
     from tempfile import TemporaryDirectory
 

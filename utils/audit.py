@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.paths import Paths
 from utils.probes import KS_NORMAL, KS_OTHER
 from utils.settings import MIN_TEST, SETTINGS, conditions, n_test_rows
-from utils.text_checks import check_texts
+from utils.text_checks import check_texts, share_of_copies
 from utils.tidy_results import BASELINE, CONTROL, SAE, judge_ood, load_results
 
 
@@ -150,13 +150,13 @@ def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
         checks = [check_texts(load_dataset(paths, name)) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))]
     except UserError:
         return []  # no texts, or not all of them
-    many = sorted((check for check in checks if check.seen >= 0.1), key=lambda check: -check.seen)
+    many, mean = share_of_copies(checks) if checks else (0, 0.0)
     if not many:
         return []
-    mean = sum(check.seen for check in checks) / len(checks)
+    worst = max(checks, key=lambda check: check.seen)
     return [
-        Finding("doubt", "texts", f"in {len(many)} of {len(checks)} datasets a tenth or more of the normal test rows are copies "
-                f"of training rows ({mean:.0%} on average; {many[0].seen:.0%} in {many[0].name}): check_datasets.py lists them")
+        Finding("doubt", "texts", f"in {many} of {len(checks)} datasets a tenth or more of the normal test rows are copies "
+                f"of training rows ({mean:.0%} on average; {worst.seen:.0%} in {worst.name}): check_datasets.py lists them")
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from utils.probes import LinearFit, ProbeOptions, choose_C, final_fit, fit_logistic
+from utils.probes import FoldRows, LinearFit, ProbeOptions, choose_C, final_fit, fit_logistic
 from utils.scores import mean_over_folds, roc_auc, score_test_rows, validation_folds
 
 MAX_PCA = 100
@@ -45,7 +45,7 @@ def logreg(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     X_train, X_test = _in_row_span(X_train, X_test)
     folds = validation_folds(y_train, seed)
     options = ProbeOptions(reg_type="l2", seed=seed)
-    C, val_auc = choose_C([X_train] * len(folds), y_train, folds, X_train.shape[1], options)
+    C, val_auc = choose_C([FoldRows(*fold, X_train) for fold in folds], y_train, X_train.shape[1], options)
     fit = final_fit(X_train, y_train, C, options)
     if not folds:
         val_auc = roc_auc(y_train, fit.scores(X_train))

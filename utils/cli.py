@@ -144,9 +144,9 @@ def add_scheduler(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def workers_of(args: argparse.Namespace, paths: Paths, n_jobs: int, gpu: bool = False) -> Workers:
-    """Where the tasks of a run are to be done."""
-    return Workers(n_jobs, args.scheduler, paths.data_dir, gpu)
+def workers_of(args: argparse.Namespace, paths: Paths, n_jobs: int) -> Workers:
+    """Where the tasks of a run are to be done; ``--device cuda``: on workers that offer a GPU ("auto" takes what is there)."""
+    return Workers(n_jobs, args.scheduler, paths.data_dir, gpu=getattr(args, "device", "").startswith("cuda"))
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +175,12 @@ def paths_of(args: argparse.Namespace) -> Paths:
     if getattr(args, "scheduler", None):  # workers start elsewhere
         folders = tuple(folder.absolute() for folder in folders)
     return Paths(*folders)
+
+
+def folder_flags(paths: Paths) -> list[str]:
+    """The flags that point a script at these folders."""
+    folders = {"text": paths.text_dir, "data": paths.data_dir, "results": paths.results_dir, "figures": paths.figures_dir}
+    return [part for kind, folder in folders.items() for part in (f"--{kind}_dir", str(folder))]
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:

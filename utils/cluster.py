@@ -40,14 +40,13 @@ def run_on_cluster(
     from distributed import as_completed
 
     with _client(address) as client, _token(folder) as token:
-        blind: dict[str, None] = {}
+        blind: set[str] = set()
         tries: dict[str, tuple[int, int]] = {}
         attempt_here = _attempt_function()
 
         def submit(index: int, n_tries: int, workers: list[str] | None = None) -> Any:
-            task = cloudpickle.dumps(
-                (function, prepare, tasks[index])
-            )  # bytes: the scheduler, which has not our code, reads tasks
+            # as bytes: the scheduler reads tasks, and has not our code
+            task = cloudpickle.dumps((function, prepare, tasks[index]))
             future = client.submit(
                 attempt_here, task, str(token), pure=False, workers=workers,
                 resources={"GPU": 1} if gpu else None, key=f"probing-{index}-{uuid.uuid4().hex}",
@@ -64,14 +63,15 @@ def run_on_cluster(
                 worker, sees, rows, error = _outcome(future, address)
                 future.release()
                 if not sees and worker not in blind:
-                    blind[worker] = None
+                    blind.add(worker)
                     print(f"the worker at {worker} does not see {folder}: it gets no more tasks", file=sys.stderr)
-                others = [name for name in _workers(client) if name not in blind and (name != worker or not sees)]
-                if not sees and not others:
-                    raise UserError(f"no worker of {address} sees {folder}: it must be the same folder on all machines")
-                if not sees or (error is not None and worker and n_tries < TRIES and others):
-                    waiting.add(submit(index, n_tries + sees, others))
-                    continue
+                if not sees or (error is not None and worker and n_tries < TRIES):
+                    others = [name for name in _workers(client) if name not in {*blind, worker}]
+                    if others:
+                        waiting.add(submit(index, n_tries + sees, others))
+                        continue
+                    if not sees:
+                        raise UserError(f"no worker of {address} sees {folder}: it must be the same folder on all machines")
                 yield index, rows, error
 
 

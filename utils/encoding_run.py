@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from utils.activations import load_activations
-from utils.datasets import Dataset, load_dataset, load_ood
+from utils.activations import ModelRows, load_rows
 from utils.encoding import (
     PartialRows,
     SparseRows,
@@ -29,7 +28,7 @@ from utils.encoding import (
 from utils.encoding_plan import Job, Work
 from utils.errors import UserError
 from utils.files import temporary_name
-from utils.models import LanguageModel, Layer, hook_name
+from utils.models import LanguageModel, hook_name
 from utils.paths import Paths
 from utils.sae_store import SaeFiles, made_from, rest_rows, to_csr
 from utils.saes import Encoder, EncoderBlock
@@ -51,30 +50,13 @@ class Tally:
 
 @dataclass
 class Loaded:
-    """A job's arrays: activations [n_rows, d_model] of the dataset and, where wanted, of its OOD file."""
+    """A job with its activations and labels."""
 
     job: Job
-    dataset: Dataset
-    X: np.ndarray
-    ood: Dataset | None
-    X_ood: np.ndarray | None
+    rows: ModelRows
 
     def pieces(self) -> list[np.ndarray]:
-        return [self.X] if self.X_ood is None else [self.X, self.X_ood]
-
-
-def load_job_activations(
-    paths: Paths, info: LanguageModel, name: str, layer: Layer, with_ood: bool
-) -> tuple[Dataset, np.ndarray, Dataset | None, np.ndarray | None]:
-    """(dataset, its activations, its OOD dataset or None, and that one's activations)."""
-    remedy = f"`make generate-model-acts MODEL={info.name}` makes it"
-    hook = hook_name(layer)
-    dataset = load_dataset(paths, name)
-    X = load_activations(paths.model_activations(info.name, name, hook), dataset, remedy, info.d_model)
-    if not with_ood:
-        return dataset, X, None, None
-    ood = load_ood(paths, name)
-    return dataset, X, ood, load_activations(paths.model_activations(info.name, name, hook, ood=True), ood, remedy, info.d_model)
+        return [self.rows.X] if self.rows.X_ood is None else [self.rows.X, self.rows.X_ood]
 
 
 def ahead(read: Callable[[S], T], items: Iterable[S]) -> Iterator[tuple[S, T | UserError]]:
@@ -128,7 +110,9 @@ class EncodingRun:
         return failures
 
     def _read(self, job: Job) -> Loaded:
-        return Loaded(job, *load_job_activations(self.paths, self.info, job.dataset, job.layer, bool(job.ood)))
+        return Loaded(
+            job, load_rows(self.paths, self.info.name, job.dataset, hook_name(job.layer), bool(job.ood), self.info.d_model)
+        )
 
     def _resident(self, work: Work, bar: Any) -> list[str]:
         failures = []
@@ -217,7 +201,7 @@ class EncodingRun:
     def _add(self, sae_id: str, block: EncoderBlock, loaded: Loaded, partials: list[list[PartialRows]], bar: Any) -> None:
         encoder = self.encoders[sae_id]
         if sae_id not in self._trusted:
-            check_device(encoder, block, loaded.X, self.device)
+            check_device(encoder, block, loaded.rows.X, self.device)
             self._trusted.add(sae_id)
         for piece, of_piece in zip(loaded.pieces(), partials):
             add_block(encoder, block, piece, of_piece, self.device, self.n_product)
@@ -230,7 +214,7 @@ class EncodingRun:
         try:
             self._write(sae_id, loaded, encoded)
         except UserError as error:
-            return [f"{loaded.dataset.name}: {error}"]
+            return [f"{loaded.job.dataset}: {error}"]
         return []
 
     def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
@@ -238,14 +222,14 @@ class EncodingRun:
         d_sae = encoder.d_sae
         sae = encoder.described()
         rows = to_csr(encoded[0], d_sae)
-        labels = loaded.dataset.labels[: rows.shape[0]]
+        labels = loaded.rows.y
         if sae_id in job.normal:
             of = split(Condition("normal"), labels)
             made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "normal", self.sae_dir)
             files = SaeFiles(self.paths, self.info.name, "normal", job.dataset, sae_id)
             files.write(rows, of, rest_rows(of, len(labels)), None, made, sae)
-        if sae_id in job.ood and loaded.ood is not None:
-            of = split(Condition("OOD"), labels, ood_labels=loaded.ood.labels)
+        if sae_id in job.ood and loaded.rows.y_ood is not None:
+            of = split(Condition("OOD"), labels, ood_labels=loaded.rows.y_ood)
             made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, "OOD", self.sae_dir)
             files = SaeFiles(self.paths, self.info.name, "OOD", job.dataset, sae_id)
             files.write(rows, of, None, to_csr(encoded[1], d_sae), made, sae)

@@ -26,7 +26,6 @@ def rates_of_table(timed: pd.DataFrame, wall: float, n_workers: int, n_datasets:
         "seconds_per_fit": {f"{n} {k}": float(seconds) for (n, k), seconds in fits.items()},
         "overhead": (wall - start) * n_workers / timed["seconds"].sum(),
         "worker_seconds_per_dataset": (wall - start) * n_workers / n_datasets,
-        "fits": len(timed),
         "seconds_to_start": start,
     }
 

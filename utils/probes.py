@@ -14,10 +14,10 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from utils.l1_path import KKT_ACCEPTED, L1Fit, kkt_violation, l1_logistic_path
-from utils.scores import Fold, mean_over_folds, roc_auc, score_test_rows, validation_folds
+from utils.scores import Fold, inner_folds, mean_over_folds, roc_auc, score_test_rows, validation_folds
 
 Cs = np.logspace(5, -5, 10)
-EPSILON = 1e-6  # keeps the normalisation of latents finite
+RANK_BITS = 20  # of a latent's rank value that count: where these agree, the lower index comes first
 FINAL_SEED = 1  # of the final fit's shuffle and solver
 SELECTIONS = ("mean_diff_normalized", "mean_diff")
 PROTOCOLS = ("paper", "nested")
@@ -31,8 +31,8 @@ KS_OTHER = (16, 128)
 class ProbeOptions:
     """How a probe is made; the defaults are the paper's, but for the solver (``path`` reaches the optimum, saga does not).
 
-    protocol: "paper" ranks latents on all training rows before validation, which inflates val_auc; "nested" ranks inside
-    each fold, and scores a fold at the C that the others choose, so that val_auc is honest.
+    protocol: "paper" ranks latents on all training rows before validation, which inflates val_auc. "nested" ranks inside each
+    fold, and its val_auc is honest: it scores a fold by a probe in whose making, the choice of C included, the fold had no part.
     """
 
     reg_type: str = "l1"
@@ -56,45 +56,61 @@ class LinearFit:
         return X @ self.coef + self.intercept
 
 
-def rank_latents(X: csr_array, y: np.ndarray, selection: str = "mean_diff_normalized", n_keep: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Ranking:
+    """Latents in the order in which probes take them.
+
+    ``latents`` int64 [n_keep]. ``n_tied`` int64 [n_keep]: where a probe that takes the first i + 1 latents takes some of a
+    group of equal rank and leaves others, the size of that group; else 0.
+    """
+
+    latents: np.ndarray
+    n_tied: np.ndarray
+
+
+def rank_latents(X: csr_array, y: np.ndarray, selection: str = "mean_diff_normalized", n_keep: int | None = None) -> Ranking:
     """The ``n_keep`` latents (default: all) whose class means are furthest apart, furthest first; ties: lower index first.
 
     X: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}. "mean_diff_normalized" divides each latent by its mean absolute value
-    over the rows where it is not zero. Class sums and counts of the nonzeros name the candidates; only these are then
-    ordered by the paper's dense float32 arithmetic, because on few rows many latents are within rounding of each other.
+    over the rows where it is not zero.
+
+    Values that agree in their first 20 bits (1 to 2 parts in a million) are tied. On 2 to 20 rows hundreds of latents are: all
+    that fire in equally many rows of one class and in none of the other. The paper's code adds 1e-6 to both denominators and
+    sorts by ``torch.argsort``, which is unstable: among tied latents its choice depends on the scale of activations, on the
+    last bit of a float32 and on the machine. From about 53 rows on both choose alike.
     """
     d_sae = X.shape[1]
     n_keep = d_sae if n_keep is None else min(n_keep, d_sae)
-    normalized = selection == "mean_diff_normalized"
+    value = _rounded(_class_difference(X, y, normalized=selection == "mean_diff_normalized"))
+    cut = np.partition(value, d_sae - n_keep)[d_sae - n_keep]
+    candidates = np.flatnonzero(value >= cut)
+    order = candidates[np.argsort(-value[candidates], kind="stable")]
+    falling = -value[order]
+    first, end = (np.searchsorted(falling, falling[:n_keep], side=side) for side in ("left", "right"))
+    leaves_some = np.arange(1, n_keep + 1) < end
+    return Ranking(order[:n_keep], np.where(leaves_some, end - first, 0))
+
+
+def _class_difference(X: csr_array, y: np.ndarray, normalized: bool) -> np.ndarray:
+    """|mean over positives - mean over negatives| of each latent, float64 [d_sae]."""
+    d_sae = X.shape[1]
     rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     positive = y[rows] == 1
     values = X.data.astype(np.float64)
     sums = [np.bincount(X.indices[side], weights=values[side], minlength=d_sae) for side in (positive, ~positive)]
     difference = np.abs(sums[0] / max(int(y.sum()), 1) - sums[1] / max(int(len(y) - y.sum()), 1))
-    n_fired = np.bincount(X.indices[values != 0], minlength=d_sae)
     if normalized:
-        mean = np.bincount(X.indices, weights=np.abs(values), minlength=d_sae) / (n_fired + EPSILON)
-        difference /= mean + EPSILON
-    cutoff = np.partition(difference, d_sae - n_keep)[d_sae - n_keep] * (1 - 1e-5)
-    candidates = np.flatnonzero((difference >= cutoff) & (n_fired > 0))
-    exact = _float32_difference(dense_columns(X, candidates), y, normalized)
-    ranking = candidates[np.argsort(-exact, kind="stable")][:n_keep]
-    if len(ranking) < n_keep:  # latents that never fire come last
-        ranking = np.concatenate([ranking, np.flatnonzero(n_fired == 0)[: n_keep - len(ranking)]])
-    return ranking
+        n_fired = np.bincount(X.indices[values != 0], minlength=d_sae)
+        total = np.bincount(X.indices, weights=np.abs(values), minlength=d_sae)
+        fires = n_fired > 0
+        difference[fires] *= n_fired[fires] / total[fires]
+    return difference
 
 
-def _float32_difference(X: np.ndarray, y: np.ndarray, normalized: bool) -> np.ndarray:
-    """|mean over positives - mean over negatives| of X [n_rows, n_columns] in torch's float32, as the paper computes it."""
-    import torch
-
-    n_columns = X.shape[1]
-    # whole vector registers of columns: torch sums the columns left over in another order
-    dense = torch.from_numpy(np.pad(X, ((0, 0), (0, -n_columns % 64)))).float()
-    if normalized:
-        dense = dense / (dense.abs().sum(dim=0) / ((dense != 0).sum(dim=0) + EPSILON) + EPSILON)
-    positive = torch.from_numpy(y == 1)
-    return (dense[positive].mean(dim=0) - dense[~positive].mean(dim=0)).abs().nan_to_num().numpy()[:n_columns]
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Values to 20 bits. By their own bits: a logarithm's last digit would differ from processor to processor."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(np.ldexp(mantissa, RANK_BITS)), exponent - RANK_BITS)
 
 
 def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
@@ -109,32 +125,45 @@ def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
     return dense
 
 
+@dataclass(frozen=True)
+class FoldRows:
+    """A fold: its training and validation rows, and all rows as its probe sees them, ``X`` [n_rows, n_columns].
+
+    ``inner``: folds of its training rows, on which the C of an honest score is chosen; empty where none is wanted.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    X: np.ndarray
+    inner: tuple[FoldRows, ...] = ()
+
+
 def fit_sae_probes(
     X_train: csr_array, y_train: np.ndarray, X_test: csr_array, y_test: np.ndarray, ks: Sequence[int], options: ProbeOptions
 ) -> list[dict]:
     """One row of scores for each k: published columns and how the fit went.
 
-    X_train, X_test: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}, both classes in y_train.
+    X_train, X_test: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}, both classes in y_train. val_auc of up to 3 training rows,
+    which have no folds: of the training rows under the paper's protocol, NaN under "nested".
     """
     n_keep = min(max(ks), X_train.shape[1])
     ranking = rank_latents(X_train, y_train, options.latent_selection, n_keep)
-    train = _prepared(X_train, ranking, options)
-    test = _prepared(X_test, ranking, options)
+    train = _prepared(X_train, ranking.latents, options)
+    test = _prepared(X_test, ranking.latents, options)
     folds = validation_folds(y_train, options.seed)
-    fold_data = []
-    for fold in folds:
-        if options.protocol == "nested":
-            fold_ranking = rank_latents(X_train[fold[0]], y_train[fold[0]], options.latent_selection, n_keep)
-            fold_data.append(_prepared(X_train, fold_ranking, options))
-        else:
-            fold_data.append(train)
+    if options.protocol == "nested":
+        fold_rows = [_nested_fold(X_train, y_train, fold, n_keep, options) for fold in folds]
+    else:
+        fold_rows = [FoldRows(*fold, train) for fold in folds]
     results = []
     for k in ks:  # a k beyond d_sae uses every latent: slices below end there
         started = time.perf_counter()
-        C, val_auc = choose_C(fold_data, y_train, folds, k, options)
+        C, val_auc = choose_C(fold_rows, y_train, k, options)
         fit = final_fit(train[:, :k], y_train, C, options)
         scores = fit.scores(test[:, :k])
-        if not folds:
+        if options.protocol == "nested":
+            val_auc = honest_auc(fold_rows, y_train, k, options)
+        elif not folds:
             val_auc = roc_auc(y_train, fit.scores(train[:, :k]))
         results.append(
             {
@@ -147,52 +176,55 @@ def fit_sae_probes(
                 "converged": fit.converged,
                 "n_train": len(y_train),
                 "n_test": len(y_test),
-                "latents": " ".join(map(str, ranking[:k][:16])),
+                "n_tied_at_cut": int(ranking.n_tied[min(k, n_keep) - 1]),
+                "latents": " ".join(map(str, ranking.latents[:k][:16])),
                 "seconds": round(time.perf_counter() - started, 4),
             }
         )
     return results
 
 
-def choose_C(fold_data: list[np.ndarray], y: np.ndarray, folds: list[Fold], k: int, options: ProbeOptions) -> tuple[float, float]:
-    """(C, val_auc): the first C, from the largest down, with the best mean validation AUC; (1, NaN) without folds.
+def _nested_fold(X: csr_array, y: np.ndarray, fold: Fold, n_keep: int, options: ProbeOptions) -> FoldRows:
+    """A fold whose latents are ranked on its own training rows, and those of its inner folds on theirs."""
 
-    val_auc is that AUC under the paper's protocol, which is the best of ten and so a little too good. Under "nested" it is
-    cross-fitted: the mean over folds of the AUC at the C chosen by the folds that share no validation row with it (a single
-    fold is scored in two halves).
+    def ranked(train: np.ndarray, val: np.ndarray, inner: tuple[FoldRows, ...] = ()) -> FoldRows:
+        ranking = rank_latents(X[train], y[train], options.latent_selection, n_keep)
+        return FoldRows(train, val, _prepared(X, ranking.latents, options), inner)
+
+    train, val = fold
+    inner = [ranked(train[part], train[rest]) for part, rest in inner_folds(y[train], options.seed)]
+    return ranked(train, val, tuple(inner))
+
+
+def choose_C(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeOptions) -> tuple[float, float]:
+    """(C, its mean validation AUC): the first C, from the largest down, with the best one; (1, NaN) without folds.
+
+    The AUC is the best of ten, and so a little too good.
     """
     if not folds:
         return 1.0, float("nan")
     aucs = np.zeros((len(folds), len(Cs)))
-    halves = np.zeros((2, len(Cs)))
-    for i, (train, val) in enumerate(folds):
-        X = fold_data[i][:, :k]
-        scores = [fit.scores(X[val]) for fit in fit_ladder(X[train], y[train], options)]
-        aucs[i] = [roc_auc(y[val], of_fit) for of_fit in scores]
-        if options.protocol == "nested" and len(folds) == 1:
-            halves = np.array([[roc_auc(y[val][half], s[half]) for s in scores] for half in _stratified_halves(y[val])])
+    for i, fold in enumerate(folds):
+        X = fold.X[:, :k]
+        fits = fit_ladder(X[fold.train], y[fold.train], options)
+        aucs[i] = [roc_auc(y[fold.val], fit.scores(X[fold.val])) for fit in fits]
     mean = mean_over_folds(aucs)
     best = int(np.argmax(mean))
-    if options.protocol == "paper":
-        return float(Cs[best]), float(mean[best])
-    if len(folds) == 1:
-        return float(Cs[best]), _cross_fitted(halves, np.eye(2) == 0)
-    shared = [[bool(np.intersect1d(a, b).size) for _, b in folds] for _, a in folds]
-    return float(Cs[best]), _cross_fitted(aucs, ~np.array(shared))
+    return float(Cs[best]), float(mean[best])
 
 
-def _stratified_halves(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of y [n] in two halves, each class shared between them; twice all rows where a class has a single one."""
-    if min(y.sum(), len(y) - y.sum()) < 2:
-        return np.arange(len(y)), np.arange(len(y))
-    by_class = [np.flatnonzero(y == label) for label in (0, 1)]
-    return np.concatenate([rows[::2] for rows in by_class]), np.concatenate([rows[1::2] for rows in by_class])
+def honest_auc(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeOptions) -> float:
+    """Mean validation AUC of probes whose C was chosen on their fold's inner folds (1 where it has none); NaN without folds.
 
-
-def _cross_fitted(aucs: np.ndarray, apart: np.ndarray) -> float:
-    """Mean over the rows of aucs [n_parts, n_C] of the AUC at the C chosen by the parts that are ``apart`` [n_parts, n_parts]."""
-    others = apart.astype(np.float64) @ aucs
-    return float(aucs[np.arange(len(aucs)), np.argmax(others, axis=1)].mean())
+    0.5 on average where labels mean nothing: no row that is scored had a part in ranking, C or weights.
+    """
+    aucs = []
+    for fold in folds:
+        X = fold.X[:, :k]
+        C, _ = choose_C(fold.inner, y, k, options)
+        fit = final_fit(X[fold.train], y[fold.train], C, options)
+        aucs.append(roc_auc(y[fold.val], fit.scores(X[fold.val])))
+    return float(np.mean(aucs)) if aucs else float("nan")
 
 
 def fit_ladder(X: np.ndarray, y: np.ndarray, options: ProbeOptions) -> list[LinearFit]:

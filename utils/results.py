@@ -91,28 +91,25 @@ class ResultTable:
 
     def _remove(self, keys: set[tuple]) -> None:
         header, rows = self._cells()
-        kept = [row for row in rows if self._key_of_cells(row) not in keys]
+        kept = [row for row in rows if self.key_of(row) not in keys]
         if len(kept) < len(rows):
             self._rewrite(header, kept)
 
     def finish(self) -> None:
         """Put the rows in the order of their keys, so that the table is the same whatever order they were made in."""
         header, rows = self._cells()
-        ordered = sorted(rows, key=lambda row: [_sortable(value) for value in self._key_of_cells(row)])
+        ordered = sorted(rows, key=lambda row: [_sortable(value) for value in self.key_of(row)])
         if ordered != rows:
             self._rewrite(header, ordered)
 
     def _cells(self) -> tuple[list[str], list[dict]]:
-        """(header, rows) as they are written: numbers are not read and written again, which could change their form."""
+        """(header, rows without their empty cells) as they are written: a number read and written again could change its form."""
         if not self.path.is_file() or self.path.stat().st_size == 0:
             return [], []
         with open(self.path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             rows = [{name: cell for name, cell in row.items() if cell} for row in reader]
             return list(reader.fieldnames or []), rows
-
-    def _key_of_cells(self, row: dict) -> tuple:
-        return self.key_of({name: cell for name, cell in row.items() if cell != ""})
 
     def _rewrite(self, header: list[str], rows: list[dict]) -> None:
         with atomic_path(self.path) as temporary:
@@ -185,7 +182,7 @@ PUBLISHED = "published"
 SAE_PROBE_COLUMNS = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "dataset", "layer", "sae_id", "reg_type", "binarize")
 SAE_PROBE_EXTRAS = (
     "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
-    "converged", "n_train", "n_test", "latents",
+    "converged", "n_train", "n_test", "n_tied_at_cut", "latents",
 )  # fmt: skip
 BASELINE_COLUMNS = ("dataset", "method")
 BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")

@@ -49,11 +49,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-def on_gpu(device: str) -> bool:
-    """Whether a flag's device is a GPU that a task on a cluster must ask for; "auto" takes what its worker has."""
-    return device.startswith("cuda")
-
-
 def available_memory(device: str = "cpu") -> int:
     """Bytes of memory that can be used now on a device, a container's limit included."""
     import psutil

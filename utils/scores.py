@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 
 Fold = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
+FEW_ROWS = 128  # below this, several folds in place of the last rows
+INNER_FOLDS = 3
 
 
 def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
@@ -64,11 +66,26 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
         return []
     if n <= 12:
         folds = list(LeavePOut(2).split(y))
-    elif n < 128:
+    elif n < FEW_ROWS:
         with warnings.catch_warnings():  # fewer than six rows of a class: the folds without it are left out below
             warnings.filterwarnings("ignore", message="The least populated class")
             folds = list(StratifiedKFold(6, shuffle=True, random_state=seed).split(np.zeros(n), y))
     else:
         n_val = min(int(0.2 * n), 100)
         folds = [(np.arange(n - n_val), np.arange(n - n_val, n))]
+    return _two_classed(folds, y)
+
+
+def inner_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
+    """The folds of a fold's own training rows, labels y [n]: the last rows where there are 128, else three stratified folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    if len(y) >= FEW_ROWS:
+        return validation_folds(y, seed)
+    if min(y.sum(), len(y) - y.sum()) < INNER_FOLDS:
+        return []
+    return _two_classed(list(StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed).split(np.zeros(len(y)), y)), y)
+
+
+def _two_classed(folds: list[Fold], y: np.ndarray) -> list[Fold]:
     return [fold for fold in folds if all(0 < y[rows].sum() < len(rows) for rows in fold)]

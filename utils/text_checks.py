@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,11 @@ class TextCheck:
     def seen(self) -> float:
         """Share of the test rows that are copies of training rows: on them a probe that only remembers is right."""
         return self.n_test_seen / self.n_test if self.n_test else 0.0
+
+
+def share_of_copies(checks: Sequence[TextCheck]) -> tuple[int, float]:
+    """(datasets where a tenth or more of the test rows are copies of training rows, the mean share)."""
+    return sum(check.seen >= 0.1 for check in checks), sum(check.seen for check in checks) / len(checks)
 
 
 def check_texts(dataset: Dataset) -> TextCheck:

@@ -33,9 +33,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import MODEL, folder_flags, write_texts, write_tiny_model  # noqa: E402
-
-from utils.paths import Paths  # noqa: E402
+from conftest import MODEL, folder_flags, paths_below, write_texts, write_tiny_model  # noqa: E402
 
 NAMES = ["1_first", "2_second", "3_third"]
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -71,10 +69,6 @@ def stages() -> list[Stage]:
 def flags_of(stage: Stage, root: Path) -> list[str]:
     model = "gemma-2-9b" if stage.script == "extract_data" else MODEL
     return ["--model_name", model, *folder_flags(paths_below(root)), *stage.flags]
-
-
-def paths_below(root: Path) -> Paths:
-    return Paths(root / "texts", root / "data", root / "results", root / "figures")
 
 
 def build_inputs(root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bad_files import BAD, D_MODEL, D_SAE, GOOD, HOOK, N_ROWS, SAE_ID, Case, corpus
-from conftest import MODEL, clear_caches, folder_flags, write_texts
+from conftest import MODEL, clear_caches, folder_flags, paths_below, write_texts
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from utils.activations import write_activations
@@ -19,6 +18,7 @@ from utils.cli import EXIT_BAD_INPUT
 from utils.datasets import load_dataset, load_ood
 from utils.errors import UserError
 from utils.paths import Paths
+from utils.runtime import peak_memory
 
 CASES = corpus()
 # `make test` takes the hostile ones and every third of the others, `make test-faults` all
@@ -30,7 +30,7 @@ GROWTH = 600 << 20  # bytes that a run may take more than before: far less than 
 def finished(tmp_path_factory) -> Path:
     """A world of two datasets, one SAE, its latents and their probes."""
     root = tmp_path_factory.mktemp("finished")
-    paths = below(root)
+    paths = paths_below(root)
     clear_caches()
     write_texts(paths, [BAD, GOOD], n_rows=N_ROWS, ood=(BAD, GOOD))
     rng = np.random.default_rng(0)
@@ -43,10 +43,6 @@ def finished(tmp_path_factory) -> Path:
     for stage in ("generator", "train_sae_probes", "train_baselines"):
         assert run(stage, paths) == (0, "")
     return root
-
-
-def below(root: Path) -> Paths:
-    return Paths(root / "texts", root / "data", root / "results", root / "figures")
 
 
 STAGES = {
@@ -82,13 +78,6 @@ def redo(stage: str, paths: Paths) -> None:
         shutil.rmtree(paths.baseline_table(MODEL, "normal", 2).parent)
 
 
-def peak() -> int:
-    """This process's largest resident size since the last ``forget_peak``, in bytes; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    return int(found.group(1)) * 1024 if found else 0
-
-
 def forget_peak() -> None:
     refs = Path("/proc/self/clear_refs")
     if refs.exists():
@@ -99,13 +88,13 @@ def forget_peak() -> None:
 def test_a_bad_file_gets_one_line_and_stops_nothing_else(finished, tmp_path, capsys, case: Case):
     root, canary = tmp_path / "world", tmp_path / "canary"
     shutil.copytree(finished, root, symlinks=True)
-    paths = below(root)
+    paths = paths_below(root)
     redo(case.stage, paths)
     case.spoil(paths, canary)
     forget_peak()
-    before = peak()
+    before = peak_memory()
     status, said = run(case.stage, paths, capsys)
-    grown = peak() - before
+    grown = peak_memory() - before
     assert status != 0, "a bad file must show in the exit status"
     about = [line for line in said.splitlines() if line.startswith(("  - ", "error: ")) and case.said in line]
     assert len(about) == 1, f"one line with {case.said!r} is wanted, said was: {said}"
