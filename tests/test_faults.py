@@ -198,10 +198,12 @@ def test_a_stopped_run_says_so_and_continues_to_the_same_table(ready, tmp_path, 
     assert generator.main(flags(ready, "--setting", "normal")) == 0
     command = [sys.executable, str(ROOT / "train_sae_probes.py"), *flags(ready, "--setting", "scarcity", "--n_jobs", "2")]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    time.sleep(6)
+    table = ready.sae_probe_table(MODEL, "scarcity")
+    while not table.is_file() and run.poll() is None:
+        time.sleep(0.05)
     run.send_signal(number)
     _, said = run.communicate(timeout=60)
-    if run.returncode != 0:  # it may have been done already
+    if run.returncode not in (0, -number):  # it may have been done already, its interpreter gone
         assert run.returncode == 130
         assert "the same command continues" in said
     assert "Traceback" not in said

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
@@ -20,6 +22,7 @@ from utils.units import parse_bytes
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
+EXIT_STOPPED = 130  # by Ctrl-C or SIGTERM, as shells have it
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -209,22 +212,32 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     for stream in (sys.stdout, sys.stderr):  # a file name may be no text, and its line must still be printed
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.exit(_status_of(main))
+
+
+def _status_of(main: Callable[[list[str] | None], int]) -> int:
+    """The exit status of a main; from then on a signal ends the process at once, because its work is done."""
+    status = EXIT_FAILED
     try:
-        sys.exit(main(None))
+        status = main(None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        status = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv])
         print(f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}", file=sys.stderr)
-        sys.exit(130)
+        status = EXIT_STOPPED
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         print(f"error: {OUT_OF_MEMORY}; finished work is kept", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         remedy = "make room" if error.errno in NO_ROOM else "mend this"
         print(f"error: {error.strerror or error}{where}: finished work is kept; {remedy} and run again", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+    finally:
+        with suppress(OSError, ValueError):  # a closed pipe or disk
+            sys.stdout.flush()
+        for stop in (signal.SIGINT, signal.SIGTERM):  # libraries' threads still end, which a KeyboardInterrupt would disturb
+            signal.signal(stop, lambda _signal, _frame: os._exit(status))
+    return status
