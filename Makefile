@@ -37,7 +37,6 @@ common = --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS
 setting = $(if $(SETTING),--setting $(SETTING))
 scheduler = $(if $(SCHEDULER),--scheduler $(SCHEDULER))
 jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS)) $(scheduler)
-every_setting = normal scarcity class_imbalance label_noise OOD
 
 .PHONY: help
 ## help: this list
@@ -70,27 +69,27 @@ fetch-data: $(STAMP)
 .PHONY: check-datasets
 ## check-datasets: are the texts fit to probe on: classes, repeated texts, test rows that are copies of training rows
 check-datasets: $(STAMP)
-	$(RUN) check_datasets.py $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
+	$(RUN) -m checks.datasets $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
 
 .PHONY: extract-data
 ## extract-data: unpack the paper's archives of MODEL that lie in data/ or raw_text_datasets/
 extract-data: $(STAMP)
-	$(RUN) extract_data.py --model_name $(MODEL) $(folders) $(ARGS)
+	$(RUN) -m published.extract --model_name $(MODEL) $(folders) $(ARGS)
 
 .PHONY: fetch-published-results
 ## fetch-published-results: the paper's result tables (ARGS="--from DIR": from a copy of its repository)
 fetch-published-results: $(STAMP)
-	$(RUN) fetch_published_results.py $(folders) $(ARGS)
+	$(RUN) -m published.fetch_results $(folders) $(ARGS)
 
 .PHONY: status
 ## status: what is there, what is missing and the command that makes it (ARGS="--output REPRODUCTION_STATUS.md")
 status: $(STAMP)
-	$(RUN) status.py --model_name $(MODEL) $(folders) $(ARGS)
+	$(RUN) -m checks.status --model_name $(MODEL) $(folders) $(ARGS)
 
 .PHONY: audit
 ## audit: what to distrust in the result tables of MODEL
 audit: $(STAMP)
-	$(RUN) audit.py --model_name $(MODEL) $(folders) $(ARGS)
+	$(RUN) -m checks.audit --model_name $(MODEL) $(folders) $(ARGS)
 
 .PHONY: generate-model-acts
 ## generate-model-acts: texts to model activations
@@ -100,7 +99,7 @@ generate-model-acts: $(STAMP)
 .PHONY: train-saes
 ## train-saes: train small SAEs and an untrained control on a model's token activations
 train-saes: $(STAMP)
-	$(RUN) train_saes.py --model_name $(MODEL) $(folders) --device $(DEVICE) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+	$(RUN) train_saes.py --model_name $(MODEL) $(folders) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: generate-sae-acts-optimized
 ## generate-sae-acts-optimized: model activations to SAE activations, each SAE opened once
@@ -110,52 +109,52 @@ generate-sae-acts-optimized: $(STAMP)
 .PHONY: export-splits
 ## export-splits: the original scripts' per-condition files from our SAE activations
 export-splits: $(STAMP)
-	$(RUN) export_splits.py $(common) $(setting) $(ARGS)
+	$(RUN) -m published.export_splits $(common) $(setting) $(ARGS)
 
 .PHONY: benchmark
 ## benchmark: all our ratios, to docs/benchmarks.md, and the rates that plan reads (after demo; a quarter of an hour; ARGS=--full)
 benchmark: $(STAMP)
-	$(RUN) benchmark.py $(folders) $(ARGS)
+	$(RUN) -m benchmarks.run_all $(folders) $(ARGS)
 
 .PHONY: benchmark-scaling
 ## benchmark-scaling: the demo's SAE-probe sweep with one and two workers, processes and Dask
 benchmark-scaling: $(STAMP)
-	$(RUN) benchmark_scaling.py $(folders) $(ARGS)
+	$(RUN) -m benchmarks.scaling $(folders) $(ARGS)
 
 .PHONY: plan
 ## plan: what a study of MODEL's whole SAE release takes (WORKERS=32)
 plan: $(STAMP)
-	$(RUN) plan.py --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(if $(LAYER),--layers $(LAYER)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+	$(RUN) -m benchmarks.plan --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(if $(LAYER),--layers $(LAYER)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 .PHONY: benchmark-generate
 ## benchmark-generate: the generator against the original order of work, on real-shape files (ARGS=--quick: small)
 benchmark-generate: $(STAMP)
-	$(RUN) benchmark_generate.py $(ARGS)
+	$(RUN) -m benchmarks.generate $(ARGS)
 
 .PHONY: benchmark-models
 ## benchmark-models: reading a model's activations, batches by length against a plain loop
 benchmark-models: $(STAMP)
-	$(RUN) benchmark_models.py $(folders) $(ARGS)
+	$(RUN) -m benchmarks.models $(folders) $(ARGS)
 
 .PHONY: benchmark-full-run
 ## benchmark-full-run: all 113 datasets, all rows, two layers of the demo's model, each stage killed once on the way (an hour)
 benchmark-full-run: $(STAMP)
-	$(RUN) benchmark_full_run.py $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
+	$(RUN) -m benchmarks.full_run $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
 
 .PHONY: benchmark-probes
 ## benchmark-probes: our probes against the paper's procedure in scikit-learn, on the demo's data (half an hour)
 benchmark-probes: $(STAMP)
-	$(RUN) benchmark_probes.py $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
+	$(RUN) -m benchmarks.probes $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
 
 .PHONY: positive-control
 ## positive-control: synthetic activations whose features an SAE knows, so that its probes must win on few rows
 positive-control: $(STAMP)
-	$(RUN) positive_control.py $(folders) $(ARGS)
+	$(RUN) -m checks.positive_control $(folders) $(ARGS)
 
 .PHONY: train-baselines
 ## train-baselines: the five baseline probes (SETTING=normal unless given)
 train-baselines: $(STAMP)
-	$(RUN) train_baselines.py $(common) $(setting) $(jobs) $(if $(LAYER),--layer $(LAYER)) $(ARGS)
+	$(RUN) train_baselines.py $(common) $(setting) $(jobs) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
 
 .PHONY: train-sae-probes
 ## train-sae-probes: probes on SAE latents (SETTING=normal unless given)
@@ -165,11 +164,11 @@ train-sae-probes: $(STAMP)
 .PHONY: train-all
 ## train-all: baselines, SAE probes and their controls in all five settings
 train-all: $(STAMP)
-	@status=0; for setting in $(every_setting); do \
-	  $(RUN) train_baselines.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layer $(LAYER)) || status=1; \
-	  $(RUN) train_sae_probes.py $(common) --setting $$setting $(jobs) $(if $(LAYER),--layers $(LAYER)) \
-	    --controls raw_dims pca_dims || status=1; \
-	done; exit $$status
+	@status=0; \
+	$(RUN) train_baselines.py $(common) --setting all $(jobs) $(if $(LAYER),--layers $(LAYER)) || status=1; \
+	$(RUN) train_sae_probes.py $(common) --setting all $(jobs) $(if $(LAYER),--layers $(LAYER)) \
+	  --controls raw_dims pca_dims || status=1; \
+	exit $$status
 
 .PHONY: train-multi-token-probes
 ## train-multi-token-probes: probes on all tokens of a text, whose activations are never stored
@@ -184,12 +183,12 @@ visualize: $(STAMP)
 .PHONY: parity
 ## parity: our probes against reference results of the paper's functions (GOLDEN=folder)
 parity: $(STAMP)
-	$(RUN) parity.py --golden $(GOLDEN) $(ARGS)
+	$(RUN) -m checks.parity --golden $(GOLDEN) $(ARGS)
 
 .PHONY: test
 ## test: the test suite (offline, CPU, under 5 minutes)
 test: $(STAMP)
-	$(RUN) -m pytest tests -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest tests utils -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-faults
 ## test-faults: bad and hostile files, full disks, memory, and 200 kills over all stages (half an hour)

@@ -26,7 +26,7 @@ stage 1. fetch texts and language model
 stage 2. texts to model activations, two layers
 "$RUN" generate_model_activations.py "${common[@]}" --datasets "${datasets[@]}" --max_rows 1500 --device "$DEVICE"
 stage 3. train two SAEs, and a control with random weights
-"$RUN" train_saes.py "${common[@]}" --layer 2 --widths 1024 4096 --control_width 4096 --n_tokens 150000 --device "$DEVICE"
+"$RUN" train_saes.py "${common[@]}" --layers 2 --widths 1024 4096 --control_width 4096 --n_tokens 150000 --device "$DEVICE"
 stage 4. model activations to SAE activations
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
 stage 5. baseline probes
@@ -41,7 +41,7 @@ for protocol in paper nested; do
 done
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 stage 7. the control whose answer is known
-"$RUN" positive_control.py ${folders[@]+"${folders[@]}"}
+"$RUN" -m checks.positive_control ${folders[@]+"${folders[@]}"}
 stage 8. comparison, figures, report
 "$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
 printf '\ndemo done in %d s\n' $((SECONDS - started))

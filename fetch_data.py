@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-from utils.errors import UserError
-from utils.files import atomic_path, locked
 from utils.paths import Paths
-from utils.runtime import progress
+from utils.runtime.errors import UserError
+from utils.runtime.files import atomic_path, locked
+from utils.runtime.progress import progress
 
 
 @dataclass(frozen=True)

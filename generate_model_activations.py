@@ -20,11 +20,15 @@ from dataclasses import replace
 from utils import cli
 from utils.activations import read_description, write_activations
 from utils.datasets import Dataset, choose_datasets, dataset_size, load_dataset, load_ood, readable
-from utils.errors import UserError
-from utils.files import locked
-from utils.models import MODELS, LanguageModel, describe_model, get_model, hook_name, layer_order
+from utils.language_models import ENCODERS, load_model, read_config
+from utils.models import MODELS, LanguageModel, describe_model, get_model
+from utils.names import hook_name, layer_order
 from utils.paths import Paths
-from utils.runtime import pick_device, run_tasks
+from utils.runtime.devices import pick_device
+from utils.runtime.errors import UserError
+from utils.runtime.files import locked
+from utils.runtime.tasks import Tasks
+from utils.runtime.workers import run_tasks
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -32,7 +36,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
-    cli.add_setting(parser, extra=("all",), default="all")
+    cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     parser.add_argument("--OOD", action="store_true", help="the same as --setting OOD")
     parser.add_argument("--hf_model", metavar="ID_OR_PATH", help="where transformers finds a model outside the table")
@@ -94,8 +98,6 @@ def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks:
         return cli.report_failures(failures, "files of texts")
 
     if not args.scheduler:
-        from utils.language_models import load_model  # loading transformers takes seconds that a finished stage need not spend
-
         load_model(info, tuple(hooks), paths, pick_device(args.device), args.dtype)  # a model that is not there ends the run here
     started = time.monotonic()
     tasks = [
@@ -104,10 +106,11 @@ def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks:
     ]
     n_texts = n_files = 0
     workers = cli.workers_of(args, paths, 0)
-    for _, rows, failure in run_tasks(generate_file, tasks, workers, "model activations"):
-        if failure is not None and failure not in failures:
-            failures.append(failure)
-        n_texts, n_files = n_texts + sum(row["texts"] for row in rows), n_files + len(rows)
+    for outcome in run_tasks(Tasks(generate_file, tasks), workers, "model activations"):
+        if outcome.error is not None and outcome.error not in failures:
+            failures.append(outcome.error)
+        if outcome.value is not None:
+            n_texts, n_files = n_texts + outcome.value, n_files + 1
     seconds = time.monotonic() - started
     print(f"{n_texts} texts of {n_files} files in {seconds:.0f} s: {paths.model_activations_folder(info.name)}")
     return cli.report_failures(failures, "files of texts")
@@ -124,10 +127,8 @@ def generate_file(
     dtype: str,
     batch_size: int | None,
     number: str,
-) -> list[dict]:
-    """Write the activations of one file of texts at all hooks."""
-    from utils.language_models import load_model
-
+) -> int:
+    """Write the activations of one file of texts at all hooks; how many texts it has."""
     model = load_model(info, hooks, paths, pick_device(device), dtype)
     dataset = _texts(paths, name, ood, max_rows)
     pooled = model.pooled(dataset.texts, f"{number} {dataset.name}", batch_size)
@@ -136,7 +137,7 @@ def generate_file(
     for hook, activations in pooled.items():
         path = paths.model_activations(info.name, name, hook, ood)
         write_activations(path, activations, dataset.texts, {**made_by, "hook_name": hook})
-    return [{"texts": len(dataset)}]
+    return len(dataset)
 
 
 def batch_size(text: str) -> int | None:
@@ -155,7 +156,6 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
         return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
     if name in MODELS:
         raise UserError(f"--model_name {name} is {MODELS[name].hub_id or 'a model of the table'}: give --hf_model another name")
-    from utils.language_models import ENCODERS, read_config
 
     known = get_model(name, paths) if paths.model_description(name).is_file() else None
     if known and known.hub_id != args.hf_model:

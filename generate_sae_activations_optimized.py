@@ -5,7 +5,7 @@
     python generate_sae_activations_optimized.py --model_name all-MiniLM-L6-v2 --target_sae_id layer_2/width_1k/topk_32
 
 Writes data/sae_activations_{model}/{setting}_setting/{dataset}_{sae}_X_train_sae.pt and their companions, sparse (see
-utils/sae_store.py). Scarcity, class imbalance and label noise draw their rows from the files of the normal setting, so for
+utils/saes/store.py). Scarcity, class imbalance and label noise draw their rows from the files of the normal setting, so for
 them the normal files are made; OOD encodes the out-of-distribution rows. SAEs are looked for in data/saes/{model}/{sae_id},
 then on the hub. Finished files stay; an interrupted run continues. Trains no probes: that is train_sae_probes.py.
 
@@ -24,21 +24,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-from utils.activations import load_rows, read_description
+from utils.activations import read_description
 from utils.datasets import choose_datasets, dataset_size, list_datasets, load_ood, readable, unlabelled_ood_files
-from utils.errors import UserError
-from utils.files import locked, require_disk, write_json
-from utils.models import LanguageModel, Layer, get_model, hook_name, layer_order
-from utils.paths import Paths, sae_stem
-from utils.runtime import available_memory, peak_memory, pick_device, progress, return_freed_memory, run_tasks
-from utils.settings import SETTINGS
-from utils.units import show_bytes
+from utils.models import LanguageModel, get_model
+from utils.names import Layer, hook_name, layer_order, sae_stem
+from utils.paths import Paths
+from utils.runtime.devices import available_memory, peak_memory, pick_device, return_freed_memory
+from utils.runtime.errors import UserError
+from utils.runtime.files import locked, require_disk, write_json
+from utils.runtime.progress import progress
+from utils.runtime.tasks import Tasks
+from utils.runtime.units import show_bytes
+from utils.runtime.workers import run_tasks
+from utils.saes.catalog import choose_saes, open_sae
+from utils.saes.encode import product_rate
+from utils.saes.original_order import encode_original, whole_sae, write_original_split
+from utils.saes.plan import Job, make_plan
+from utils.saes.run import EncodingRun
+from utils.saes.store import SaeFiles, made_from, stored_checks
+from utils.settings import SETTINGS, SHIFTED
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
-    cli.add_setting(parser, extra=("all",), default="all")
+    cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     cli.add_saes(parser)
     parser.add_argument("--sae_release", metavar="NAME", help="release in SAELens's registry (default: the model's)")
@@ -63,8 +73,6 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
 
-    from utils.saes import choose_saes
-
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     datasets = choose_datasets(paths, args.datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
@@ -87,19 +95,19 @@ def generate(
     failures: list[str] = []
     datasets = readable(paths, datasets, failures)
     with_ood = readable(paths, with_ood, failures, ood=True)
-    jobs, n_sets = find_jobs(paths, info.name, layers, datasets, with_ood, args.setting != "OOD", args.sae_dir, failures)
+    jobs, n_sets = find_jobs(paths, info.name, layers, datasets, with_ood, args.setting != SHIFTED.name, args.sae_dir, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
     print(f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo} to do")
     encoding = Encoding(args.device, args.max_memory, args.batch_size, args.sae_dir, args.sae_release, args.dry_run)
     # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's own
     by_sae = [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers] if args.scheduler else [jobs]
     tasks = [(paths, info, of_sae, encoding) for of_sae in by_sae if of_sae]
-    for _, rows, error in run_tasks(encode, tasks, cli.workers_of(args, paths, 0), "SAEs"):
-        failures += [line for row in rows for line in row["failures"]]
-        if error is not None:
+    for outcome in run_tasks(Tasks(encode, tasks), cli.workers_of(args, paths, 0), "SAEs"):
+        failures += outcome.value or []
+        if outcome.error is not None:
             if not args.scheduler:  # all SAEs were in this task
-                raise UserError(error)
-            failures.append(error)
+                raise UserError(outcome.error)
+            failures.append(outcome.error)
     if not args.dry_run:
         write_checks(paths, info.name, list(layers))
     return cli.report_failures(failures, "files or SAEs")
@@ -117,16 +125,12 @@ class Encoding:
     dry_run: bool
 
 
-def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list[dict]:
+def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list[str]:
     """Plan, check memory and disk, encode; a line for each file or SAE that could not be done.
 
     Raises UserError when the jobs cannot be done in this memory or on this disk.
     """
     import torch
-
-    from utils.encoding import product_rate
-    from utils.encoding_plan import make_plan
-    from utils.encoding_run import EncodingRun
 
     return_freed_memory()
     failures: list[str] = []
@@ -140,7 +144,7 @@ def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list
     rate = product_rate(info.d_model, torch.device(device))
     to_write = print_plan(works, encoders, device, budget, rate)
     if how.dry_run:
-        return [{"failures": failures}]
+        return failures
     require_disk(paths.data_dir, to_write)
 
     runner = EncodingRun(paths, info, encoders, torch.device(device), how.batch_size, how.sae_dir)
@@ -151,19 +155,19 @@ def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list
     # the ceiling before and after: other work on the machine can only lower a measurement
     ceiling = max(rate, product_rate(info.d_model, torch.device(device)))
     print_table(runner.tallies, encoders, ceiling, info.d_model)
-    return [{"failures": failures}]
+    return failures
 
 
 def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]:
     """Datasets whose OOD rows are wanted; says in one line what in the OOD folder is no dataset."""
-    if setting not in ("OOD", "all"):
+    if setting not in (SHIFTED.name, cli.EVERY):
         return []
     for file in unlabelled_ood_files(paths):
         print(f"skipping {file.name}: it has no labels and is no dataset")
     try:
         return choose_datasets(paths, asked, ood=True)
     except UserError:
-        if setting == "OOD":
+        if setting == SHIFTED.name:
             raise
         return []
 
@@ -179,8 +183,6 @@ def find_jobs(
     failures: list[str],
 ) -> tuple[list, int]:
     """(jobs with something to do, number of sets of files in all); a line is added for each dataset that cannot be read."""
-    from utils.encoding_plan import Job
-    from utils.sae_store import SaeFiles, made_from
 
     def is_done(setting: str, name: str, sae_id: str) -> bool:
         files = SaeFiles(paths, model_name, setting, name, sae_id)
@@ -207,8 +209,6 @@ def find_jobs(
 
 def open_encoders(paths: Paths, how: Encoding, info: LanguageModel, jobs: list, failures: list[str]) -> dict:
     """The encoders of the jobs' SAEs; an SAE that cannot be opened is a failure, and the others go on."""
-    from utils.saes import open_sae
-
     encoders = {}
     for sae_id in dict.fromkeys(i for job in jobs for i in job.sae_ids):
         try:
@@ -264,8 +264,6 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
 
 def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
     """Put the shape and the L0 of these SAEs, over all their files, into the file of all SAEs; a broken one is begun anew."""
-    from utils.sae_store import stored_checks
-
     names = list_datasets(paths)
     found = {sae_id: stored_checks(paths, model_name, sae_id, names) for sae_id in sae_ids}
     path = paths.sae_checks(model_name)
@@ -281,37 +279,29 @@ def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
 
 
 def run_original_order(
-    paths: Paths, args: argparse.Namespace, info, layers: dict[str, Layer], datasets: list[str], ood: list[str]
+    paths: Paths,
+    args: argparse.Namespace,
+    info: LanguageModel,
+    layers: dict[str, Layer],
+    datasets: list[str],
+    with_ood: list[str],
 ) -> int:
-    """The yardstick: for each dataset and setting load the whole SAE with SAELens, encode the rows of each condition in dense
-    batches, write its files."""
+    """The yardstick: for each dataset and setting load the whole SAE and encode each condition anew."""
     import torch
-    from scipy.sparse import csr_array
-
-    from utils.sae_store import write_original_split
-    from utils.saes import open_sae
-    from utils.settings import conditions, split
 
     device = torch.device(pick_device(args.device))
-
-    @torch.inference_mode()
-    def encode_dense(sae, rows):
-        batches = torch.from_numpy(rows).split(args.batch_size)
-        return torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy()
-
-    wanted = [s for s in SETTINGS if s != "label_noise"] if args.setting == "all" else [args.setting]
+    wanted = [setting for setting in SETTINGS.values() if setting.name in cli.settings_asked(args)]
+    if args.setting == cli.EVERY:  # those that have files of their own
+        wanted = [setting for setting in wanted if setting.exports or not setting.redraws]
     failures: list[str] = []
     tallies: dict[str, float] = defaultdict(float)
-    pieces = [(i, s, d) for i in layers for s in wanted for d in (ood if s == "OOD" else datasets)]
+    pieces = [(i, s, d) for i in layers for s in wanted for d in (with_ood if s.shifted else datasets)]
     for sae_id, setting, name in progress(pieces, desc="original order", unit="dataset"):
         started = time.monotonic()
         try:
-            sae = open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release).whole(device)
-            read = load_rows(paths, info.name, name, hook_name(layers[sae_id]), setting == "OOD", info.d_model)
-            for condition in conditions(setting, len(read.y)):
-                of = split(condition, read.y, ood_labels=read.y_ood)
-                encoded = [csr_array(encode_dense(sae, rows)) for rows in (read.X[of.train], read.X_test[of.test])]
-                write_original_split(paths, info.name, name, sae_id, condition, (encoded[0], encoded[1]), of)
+            sae = whole_sae(open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release), device)
+            for condition, X, drawn in encode_original(paths, info, name, layers[sae_id], setting.name, sae):
+                write_original_split(paths, info.name, name, sae_id, condition, X, drawn)
         except UserError as error:
             failures.append(str(error))
         tallies[sae_id] += time.monotonic() - started

@@ -19,15 +19,19 @@ from itertools import product
 import numpy as np
 
 from utils import cli
-from utils.baselines import METHODS, METHODS_OF_SETTING
+from utils.activations import load_rows
 from utils.datasets import choose_datasets, dataset_size, readable
-from utils.errors import UserError
-from utils.files import locked
-from utils.models import Layer, get_model, hook_name
+from utils.models import get_model
+from utils.names import Layer, hook_name
 from utils.paths import Paths
-from utils.results import ResultTable, baseline_table, seconds_table
-from utils.runtime import run_tasks, save_run_settings
-from utils.settings import BASELINE_CONDITION_COLUMN, Condition, choose_conditions, conditions, split
+from utils.probes.baselines import METHODS, methods_of
+from utils.results.tables import ResultTable, baseline_table, seconds_table
+from utils.runtime.errors import UserError
+from utils.runtime.files import locked
+from utils.runtime.provenance import save_run_settings
+from utils.runtime.tasks import Tasks
+from utils.runtime.workers import run_tasks
+from utils.settings import Condition, choose_conditions, conditions, get_setting, split
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,7 +46,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"which baselines, of {', '.join(METHODS)} (default: the setting's)",
     )
-    parser.add_argument("--layer", nargs="+", type=cli.layer, metavar="N", help="blocks, embed or hooks (default: the setting's)")
+    parser.add_argument(
+        "--layers",
+        "--layer",
+        dest="layers",
+        nargs="+",
+        type=cli.layer,
+        metavar="N",
+        help="blocks, embed or hooks (default: the setting's)",
+    )
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -50,16 +62,23 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    return max(train(of_setting) for of_setting in cli.each_setting(args))
+
+
+def train(args: argparse.Namespace) -> int:
+    """Make the baselines of one setting; the exit status."""
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
     setting = args.setting
-    layers = args.layer or (info.layers if setting == "normal" else (info.probe_layer,))
+    layers = args.layers or info.layers_of(get_setting(setting))
     asked = [method for part in args.method or () for method in part]
-    methods = asked or METHODS_OF_SETTING.get(setting, tuple(METHODS))
-    column = BASELINE_CONDITION_COLUMN.get(setting)
+    methods = asked or methods_of(setting)
+    column = get_setting(setting).baseline_column
     tables: dict[Layer, ResultTable] = {
         layer: baseline_table(
-            paths.baseline_table(info.name, setting, layer), column, layer if setting == "normal" else info.probe_layer
+            paths.baseline_table(info.name, setting, layer),
+            column,
+            layer if get_setting(setting).all_layers else info.probe_layer,
         )
         for layer in layers
     }
@@ -74,7 +93,9 @@ def probe_all(
     """Make the probes that the tables lack; the exit status."""
     setting = args.setting
     failures: list[str] = []
-    datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
+    datasets = readable(
+        paths, choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted), failures, ood=get_setting(setting).shifted
+    )
 
     tasks: list[tuple] = []
     n_expected = n_todo = 0
@@ -104,10 +125,12 @@ def run(paths: Paths, tables: dict[Layer, ResultTable], tasks: list[tuple], args
     started = time.monotonic()
     n_rows = 0
     workers = cli.workers_of(args, paths, args.n_jobs)
-    for index, rows, error in run_tasks(probe_dataset, tasks, workers, f"baselines, {args.setting}", prepare=load_task):
-        _, _, dataset, layer, _ = tasks[index]
-        if error is not None:
-            failures.append(f"{dataset} at layer {layer}: {error}")
+    job = Tasks(probe_dataset, tasks, prepare=load_task)
+    for outcome in run_tasks(job, workers, f"baselines, {args.setting}"):
+        _, _, dataset, layer, _ = tasks[outcome.index]
+        rows = outcome.value or []
+        if outcome.error is not None:
+            failures.append(f"{dataset} at layer {layer}: {outcome.error}")
         for written in (tables[layer], seconds_table(tables[layer])):
             written.append(rows, replacing=args.overwrite)
         n_rows += len(rows)
@@ -122,15 +145,13 @@ def run(paths: Paths, tables: dict[Layer, ResultTable], tasks: list[tuple], args
 def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: int) -> dict:
     """The columns of a row that say what it is."""
     row = {"dataset": dataset, "method": method, "layer": layer, "seed": seed}
-    column = BASELINE_CONDITION_COLUMN.get(condition.setting)
+    column = get_setting(condition.setting).baseline_column
     return {**row, column: condition.label} if column else row
 
 
 def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
-    from utils.activations import load_rows
-
-    ood = any(condition.setting == "OOD" for _, condition in wanted)
+    ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
     return rows.X, rows.y, rows.X_ood, rows.y_ood, dataset, layer, wanted
 

@@ -21,19 +21,27 @@ import numpy as np
 
 from utils import cli
 from utils.datasets import choose_datasets, dataset_size, load_dataset, readable
-from utils.errors import UserError
-from utils.models import LanguageModel, Layer, get_model, hook_name
-from utils.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
+from utils.language_models import load_model
+from utils.models import LanguageModel, get_model
+from utils.names import Layer, hook_name
 from utils.paths import Paths
-from utils.probes import ProbeOptions, fit_sae_probes
-from utils.results import ResultTable
-from utils.runtime import available_memory, pick_device, run_tasks, save_run_settings
+from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
+from utils.probes.token_probes import Tokens, attention_probe, components_probe, pool_latents
+from utils.results.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
+from utils.results.tables import ResultTable
+from utils.runtime.devices import available_memory, pick_device
+from utils.runtime.errors import UserError
+from utils.runtime.provenance import save_run_settings
+from utils.runtime.tasks import Tasks
+from utils.runtime.units import show_bytes
+from utils.runtime.workers import run_tasks
+from utils.saes.catalog import choose_saes, is_control, open_sae
+from utils.saes.encode import encode_all, read_block
 from utils.settings import Condition, split
-from utils.units import show_bytes
 
 if TYPE_CHECKING:
     from utils.language_models import HookedModel
-    from utils.token_probes import Tokens
+    from utils.probes.token_probes import Tokens
 
 HALF_MAX = 65_504  # of a 16-bit float
 K = 128  # latents of a pooled probe, as in the paper
@@ -61,8 +69,6 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
 
-    from utils.saes import choose_saes
-
     saes = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer])
     table = multi_token_table(paths.multi_token_results(info.name))
     with table.locked():
@@ -71,8 +77,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes: dict[str, Layer], table: ResultTable) -> int:
     """Make the probes that the table lacks; the exit status."""
-    from utils.saes import is_control
-
     failures: list[str] = []
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
     done = set() if args.overwrite else table.done()
@@ -95,8 +99,6 @@ def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes:
         return cli.report_failures(failures, "datasets")
 
     if not args.scheduler:
-        from utils.language_models import load_model
-
         load_model(
             info, (hook_name(info.probe_layer),), paths, pick_device(args.device)
         )  # a model that is not there ends the run here
@@ -106,9 +108,10 @@ def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes:
         (paths, info, name, lacking, how, f"[{n}/{len(wanted)}]") for n, (name, lacking) in enumerate(wanted.items(), start=1)
     ]
     workers = cli.workers_of(args, paths, 0)
-    for index, rows, error in run_tasks(probe_dataset, tasks, workers, "multi-token probes"):
-        if error is not None:
-            failures.append(f"{tasks[index][2]}: {error}")
+    for outcome in run_tasks(Tasks(probe_dataset, tasks), workers, "multi-token probes"):
+        rows = outcome.value or []
+        if outcome.error is not None:
+            failures.append(f"{tasks[outcome.index][2]}: {outcome.error}")
         table.append(rows, replacing=args.overwrite)
         n_made += len(rows)
     table.finish()
@@ -129,8 +132,6 @@ class ReadAndProbe:
 
 def probe_dataset(paths: Paths, info: LanguageModel, name: str, wanted: list, how: ReadAndProbe, number: str) -> list[dict]:
     """Rows of all wanted probes of one dataset; its tokens are read once and never stored."""
-    from utils.language_models import load_model
-
     hook = hook_name(info.probe_layer)
     model = load_model(info, (hook,), paths, pick_device(how.device))
     n_rows = min(how.max_rows, dataset_size(paths, name))
@@ -150,8 +151,6 @@ def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> T
 
     Raises UserError when they would not fit into memory.
     """
-    from utils.token_probes import Tokens
-
     token_ids = model.tokenize(texts)
     lengths = np.maximum([len(ids) - 1 for ids in token_ids], 1)
     n_bytes = 2 * int(lengths.sum()) * model.info.d_model
@@ -173,16 +172,13 @@ def probe_tokens(
     """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
     import torch
 
-    from utils.saes import open_sae
-    from utils.token_probes import attention_probe, components_probe, pool_latents
-
     of = split(Condition("normal"), y, how.seed)
     sizes = {"n_train": len(of.train), "n_test": len(of.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
         encoder = open_sae(paths, model_name, sae_id, how.sae_dir)
-        block = encoder.block(0, encoder.d_sae, cpu)
+        block = read_block(encoder, 0, encoder.d_sae, cpu)
         pooled = pool_latents(tokens, partial(_encode, encoder, block, cpu), encoder.d_sae)
         for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):
             for control in (False, True):
@@ -198,8 +194,6 @@ def probe_tokens(
 
 
 def _encode(encoder, block, device, x: np.ndarray):
-    from utils.encoding import encode_all
-
     return encode_all(encoder, [block], x, device)
 
 

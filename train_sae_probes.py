@@ -17,17 +17,23 @@ import time
 from dataclasses import asdict
 from itertools import product
 
-from utils import cli, saebench
-from utils.controls import CONTROLS, ControlActivations, control_id
+from utils import cli
 from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
-from utils.errors import UserError
-from utils.models import LanguageModel, Layer, get_model, layer_order
+from utils.models import LanguageModel, get_model
+from utils.names import Layer, layer_order
 from utils.paths import Paths
-from utils.probes import KS_NORMAL, KS_OTHER, PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
-from utils.results import ResultTable, sae_probe_table, seconds_table
-from utils.runtime import run_tasks, save_run_settings
-from utils.settings import SAE_CONDITION_COLUMN, Condition, choose_conditions, conditions
-from utils.tidy_results import load_results
+from utils.probes.controls import CONTROLS, ControlActivations, control_id
+from utils.probes.k_sparse import PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
+from utils.results import saebench
+from utils.results.tables import ResultTable, sae_probe_table, seconds_table
+from utils.results.tidy import load_results
+from utils.runtime.errors import UserError
+from utils.runtime.provenance import save_run_settings
+from utils.runtime.tasks import Tasks
+from utils.runtime.workers import run_tasks
+from utils.saes.catalog import choose_saes, is_control
+from utils.saes.store import SaeActivations
+from utils.settings import NORMAL, Condition, choose_conditions, conditions, get_setting
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,26 +73,29 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    if args.export_saebench and args.setting != NORMAL.name:
+        raise UserError("--export_saebench is for --setting normal, which is what SAEBench evaluates")
+    return max(train(of_setting) for of_setting in cli.each_setting(args))
+
+
+def train(args: argparse.Namespace) -> int:
+    """Make the SAE probes of one setting; the exit status."""
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
 
-    from utils.saes import choose_saes
-
     setting = args.setting
-    ks = tuple(args.ks or (KS_NORMAL if setting == "normal" else KS_OTHER))
-    if args.export_saebench and setting != "normal":
-        raise UserError("--export_saebench is for --setting normal, which is what SAEBench evaluates")
+    ks = tuple(args.ks or get_setting(setting).ks)
     ks = tuple(sorted({*ks, *(saebench.KS if args.export_saebench else ())}))
     options = [
         ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed)
         for seed in cli.seeds_of(args)
     ]
-    table = sae_probe_table(paths.sae_probe_table(info.name, setting), SAE_CONDITION_COLUMN.get(setting))
+    table = sae_probe_table(paths.sae_probe_table(info.name, setting), get_setting(setting).sae_column)
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     with table.locked():
         status = probe_all(paths, args, info, layers, table, options, ks)
     if args.export_saebench:
-        tidy, _ = load_results(paths, info.name, ("normal",))
+        tidy, _ = load_results(paths, info.name, (NORMAL.name,))
         for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0]):
             print(f"SAEBench  {path}")
     return status
@@ -102,11 +111,11 @@ def probe_all(
     ks: tuple[int, ...],
 ) -> int:
     """Make the probes that the table lacks; the exit status."""
-    from utils.saes import is_control
-
     setting = args.setting
     failures: list[str] = []
-    datasets = readable(paths, choose_datasets(paths, args.datasets, ood=setting == "OOD"), failures, ood=setting == "OOD")
+    datasets = readable(
+        paths, choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted), failures, ood=get_setting(setting).shifted
+    )
     sae_dir = args.sae_dir or paths.saes(info.name)
     # an SAE with random weights is a control too, and a method of its own
     probed = [(i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe") for i, layer in layers.items()]
@@ -141,9 +150,10 @@ def run(paths: Paths, table: ResultTable, tasks: list[tuple], args: argparse.Nam
     seconds = seconds_table(table)
     workers = cli.workers_of(args, paths, args.n_jobs)
     n_rows = n_unconverged = 0
-    for index, rows, error in run_tasks(probe_dataset, tasks, workers, f"SAE probes, {args.setting}"):
-        if error is not None:
-            failures.append(f"{tasks[index][2]['dataset']} with {tasks[index][2]['sae_id']}: {error}")
+    for outcome in run_tasks(Tasks(probe_dataset, tasks), workers, f"SAE probes, {args.setting}"):
+        base, rows = tasks[outcome.index][2], outcome.value or []
+        if outcome.error is not None:
+            failures.append(f"{base['dataset']} with {base['sae_id']}: {outcome.error}")
         for written in (table, seconds):
             written.append(rows, replacing=args.overwrite)
         n_rows += len(rows)
@@ -157,7 +167,7 @@ def run(paths: Paths, table: ResultTable, tasks: list[tuple], args: argparse.Nam
 def published_row(base: dict, condition: Condition, k: int, options: ProbeOptions) -> dict:
     """The columns of a row that say what it is."""
     row = {**base, **asdict(options), "k": k}
-    column = SAE_CONDITION_COLUMN.get(condition.setting)
+    column = get_setting(condition.setting).sae_column
     return {**row, column: condition.label} if column else row
 
 
@@ -165,10 +175,8 @@ def probe_dataset(
     paths: Paths, model_name: str, base: dict, wanted: dict[tuple[ProbeOptions, Condition], list[int]]
 ) -> list[dict]:
     """All wanted probes of one dataset and SAE; its files are read once."""
-    from utils.sae_store import SaeActivations
-
     name, sae_id = base["dataset"], base["sae_id"]
-    ood = any(condition.setting == "OOD" for _, condition in wanted)
+    ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     activations: ControlActivations | SaeActivations
     if base["method"] in CONTROLS:
         activations = ControlActivations(paths, model_name, name, base["method"], base["layer"], ood)

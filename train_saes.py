@@ -19,11 +19,14 @@ from pathlib import Path
 from utils import cli
 from utils.activations import read_description
 from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood
-from utils.errors import UserError
-from utils.files import atomic_folder, locked, write_json
-from utils.models import LanguageModel, Layer, get_model, hook_name, layer_folder
+from utils.language_models import HookedModel
+from utils.models import LanguageModel, get_model
+from utils.names import Layer, hook_name, layer_folder, make_sae_id
 from utils.paths import Paths
-from utils.runtime import pick_device, progress
+from utils.runtime.devices import pick_device
+from utils.runtime.errors import UserError
+from utils.runtime.files import atomic_folder, locked, write_json
+from utils.runtime.progress import progress
 from utils.settings import Condition, split
 
 BATCH_TOKENS = 512
@@ -34,7 +37,13 @@ HELD_OUT_TOKENS = 8192  # for the figures in training.json
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
-    parser.add_argument("--layer", type=int, help="block whose residual stream is encoded (default: the model's probe layer)")
+    parser.add_argument(
+        "--layer",
+        "--layers",
+        dest="layer",
+        type=int,
+        help="block whose residual stream is encoded (default: the model's probe layer)",
+    )
     parser.add_argument(
         "--widths", type=cli.positive, nargs="+", default=[1024, 4096], help="latents of each SAE to train (d_sae)"
     )
@@ -81,9 +90,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active: int, control: bool = False) -> Path:
     """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
-    name = f"{width // 1024}k" if width % 1024 == 0 else str(width)
-    sparsity = f"{'random_' if control else ''}topk_{k_active}"
-    return paths.saes(model_name) / layer_folder(layer) / f"width_{name}" / sparsity
+    sae_id = make_sae_id(layer, width, k_active, prefix="random_" if control else "")
+    return paths.saes(model_name) / sae_id
 
 
 def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
@@ -120,8 +128,6 @@ def collect_tokens(
 ):
     """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for training."""
     import torch
-
-    from utils.language_models import HookedModel
 
     hook = hook_name(layer)
     texts = training_texts(paths, info.name, corpus, seed)

@@ -18,9 +18,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils import cli, side_experiments
-from utils.audit import audit
-from utils.comparison import (
+from utils import cli
+from utils.figures import side_experiments as paper_figures
+from utils.figures import study as figures
+from utils.figures.report import write_report
+from utils.figures.study import NoData
+from utils.models import get_model
+from utils.paths import Paths
+from utils.probes.k_sparse import PROTOCOLS
+from utils.results import side_experiments
+from utils.results.audit import audit
+from utils.results.comparison import (
     CONTROL_METHODS,
     TITLES,
     by_sae,
@@ -32,17 +40,13 @@ from utils.comparison import (
     protocols,
     val_test_gap,
 )
-from utils.errors import UserError
-from utils.files import atomic_path, locked
-from utils.models import get_model
-from utils.multi_token import load_multi_token
-from utils.paths import BASELINE_FOLDERS, Paths
-from utils.probes import PROTOCOLS
-from utils.report import write_report
-from utils.results import read_table
-from utils.runtime import progress
+from utils.results.multi_token import load_multi_token
+from utils.results.tables import read_table
+from utils.results.tidy import CONTROL, SAE, load_results
+from utils.runtime.errors import UserError
+from utils.runtime.files import atomic_path, locked
+from utils.runtime.progress import progress
 from utils.settings import SETTINGS
-from utils.tidy_results import CONTROL, SAE, load_results
 
 # What differs in the texts of each out-of-distribution file, as read in the files
 OOD_SHIFTS = {
@@ -55,17 +59,12 @@ OOD_SHIFTS = {
     "87_glue_cola": "sentences from elsewhere",
     "90_glue_qnli": "texts from elsewhere",
 }
-CONDITION_LABELS = {
-    "scarcity": "training rows",
-    "class_imbalance": "fraction of positive rows",
-    "label_noise": "fraction of training labels flipped",
-}
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
-    cli.add_setting(parser, extra=("all",), default="all")
+    cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     return parser
 
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     model_name = get_model(args.model_name, paths).name
-    settings = SETTINGS if args.setting == "all" else (args.setting,)
+    settings = cli.settings_asked(args)
     failures: list[str] = []
     tidy, remarks = load_results(paths, model_name, settings, failures)
     if args.datasets:
@@ -135,8 +134,6 @@ def draw(
     """({name: (caption, PNG)} of the figures drawn, a line for each left out)."""
     from matplotlib import pyplot as plt
 
-    from utils.figures import NoData
-
     drawn: dict[str, tuple[str, Path]] = {}
     left_out: list[str] = []
     for name, (caption, make) in progress(jobs.items(), desc="figures", unit="figure"):
@@ -164,8 +161,6 @@ def makers(
     tidy: pd.DataFrame, comparison: pd.DataFrame, gap: pd.DataFrame, paths: Paths, model_name: str, failures: list[str]
 ) -> dict[str, tuple[str, Callable]]:
     """{name: (caption, what draws it or raises NoData)}, in the order of the report."""
-    from utils import figures, paper_figures
-
     picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
     normal = picks.get("normal", {})
     jobs: dict[str, tuple[str, Callable]] = {
@@ -189,7 +184,8 @@ def makers(
             lambda: figures.best_method_by_layer(tidy),
         ),
     }
-    for setting, label in CONDITION_LABELS.items():
+    labels = {setting.name: setting.axis_label for setting in SETTINGS.values() if setting.values}
+    for setting, label in labels.items():
         jobs[setting] = (
             f"Mean test AUC over the conditions of {setting}, and the difference from the best baseline",
             lambda s=setting, name=label: figures.condition_curves(comparison, s, name),
@@ -204,7 +200,7 @@ def makers(
     )
     jobs["validation_gaps"] = (
         "How much more validation promises than test rows keep",
-        lambda: figures.validation_gaps(gap, CONDITION_LABELS),
+        lambda: figures.validation_gaps(gap, labels),
     )
     jobs["multi_token"] = (
         "Probes on all tokens of a text",
@@ -245,7 +241,7 @@ def control_table(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def positive_control(paths: Paths) -> pd.DataFrame:
-    """The table of positive_control.py, empty where it was not run."""
+    """The table of checks.positive_control, empty where it was not run."""
     path = paths.positive_control()
     table = read_table(path) if path.is_file() else pd.DataFrame()
     return table if {"n_train", "probe", "mean_test_auc", "above_logreg", "n_labels"} <= set(table.columns) else pd.DataFrame()
@@ -254,7 +250,9 @@ def positive_control(paths: Paths) -> pd.DataFrame:
 def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:
     """The settings files beside the result tables, by the table's folder."""
     found = {}
-    for kind, folders in (("baseline_probes", BASELINE_FOLDERS.values()), ("sae_probes", [f"{s}_setting" for s in SETTINGS])):
+    baselines = [setting.baseline_folder for setting in SETTINGS.values()]
+    probes = [f"{setting}_setting" for setting in SETTINGS]
+    for kind, folders in (("baseline_probes", baselines), ("sae_probes", probes)):
         for folder in folders:
             path = paths.results_dir / f"{kind}_{model_name}" / folder / "settings.json"
             if path.is_file():

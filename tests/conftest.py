@@ -11,10 +11,10 @@ from pathlib import Path
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-import hypothesis  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import numpy as np
+import pandas as pd
+import pytest
 
 # no clock and no chance: a slow machine is no failure, and every run draws the same examples
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
@@ -23,9 +23,11 @@ hypothesis.settings.load_profile("project")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.cli import folder_flags  # noqa: E402, F401
-from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood  # noqa: E402
-from utils.paths import Paths  # noqa: E402
+from utils.cli import folder_flags  # noqa: F401
+from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood
+from utils.paths import Paths
+
+collect_ignore = ["faults/fuzz.py", "faults/crashes.py"]  # programs, not tests
 
 MODEL = "all-MiniLM-L6-v2"
 WORDS = ["the", "a", "house", "cat", "runs", "over", "blue", "small", "old", "tree", "river", "stone"]

@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from utils.baselines import METHODS, knn, log_steps, logreg
-from utils.probes import Cs
+from utils.probes.baselines import METHODS, knn, log_steps, logreg
+from utils.probes.k_sparse import Cs
 from utils.settings import Condition, split
 
 BOUNDS = {"logreg": 0.003, "pca": 0.003, "knn": 0.003, "mlp": 0.01}
@@ -80,7 +80,7 @@ def test_every_method_manages_two_training_rows(method):
 
 def test_workers_of_the_baselines_do_not_load_torch():
     """XGBoost and torch in one process crash on arm64 macOS."""
-    code = "import sys, utils.baselines, utils.settings, train_baselines; sys.exit('torch' in sys.modules)"
+    code = "import sys, utils.probes.baselines, train_baselines; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -19,8 +19,9 @@ import generate_model_activations
 import generate_sae_activations_optimized
 import train_baselines
 import train_sae_probes
-from utils.errors import UserError
 from utils.paths import Paths
+from utils.runtime.errors import UserError
+from utils.runtime.tasks import Tasks
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
@@ -185,7 +186,7 @@ def test_a_scheduler_that_goes_away_is_one_line_and_rows_stay(activations, clust
 
 
 def test_nobody_answers(activations, monkeypatch):
-    from utils import cluster as module
+    from utils.runtime import cluster as module
 
     monkeypatch.setattr(module, "PATIENCE", 1)
     with pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
@@ -202,7 +203,7 @@ def numbers(paths: Paths, low: int, high: int) -> list[dict]:
 
 
 def test_workers_that_do_not_see_the_folder_get_no_tasks(cluster, tmp_path, monkeypatch, capsys):
-    from utils import cluster as module
+    from utils.runtime import cluster as module
 
     paths = Paths(data_dir=tmp_path / "data")
     blind = cluster.workers[0].pid
@@ -215,24 +216,25 @@ def test_workers_that_do_not_see_the_folder_get_no_tasks(cluster, tmp_path, monk
 
     monkeypatch.setattr(module, "_attempt_function", lambda: attempt)
     tasks = [(paths, n, n + 1) for n in range(6)]
-    found = list(module.run_on_cluster(cluster.address, numbers, tasks, paths.data_dir, False, None))
+    found = list(module.run_on_cluster(cluster.address, Tasks(numbers, tasks), paths.data_dir, False))
     said = capsys.readouterr().err
-    assert sorted(index for index, _, _ in found) == list(range(6))
-    assert {row["process"] for _, rows, _ in found for row in rows} == {cluster.workers[1].pid}
-    assert [error for _, _, error in found if error] == ["five is not for us"]
+    assert sorted(outcome.index for outcome in found) == list(range(6))
+    assert {row["process"] for outcome in found for row in outcome.value or []} == {cluster.workers[1].pid}
+    assert [outcome.error for outcome in found if outcome.error] == ["five is not for us"]
     assert said.count("does not see") == 1
     cluster.workers[1].kill()
     cluster.workers[1].wait()
     with pytest.raises(UserError, match=r"no worker of .* sees"):
-        list(module.run_on_cluster(cluster.address, numbers, tasks[:1], paths.data_dir, False, None))
+        list(module.run_on_cluster(cluster.address, Tasks(numbers, tasks[:1]), paths.data_dir, False))
 
 
 def test_tasks_for_a_gpu_go_to_workers_that_offer_one(cluster, tmp_path):
-    from utils.cluster import run_on_cluster
+    from utils.runtime.cluster import run_on_cluster
 
     file = cluster.folder / "scheduler.json"
     with_gpu = cluster.start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--resources", "GPU=1")
     cluster.workers.append(with_gpu)
     paths = Paths(data_dir=tmp_path / "data")
-    found = list(run_on_cluster(cluster.address, numbers, [(paths, n, n + 1) for n in range(4)], paths.data_dir, True, None))
-    assert {row["process"] for _, rows, _ in found for row in rows} == {with_gpu.pid}
+    tasks = Tasks(numbers, [(paths, n, n + 1) for n in range(4)])
+    found = list(run_on_cluster(cluster.address, tasks, paths.data_dir, True))
+    assert {row["process"] for outcome in found for row in outcome.value or []} == {with_gpu.pid}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.comparison import bootstrap_interval, compare, headline, pick, val_test_gap
+from utils.results.comparison import bootstrap_interval, compare, headline, pick, val_test_gap
 
 
 def probe(

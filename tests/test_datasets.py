@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from conftest import clear_caches, write_texts
 
-import check_datasets
+from checks import datasets as check_datasets
 from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood, unlabelled_ood_files
-from utils.errors import UserError
+from utils.runtime.errors import UserError
 from utils.settings import Condition, split
 from utils.text_checks import check_texts
 

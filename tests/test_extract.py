@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import folder_flags
 
-import extract_data
+from published import extract as extract_data
 
 MODEL = "gemma-2-9b"
 

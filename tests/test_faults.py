@@ -23,9 +23,10 @@ import train_sae_probes
 import visualize
 from utils.activations import write_activations
 from utils.datasets import load_dataset
-from utils.errors import UserError
-from utils.results import sae_probe_table
-from utils.saes import list_sae_ids, open_sae
+from utils.names import set_stem
+from utils.results.tables import sae_probe_table
+from utils.runtime.errors import UserError
+from utils.saes.catalog import list_sae_ids, open_sae
 
 MODEL, SAE_ID = "all-MiniLM-L6-v2", "layer_2/s"
 NAMES = ["1_first", "2_second"]
@@ -66,7 +67,7 @@ def test_overwrite_keeps_the_old_row_when_the_new_one_cannot_be_made(ready):
     assert generator.main(flags(ready, "--setting", "normal")) == 0
     assert probe(ready) == 0
     before = ready.sae_probe_table(MODEL, "normal").read_bytes()
-    path = ready.sae_activations(MODEL, "normal", NAMES[0], SAE_ID, "X_train_sae")
+    path = ready.sae_activations(MODEL, "normal", set_stem(NAMES[0], SAE_ID), "X_train_sae")
     content = path.read_bytes()
     path.write_bytes(content[:500])
     assert probe(ready, "--overwrite") == 1
@@ -86,7 +87,7 @@ def test_another_sae_under_the_same_id_is_encoded_anew(ready, capsys):
 
 def test_the_remedy_for_a_broken_file_mends_it(ready, capsys):
     assert generator.main(flags(ready, "--setting", "normal")) == 0
-    path = ready.sae_activations(MODEL, "normal", NAMES[0], SAE_ID, "X_test_sae")
+    path = ready.sae_activations(MODEL, "normal", set_stem(NAMES[0], SAE_ID), "X_test_sae")
     path.write_bytes(path.read_bytes()[:500])
     assert probe(ready) == 1
     assert f"{path} cannot be read" in (said := capsys.readouterr().err)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fetch_data
-from utils.errors import UserError
+from utils.runtime.errors import UserError
 
 PACKAGE = fetch_data.Package("some-data==1.0", "0" * 64, "pkg/data/", (".csv.zst", ".json"))
 

@@ -14,16 +14,20 @@ from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursu
 from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
-import export_splits
 import generate_sae_activations_optimized as generator
-from utils import encoding, encoding_plan
+from published import export_splits
 from utils.activations import write_activations
 from utils.datasets import load_dataset, load_ood
-from utils.encoding import check_device, encode_all
-from utils.encoding_plan import Job, make_plan
-from utils.errors import UserError
-from utils.sae_store import SaeActivations, load_sparse, to_csr, write_original_split
-from utils.saes import Encoder, open_sae
+from utils.readers.sparse_files import load_sparse, to_csr
+from utils.runtime.errors import UserError
+from utils.saes import encode as encoding
+from utils.saes import plan as encoding_plan
+from utils.saes.catalog import open_sae
+from utils.saes.encode import check_device, encode_all, read_block
+from utils.saes.encoder import Encoder
+from utils.saes.original_order import write_original_split
+from utils.saes.plan import Job, make_plan
+from utils.saes.store import SaeActivations
 from utils.settings import Condition, split
 
 MODEL, D_MODEL = "all-MiniLM-L6-v2", 384
@@ -143,7 +147,7 @@ def test_a_full_disk_is_said_before_any_work(ready, monkeypatch):
 def fake_encoder(d_model: int, d_sae: int, sae_id: str = "layer_20/width_x/average_l0_100") -> Encoder:
     from pathlib import Path
 
-    from utils.weight_files import StoredArray
+    from utils.readers.weight_files import StoredArray
 
     return Encoder(sae_id, "jumprelu", d_model, d_sae, StoredArray(Path("x"), 0, (d_model, d_sae), "<f4"))
 
@@ -175,7 +179,7 @@ class LyingDevice:
 
 def test_a_device_that_lies_is_found_out(ready, monkeypatch):
     encoder = open_sae(ready, MODEL, "layer_2/jump")
-    block = encoder.block(0, encoder.d_sae, CPU)
+    block = read_block(encoder, 0, encoder.d_sae, CPU)
     rows = np.random.default_rng(0).normal(size=(100, D_MODEL)).astype(np.float32)
     real = encoding.prepared
 
@@ -222,7 +226,7 @@ def test_sae_lens_inference_form_of_batch_top_k_is_read(paths, kind):
     with torch.no_grad():
         expected = SAE.load_from_disk(folder).encode(x).numpy()
     encoder = open_sae(paths, MODEL, f"layer_2/{kind}")
-    blocks = [encoder.block(a, b, CPU) for a, b in encoding.block_starts(encoder, 30)]
+    blocks = [read_block(encoder, a, b, CPU) for a, b in encoding.block_starts(encoder, 30)]
     found = to_csr(encode_all(encoder, blocks, x.numpy(), CPU), 101).toarray()
     assert np.array_equal(found != 0, expected != 0)
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -320,7 +324,7 @@ def test_split_files_have_the_rows_of_the_split(ready):
 
 def test_write_original_split_returns_its_bytes(ready):
     rows = to_csr(
-        encode_all(open_sae(ready, MODEL, "layer_2/jump"), [open_sae(ready, MODEL, "layer_2/jump").block(0, 517, CPU)],
+        encode_all(open_sae(ready, MODEL, "layer_2/jump"), [read_block(open_sae(ready, MODEL, "layer_2/jump"), 0, 517, CPU)],
                    np.random.default_rng(0).normal(size=(50, D_MODEL)).astype(np.float32), CPU), 517)  # fmt: skip
     labels = np.arange(300) % 2
     of = split(Condition("scarcity", 20), labels)

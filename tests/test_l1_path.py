@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from utils.l1_path import KKT_ACCEPTED, kkt_violation, l1_logistic_path, objective
-from utils.probes import Cs, fit_logistic
+from utils.probes.k_sparse import Cs, fit_logistic
+from utils.probes.l1_path import KKT_ACCEPTED, kkt_violation, l1_logistic_path, objective
 
 
 def sparse_problem(seed: int, n: int, d: int, informative: int = 3) -> tuple[np.ndarray, np.ndarray]:

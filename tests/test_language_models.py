@@ -16,11 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import generate_model_activations
 import train_baselines
-from utils.errors import UserError
 from utils.language_models import HookedModel, _blocks
-from utils.models import LanguageModel, get_model, hook_name, parse_layer
+from utils.models import LanguageModel, get_model
+from utils.names import hook_name, parse_layer
 from utils.paths import Paths
-from utils.tensors import load_tensor
+from utils.readers.pt_files import load_tensor
+from utils.runtime.errors import UserError
 
 D_MODEL, N_LAYERS = 32, 3
 SMALL: dict = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -35,7 +36,10 @@ def test_make_alone_lists_every_target():
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_script_of_a_recipe_exists(target):
-    for script in re.findall(r"\S+\.(?:py|sh)\b", dry_run(target)):
+    recipe = dry_run(target)
+    scripts = re.findall(r"\S+\.(?:py|sh)\b", recipe)
+    scripts += [f"{m.replace('.', '/')}.py" for m in re.findall(r"-m ((?:checks|published|benchmarks)\.\w+)", recipe)]
+    for script in scripts:
         assert (ROOT / script).is_file(), script
 
 
@@ -44,9 +48,10 @@ def test_every_script_of_a_recipe_exists(target):
     "target", [t for t in TARGETS if t.startswith(("train-", "generate-", "fetch-", "visual")) and t != "train-all"]
 )
 def test_recipes_pass_flags_that_their_scripts_take(target, variables):
-    (line,) = [line for line in dry_run(target, *variables).splitlines() if ".py" in line]
-    script, *flags = line.split()[1:]
-    module = __import__(script.removesuffix(".py"))
+    (line,) = [line for line in dry_run(target, *variables).splitlines() if line.startswith(".venv/bin/python ")]
+    words = line.split()[1:]
+    script, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+    module = importlib.import_module(script)
     if hasattr(module, "make_parser"):
         module.make_parser().parse_args(flags)
     if variables and "--model_name" in flags:

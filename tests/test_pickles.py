@@ -14,10 +14,10 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.errors import UserError
-from utils.multi_token import load_multi_token
 from utils.paths import Paths
-from utils.pickles import read_pickle
+from utils.readers.pickles import read_pickle
+from utils.results.multi_token import load_multi_token
+from utils.runtime.errors import UserError
 
 PUBLISHED = SHARED / "published_results" / "data"
 

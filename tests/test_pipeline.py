@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,15 +23,17 @@ import train_sae_probes
 import train_saes
 import visualize
 from utils.datasets import load_dataset, load_ood
-from utils.errors import UserError
 from utils.language_models import HookedModel
 from utils.models import get_model
 from utils.notebook import probe_sae
 from utils.paths import Paths
+from utils.runtime.errors import UserError
 
 MODEL = "all-MiniLM-L6-v2"
 NAMES = ["1_first", "2_second", "3_third"]
-SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+STAGES = sorted(path.stem for path in ROOT.glob("*.py"))
+MODULES = [path for folder in ("checks", "published", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+SCRIPTS = STAGES + [f"{path.parent.name}.{path.stem}" for path in MODULES if "cli.run(main)" in path.read_text()]
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +216,17 @@ def test_mistakes_get_one_line_and_no_traceback(done, script, arguments, message
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_needs_no_data(script, tmp_path):
     finished = subprocess.run(
-        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-X", "importtime", "-m", script, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
     )
     assert finished.returncode == 0
     assert "usage:" in finished.stdout
+    imported = {line.rsplit("|", 1)[1].strip() for line in finished.stderr.splitlines() if line.startswith("import time:")}
+    assert not imported & {"torch", "transformers", "sae_lens"}
 
 
 def test_empty_folders_name_the_next_command(tmp_path):
@@ -239,7 +249,7 @@ def test_encoded_rows_equal_sae_lens_on_the_stored_activations(done):
     x = torch.load(done.model_activations(MODEL, NAMES[2], "blocks.2.hook_resid_post"), weights_only=True)
     with torch.no_grad():
         expected = sae.encode(x).numpy()
-    from utils.sae_store import SaeActivations
+    from utils.saes.store import SaeActivations
 
     stored = SaeActivations(
         done, MODEL, NAMES[2], "layer_2/width_96/topk_8", load_dataset(done, NAMES[2]).labels, None, ""

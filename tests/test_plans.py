@@ -8,13 +8,11 @@ import pandas as pd
 import pytest
 from conftest import folder_flags, write_texts
 
-import benchmark
-import plan
-from utils import measurements
-from utils.errors import UserError
-from utils.plans import START, probe_sweep, rates_of_table, seconds_of_sweep
-from utils.probes import KS_NORMAL, KS_OTHER
-from utils.settings import conditions
+from benchmarks import measurements, plan
+from benchmarks import run_all as benchmark
+from benchmarks.rates import START, probe_sweep, rates_of_table, seconds_of_sweep
+from utils.runtime.errors import UserError
+from utils.settings import KS_NORMAL, KS_OTHER, conditions
 
 
 def timed(k_seconds: dict[int, float], sizes: list[int] | None = None) -> pd.DataFrame:

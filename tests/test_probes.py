@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-import positive_control
-from parity import reference_cases, reference_latents
-from utils import probes
+from checks import positive_control
+from checks.parity import reference_cases, reference_latents
 from utils.activations import write_activations
-from utils.controls import ControlActivations
 from utils.datasets import load_dataset, load_ood
-from utils.probes import PROTOCOLS, ProbeOptions, Ranking, dense_columns, final_fit, fit_sae_probes, rank_latents
-from utils.scores import validation_folds
+from utils.probes import k_sparse as probes
+from utils.probes.controls import ControlActivations
+from utils.probes.k_sparse import PROTOCOLS, ProbeOptions, Ranking, dense_columns, final_fit, fit_sae_probes, rank_latents
+from utils.probes.scores import validation_folds
 from utils.settings import Condition, split
 
 MODEL = "all-MiniLM-L6-v2"

@@ -10,13 +10,12 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, folder_flags, write_texts
 
-import audit
-import fetch_published_results
-import status
 import visualize
-from utils.comparison import compare
+from checks import audit, status
+from published import fetch_results as fetch_published_results
 from utils.paths import Paths
-from utils.tidy_results import load_results
+from utils.results.comparison import compare
+from utils.results.tidy import load_results
 
 PUBLISHED = SHARED / "published_results"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published results are not beside the checkout")
@@ -29,7 +28,7 @@ COLUMNS = {  # setting: (baseline table, SAE table, their columns of the conditi
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Paths:
-    """The published files where fetch_published_results.py puts them."""
+    """The published files where published.fetch_results puts them."""
     folder = tmp_path_factory.mktemp("published")
     paths = Paths(folder / "texts", folder / "data", folder / "results", folder / "figures")
     assert fetch_published_results.main(["--from", str(PUBLISHED), *folder_flags(paths)]) == 0

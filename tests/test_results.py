@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from utils.comparison import compare
-from utils.errors import UserError
-from utils.results import baseline_table, read_table, sae_probe_table
-from utils.tidy_results import load_results
+from utils.results.comparison import compare
+from utils.results.tables import baseline_table, read_table, sae_probe_table
+from utils.results.tidy import load_results
+from utils.runtime.errors import UserError
 
 ROW = {
     "test_f1": 0.9, "test_acc": 0.9, "test_auc": 1 / 3, "val_auc": 0.8, "k": 16, "dataset": "d", "layer": 2, "sae_id": "s",

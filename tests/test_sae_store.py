@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.sparse import csr_array, random_array
 
-from utils.errors import UserError
-from utils.sae_store import SaeActivations, SaeFiles, load_sparse, rest_rows, save_sparse
+from utils.readers.sparse_files import load_sparse, save_sparse
+from utils.runtime.errors import UserError
+from utils.saes.store import SaeActivations, SaeFiles, rest_rows
 from utils.settings import Condition, split
 
 

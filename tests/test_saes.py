@@ -18,12 +18,12 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import save_file
 
-from utils.encoding import concatenate, encode
-from utils.errors import UserError
 from utils.paths import Paths
-from utils.sae_store import to_csr
-from utils.saes import list_sae_ids, open_sae
-from utils.weight_files import stored_arrays
+from utils.readers.sparse_files import to_csr
+from utils.readers.weight_files import stored_arrays
+from utils.runtime.errors import UserError
+from utils.saes.catalog import list_sae_ids, open_sae
+from utils.saes.encode import concatenate, encode, read_block
 
 D_MODEL, D_SAE = 24, 101  # a width that no block size divides
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def rows(n: int, seed: int = 1) -> np.ndarray:
 def ours(paths: Paths, sae_id: str, x: np.ndarray, block_size: int, batch_size: int = 16) -> np.ndarray:
     encoder = open_sae(paths, "all-MiniLM-L6-v2", sae_id)
     starts = range(0, encoder.d_sae, block_size)
-    blocks = [encoder.block(start, min(start + block_size, encoder.d_sae), CPU) for start in starts]
+    blocks = [read_block(encoder, start, min(start + block_size, encoder.d_sae), CPU) for start in starts]
     return to_csr(concatenate(list(encode(encoder, blocks, x, CPU, batch_size))), encoder.d_sae).toarray()
 
 
@@ -100,7 +100,7 @@ def test_gemma_scope_params_are_read_in_place(paths):
     np.savez(folder / "params.npz", **weights)
     encoder = open_sae(paths, "gemma-2-9b", "layer_20/width_16k/average_l0_408")
     x = rows(20)
-    found = to_csr(concatenate(list(encode(encoder, [encoder.block(0, D_SAE, CPU)], x, CPU))), D_SAE).toarray()
+    found = to_csr(concatenate(list(encode(encoder, [read_block(encoder, 0, D_SAE, CPU)], x, CPU))), D_SAE).toarray()
     pre = x @ weights["W_enc"] + weights["b_enc"]
     assert_same(found, np.where((pre > weights["threshold"]) & (pre > 0), pre, 0))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_llama_scope_checkpoints_fold_their_activation_norm(paths):
         sae.fold_activation_norm_scaling_factor(scale)
         expected = sae.encode(torch.from_numpy(rows(20))).numpy()
     encoder = open_sae(paths, "llama-3.1-8b", "l16r_32x")
-    blocks = [encoder.block(start, min(start + 40, D_SAE), CPU) for start in range(0, D_SAE, 40)]
+    blocks = [read_block(encoder, start, min(start + 40, D_SAE), CPU) for start in range(0, D_SAE, 40)]
     assert_same(to_csr(concatenate(list(encode(encoder, blocks, rows(20), CPU))), D_SAE).toarray(), expected)
 
 

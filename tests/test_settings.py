@@ -11,10 +11,9 @@ from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.errors import UserError
+from utils.runtime.errors import UserError
 from utils.settings import (
-    CORRUPT_FRACS,
-    SCARCITY_SIZES,
+    SETTINGS,
     Condition,
     choose_conditions,
     conditions,
@@ -33,7 +32,7 @@ def sha256(rows: np.ndarray) -> str:
 
 
 def test_scarcity_sizes_are_the_published_ones():
-    assert SCARCITY_SIZES == PUBLISHED_SIZES
+    assert SETTINGS["scarcity"].values == PUBLISHED_SIZES
 
 
 def test_draws_of_a_known_label_vector_are_the_papers():
@@ -91,7 +90,7 @@ def test_every_split_is_disjoint_balanced_and_leaves_enough(n_rows, pos_share, s
 
 def test_label_noise_flips_training_labels_only():
     labels = np.arange(1200) % 2
-    clean, noisy = (split(Condition("label_noise", frac), labels) for frac in (0.0, CORRUPT_FRACS[4]))
+    clean, noisy = (split(Condition("label_noise", frac), labels) for frac in (0.0, SETTINGS["label_noise"].values[4]))
     assert (clean.y_train != noisy.y_train).sum() == int(1024 * 0.2)
     assert np.array_equal(clean.y_test, noisy.y_test)
 

@@ -10,10 +10,10 @@ from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
 
 import train_multi_token_probes
-from utils import token_probes
-from utils.encoding import SparseRows
-from utils.multi_token import load_multi_token
-from utils.token_probes import Tokens, attention_probe, components_probe, concatenated_components, pool_latents
+from utils.probes import token_probes
+from utils.probes.token_probes import Tokens, attention_probe, components_probe, concatenated_components, pool_latents
+from utils.readers.sparse_files import SparseRows
+from utils.results.multi_token import load_multi_token
 
 D_MODEL, D_SAE = 12, 40
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.datasets import MAX_ROWS, Dataset, first_line, load_dataset, load_ood
-from utils.errors import UserError
-from utils.files import write_json
+from utils.datasets import MAX_ROWS, Dataset, load_dataset, load_ood
 from utils.paths import Paths
-from utils.tensors import load_tensor, save_tensor
+from utils.readers.pt_files import load_tensor, save_tensor
+from utils.runtime.errors import UserError, first_line
+from utils.runtime.files import write_json
 
 if TYPE_CHECKING:
     import torch

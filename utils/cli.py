@@ -13,12 +13,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from utils.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
-from utils.models import DEFAULT_MODEL, Layer, parse_layer
+from utils.models import DEFAULT_MODEL
+from utils.names import Layer, parse_layer
 from utils.paths import Paths
-from utils.runtime import NO_ROOM, Workers, default_n_jobs, where_it_stood
-from utils.settings import SETTINGS
-from utils.units import parse_bytes
+from utils.runtime.devices import default_n_jobs
+from utils.runtime.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
+from utils.runtime.progress import where_it_stood
+from utils.runtime.tasks import NO_ROOM
+from utils.runtime.units import parse_bytes
+from utils.runtime.workers import Workers
+from utils.settings import NORMAL, SETTINGS, get_setting, is_setting
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
@@ -48,8 +52,38 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_name", default=DEFAULT_MODEL, help="language model, as in the file names")
 
 
-def add_setting(parser: argparse.ArgumentParser, extra: tuple[str, ...] = (), default: str = "normal") -> None:
-    parser.add_argument("--setting", choices=SETTINGS + extra, default=default, help="which of the five settings")
+EVERY = "all"
+
+
+def add_setting(parser: argparse.ArgumentParser, default: str = NORMAL.name, every: bool = True) -> None:
+    """``every``: the script can do all settings in one run."""
+    parser.add_argument(
+        "--setting",
+        type=setting_name,
+        choices=[*SETTINGS, *([EVERY] if every else [])],
+        default=default,
+        help="which of the five settings",
+    )
+
+
+def setting_name(text: str) -> str:
+    """A flag's setting; what other tools call it is understood."""
+    return get_setting(text).name if is_setting(text) else text
+
+
+def settings_asked(args: argparse.Namespace) -> tuple[str, ...]:
+    """The names of the settings that --setting asks for."""
+    return tuple(SETTINGS) if args.setting == EVERY else (args.setting,)
+
+
+def each_setting(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The flags for each setting that --setting asks for.
+
+    Raises UserError where --conditions, which are of one setting, are given for all.
+    """
+    if args.setting == EVERY and args.conditions:
+        raise UserError("--conditions are of one setting: name it with --setting")
+    return [argparse.Namespace(**{**vars(args), "setting": s}) for s in settings_asked(args)]
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +236,12 @@ def report_failures(failures: list[str], what: str) -> int:
     return EXIT_FAILED
 
 
+def _script() -> list[str]:
+    """How this script was named on the command line: its path, or -m and its module."""
+    spec = sys.modules["__main__"].__spec__
+    return [sys.argv[0]] if spec is None else ["-m", spec.name]
+
+
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -224,7 +264,7 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        again = shlex.join(["python", *sys.argv])
+        again = shlex.join(["python", *_script(), *sys.argv[1:]])
         print(f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}", file=sys.stderr)
         status = EXIT_STOPPED
     except (MemoryError, RuntimeError) as error:

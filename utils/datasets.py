@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.errors import UserError, unknown_name
 from utils.paths import Paths
+from utils.runtime.errors import UserError, unknown_name
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset

@@ -12,16 +12,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from utils.errors import UserError
-from utils.models import HOOK_POINTS, LanguageModel, hook_place
+from utils.models import LanguageModel
+from utils.names import HOOK_POINTS, hook_place
 from utils.paths import Paths
-from utils.runtime import progress
+from utils.runtime.errors import UserError
+from utils.runtime.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Models that add learned positions to the token embedding: TransformerLens's hook_embed is the embedding alone.
 LEARNED_POSITIONS = {"gpt2", "gpt_neo", "opt"}
@@ -43,6 +46,8 @@ class HookedModel:
     """
 
     def __init__(self, info: LanguageModel, hook_names: list[str], paths: Paths, device: str, dtype: str = "auto") -> None:
+        import torch
+
         self.info = info
         self.hook_names = list(dict.fromkeys(hook_names))
         self.device = torch.device(device)
@@ -83,7 +88,6 @@ class HookedModel:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""
         return self.tokenizer(texts, truncation=True, max_length=self.info.max_seq_len)["input_ids"]
 
-    @torch.inference_mode()
     def run(
         self, token_ids: list[list[int]], desc: str, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
@@ -91,6 +95,8 @@ class HookedModel:
 
         Yields (text indices [batch], {hook_name: float32 [batch, n_tokens, d_model]}, mask bool [batch, n_tokens]).
         """
+        import torch
+
         lengths = np.array([len(ids) for ids in token_ids])
         order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
         with progress(total=int(lengths.sum()), desc=desc, unit="tok", unit_scale=True) as bar:
@@ -102,7 +108,7 @@ class HookedModel:
                 batch = self.tokenizer.pad({"input_ids": [token_ids[i] for i in rows]}, return_tensors="pt").to(self.device)
                 self._captured.clear()
                 try:
-                    with suppress(_LastHookReached):
+                    with torch.inference_mode(), suppress(_LastHookReached):
                         self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
                 except RuntimeError as error:
                     if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -123,6 +129,8 @@ class HookedModel:
 
     def pooled(self, texts: list[str], desc: str, batch_size: int | None = None) -> dict[str, torch.Tensor]:
         """{hook_name: float32 [n_texts, d_model]}: the last token of each text, or for encoders the mean over its tokens."""
+        import torch
+
         pooled = {name: torch.empty(len(texts), self.info.d_model) for name in self.hook_names}
         for rows, captured, mask in self.run(self.tokenize(texts), desc, batch_size):
             for name, states in captured.items():
@@ -132,6 +140,8 @@ class HookedModel:
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """[batch, d_model] from states [batch, n_tokens, d_model] and mask bool [batch, n_tokens], padding on the right."""
+    import torch
+
     if pooling == "last":
         return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
     weights = mask.unsqueeze(-1).to(states.dtype)
@@ -140,6 +150,8 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of "auto": bfloat16 where a GPU computes in it, float32 elsewhere; or the one named."""
+    import torch
+
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
@@ -220,6 +232,8 @@ def _part(block: nn.Module, name: str, model_name: str) -> nn.Module:
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
     """The transformer blocks: the module list as long as the config says the model is deep."""
+    from torch import nn
+
     depth = _config(model).num_hidden_layers
     text: Any = getattr(model, "language_model", model)  # a vision tower may be as deep
     for module in text.modules():

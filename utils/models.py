@@ -1,28 +1,28 @@
-"""One table of the language models whose activations and SAEs are known here by name; others are described on disk."""
+"""One table of the language models that are known here by name; others are described on disk."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, fields
 
-from utils.errors import UserError, unknown_name
-from utils.files import write_json
+from utils.names import Layer
 from utils.paths import Paths
+from utils.runtime.errors import UserError, unknown_name
+from utils.runtime.files import write_json
+from utils.settings import Setting
 
 DEFAULT_MODEL = "gemma-2-9b"
-Layer = int | str  # a block's number (its hook_resid_post), "embed" (hook_embed), or another hook's whole name
-HOOK_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")  # of a block, in the order they are passed
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A language model, the layers its activations are taken at, and the release its SAEs come from.
+    """A language model, the layers its activations are taken at, and the release of its SAEs.
 
-    ``hub_id``: where transformers loads it from when ``data/models/{name}`` is not there; None: only from there.
-    ``pooling``: "last" token of a text (decoders, the paper's choice) or "mean" over its tokens (encoders).
-    ``max_seq_len``: longer texts lose tokens, a decoder's at the beginning, an encoder's at the end.
-    ``probe_layer``: the layer of the settings other than normal. ``sae_ids``: the SAEs of those settings.
+    ``hub_id``: where transformers loads it from when ``data/models/{name}`` is not there; None:
+    only from there. ``pooling``: "last" token of a text (decoders, the paper's choice) or "mean"
+    over its tokens (encoders). ``max_seq_len``: longer texts lose tokens, a decoder's at the
+    beginning, an encoder's at the end. ``probe_layer``: the layer of the settings other than
+    normal. ``sae_ids``: the SAEs of those settings.
     """
 
     name: str
@@ -34,6 +34,10 @@ class LanguageModel:
     max_seq_len: int = 1024
     sae_release: str | None = None
     sae_ids: tuple[str, ...] = ()
+
+    def layers_of(self, setting: Setting) -> tuple[Layer, ...]:
+        """The layers that are probed in a setting."""
+        return self.layers if setting.all_layers else (self.probe_layer,)
 
 
 MODELS = {
@@ -61,7 +65,14 @@ MODELS = {
             sae_release="llama_scope_lxr_32x",
             sae_ids=("l16r_32x",),
         ),
-        LanguageModel("gemma-2-2b", "google/gemma-2-2b", 2304, (12,), probe_layer=12, sae_release="gemma-scope-2b-pt-res"),
+        LanguageModel(
+            "gemma-2-2b",
+            "google/gemma-2-2b",
+            2304,
+            (12,),
+            probe_layer=12,
+            sae_release="gemma-scope-2b-pt-res",
+        ),
         LanguageModel(
             "gemma-3-1b",
             "google/gemma-3-1b-pt",
@@ -113,12 +124,15 @@ MODELS = {
 
 
 def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
-    """The table's entry, or what ``describe_model`` wrote below ``paths``. Raises UserError for a name that neither has."""
+    """The table's entry, or what ``describe_model`` wrote below ``paths``.
+
+    Raises UserError for a name that neither has.
+    """
     if name in MODELS:
         return MODELS[name]
     path = paths.model_description(name) if paths else None
     if path is None or not path.is_file():
-        hint = "(another: generate_model_activations.py --hf_model ID_OR_PATH --layers N describes it)"
+        hint = "(another: generate_model_activations.py --hf_model ID_OR_PATH --layers N)"
         raise unknown_name("model", name, MODELS, hint)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
@@ -130,90 +144,5 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
 
 
 def describe_model(info: LanguageModel, paths: Paths) -> None:
-    """Write what the later stages need to know of a model outside the table beside its activations."""
+    """Write, beside its activations, what later stages need to know of a model."""
     write_json(paths.model_description(info.name), asdict(info))
-
-
-def hook_name(layer: Layer) -> str:
-    """TransformerLens's name of a layer: 20 -> "blocks.20.hook_resid_post", "embed" -> "hook_embed", others as they are."""
-    if not isinstance(layer, str):  # numpy's integers from result tables too
-        return f"blocks.{layer}.hook_resid_post"
-    return "hook_embed" if layer == "embed" else layer
-
-
-def parse_layer(text: str) -> Layer:
-    """The layer of a number, "embed" or a hook's name; the hooks of ``hook_name`` become its layers again.
-
-    >>> parse_layer("20"), parse_layer("blocks.20.hook_resid_post"), parse_layer("blocks.20.hook_mlp_out"), parse_layer("embed")
-    (20, 20, 'blocks.20.hook_mlp_out', 'embed')
-
-    Raises ValueError for anything else.
-    """
-    if text in ("embed", "hook_embed"):
-        return "embed"
-    match = re.fullmatch(r"blocks\.(\d+)\.(\w+)", text)
-    if match is None:
-        return int(text)
-    if match.group(2) not in HOOK_POINTS:
-        raise ValueError(f"{text!r} is no hook: use blocks.N. and one of {', '.join(HOOK_POINTS)}")
-    return int(match.group(1)) if match.group(2) == "hook_resid_post" else text
-
-
-def hook_place(name: str) -> tuple[int, int]:
-    """(block, place in it) of a hook, in the order a forward pass meets them; hook_embed is (-1, 0).
-
-    >>> hook_place("hook_embed"), hook_place("blocks.20.hook_mlp_out")
-    ((-1, 0), (20, 2))
-    """
-    if name == "hook_embed":
-        return -1, 0
-    _, block, point = name.split(".")
-    return int(block), HOOK_POINTS.index(point)
-
-
-def layer_order(layer: Layer) -> tuple[int, int]:
-    """A key that sorts layers as a forward pass meets them."""
-    return hook_place(hook_name(layer))
-
-
-def layer_folder(layer: Layer) -> str:
-    """How a layer stands in an SAE's id: 20 -> "layer_20"; another hook as it is."""
-    return layer if isinstance(layer, str) else f"layer_{layer}"
-
-
-def sae_layer(sae_id: str) -> Layer | None:
-    """The layer an SAE reads, from its id; None where the id does not say.
-
-    >>> sae_layer("layer_20/width_16k/average_l0_408"), sae_layer("l16r_32x"), sae_layer("layer14"), sae_layer("my_sae")
-    (20, 16, 14, None)
-    >>> sae_layer("blocks.8.hook_resid_pre"), sae_layer("blocks.3.hook_resid_post"), sae_layer("layers.10")
-    ('blocks.8.hook_resid_pre', 3, 10)
-    """
-    match = re.match(r"(blocks\.\d+\.hook_[a-z]+_[a-z]+)(?=[/_.]|$)", sae_id)
-    if match and match.group(1).split(".")[2] in HOOK_POINTS:
-        return parse_layer(match.group(1))
-    match = re.match(r"(?:l|blocks\.)(\d+)(?=[/_r.]|$)", sae_id) or re.search(r"layers?[._]?(\d+)(?=[/_.]|$)", sae_id)
-    return int(match.group(1)) if match else None
-
-
-def named_width(sae_id: str) -> int | None:
-    """The number of latents an id names; None if it names none.
-
-    >>> named_width("layer_20/width_16k/average_l0_408"), named_width("layer_20/width_1m/average_l0_193"), named_width("my_sae")
-    (16384, 1048576, None)
-    """
-    match = re.search(r"width[_-](\d+)(k|m|pow\d+)?", sae_id)
-    if not match:
-        return None
-    number, unit = int(match.group(1)), match.group(2) or ""
-    return number ** int(unit.removeprefix("pow")) if unit.startswith("pow") else number * {"": 1, "k": 1024, "m": 1024**2}[unit]
-
-
-def named_l0(sae_id: str) -> int | None:
-    """The mean number of active latents an id names; None if it names none.
-
-    >>> named_l0("layer_20/width_16k/average_l0_408"), named_l0("layer_2/width_4k/topk_32"), named_l0("l16r_32x")
-    (408, 32, None)
-    """
-    match = re.search(r"(?:l0|topk)_(\d+)", sae_id)
-    return int(match.group(1)) if match else None

@@ -18,14 +18,14 @@ from scipy.sparse import csr_array, vstack
 from threadpoolctl import threadpool_limits
 
 from utils.activations import load_rows
-from utils.baselines import METHODS
 from utils.datasets import choose_datasets
-from utils.errors import UserError
-from utils.models import hook_name as full_name
-from utils.models import parse_layer
+from utils.names import hook_name as full_name
+from utils.names import parse_layer
 from utils.paths import Paths
-from utils.probes import ProbeOptions, fit_sae_probes
-from utils.runtime import progress
+from utils.probes.baselines import METHODS
+from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
+from utils.runtime.errors import UserError
+from utils.runtime.progress import progress
 from utils.settings import Condition, conditions, split
 
 BATCH_ROWS = 128

@@ -1,31 +1,15 @@
-"""Every folder and file name of the project, written once (the paper's names, so that published files mix with ours)."""
+"""Every folder and file name of the project, written once.
+
+They are the paper's, so that published files mix with ours.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
-# Published result folders and our setting names (readers take both spellings of OOD_setting, writers this one).
-BASELINE_FOLDERS = {
-    "normal": "normal_settings",
-    "scarcity": "scarcity",
-    "class_imbalance": "imbalance",
-    "label_noise": "corrupt",
-    "OOD": "ood",
-}
-
-
-def sae_stem(sae_id: str) -> str:
-    """How an SAE's id stands in a file name.
-
-    >>> sae_stem("layer_20/width_16k/average_l0_408")
-    '20_width_16k_average_l0_408'
-    >>> sae_stem("l16r_32x")
-    'l16r_32x'
-    """
-    return sae_id.removeprefix("layer_").replace("/", "_")
+from utils.runtime.files import ROOT
+from utils.settings import NORMAL, get_setting
 
 
 @dataclass(frozen=True)
@@ -72,17 +56,15 @@ class Paths:
     def sae_activations_folder(self, model_name: str, setting: str) -> Path:
         return self.sae_activations_root(model_name) / f"{setting}_setting"
 
-    def sae_activations(self, model_name: str, setting: str, dataset: str, sae_id: str, part: str, suffix: str = "") -> Path:
-        """``part`` is X_train_sae, X_test_sae, X_rest_sae, y_train or y_test; ``suffix`` tells the original scripts' files of
-        one condition apart ("_20" for 20 training rows, "_frac0.05" for that share of positives)."""
-        folder = self.sae_activations_folder(model_name, setting)
-        return folder / f"{dataset}_{sae_stem(sae_id)}{suffix}_{part}.pt"
+    def sae_activations(self, model_name: str, setting: str, stem: str, part: str) -> Path:
+        """``stem``: names.set_stem; ``part``: X_train_sae, X_test_sae, X_rest_sae, y_train, …"""
+        return self.sae_activations_folder(model_name, setting) / f"{stem}_{part}.pt"
 
     def published_ood_archive(self, model_name: str, dataset: str, ood: bool, width: str = "") -> Path:
-        """A file of the published OOD archives: all rows of one dataset, for an SAE that its width tells.
+        """A file of the published OOD archives: all rows of one dataset, its SAE told by its width.
 
-        The archive ``…_OOD_1m.tar.gz`` has the same names inside; ``extract_data.py`` puts its files beside the other's, with
-        ``width`` "_1m".
+        The archive ``…_OOD_1m.tar.gz`` has the same names inside; ``published.extract`` puts its
+        files beside the other's, with ``width`` "_1m".
         """
         folder = f"sae_activations_{model_name}{'_OOD' if ood else ''}{width}"
         return self.data_dir / folder / f"{dataset}{'_OOD' if ood else ''}.pt"
@@ -99,8 +81,9 @@ class Paths:
 
     def archives(self, model_name: str) -> list[Path]:
         """Those that are there, in the data or the text folder."""
-        places = [folder / name for name in self.archive_names(model_name) for folder in (self.data_dir, self.text_dir)]
-        return [path for path in places if path.is_file()]
+        places = (self.data_dir, self.text_dir)
+        paths = [place / name for name in self.archive_names(model_name) for place in places]
+        return [path for path in paths if path.is_file()]
 
     def extracted(self, archive: Path) -> Path:
         """Says that an archive was unpacked to its end."""
@@ -108,20 +91,27 @@ class Paths:
 
     # results
     def sae_probe_table(self, model_name: str, setting: str) -> Path:
-        return self.results_dir / f"sae_probes_{model_name}" / f"{setting}_setting" / "all_metrics.csv"
+        folder = self.results_dir / f"sae_probes_{model_name}"
+        return folder / f"{setting}_setting" / "all_metrics.csv"
+
+    def baseline_folder(self, model_name: str, setting: str) -> Path:
+        folder = get_setting(setting).baseline_folder
+        return self.results_dir / f"baseline_probes_{model_name}" / folder
 
     def baseline_table(self, model_name: str, setting: str, layer: int | str | None = None) -> Path:
-        folder = self.results_dir / f"baseline_probes_{model_name}" / BASELINE_FOLDERS[setting]
-        return folder / (f"layer{layer}_results.csv" if setting == "normal" else "all_results.csv")
+        by_layer = get_setting(setting).all_layers
+        name = f"layer{layer}_results.csv" if by_layer else "all_results.csv"
+        return self.baseline_folder(model_name, setting) / name
 
     def comparison_table(self, model_name: str) -> Path:
         return self.results_dir / f"comparison_{model_name}.csv"
 
     def baseline_runs_folders(self, model_name: str, setting: str) -> list[Path]:
         """Where the original scripts leave a table of one row for each baseline probe."""
-        places = (self.data_dir, self.text_dir)
-        folder = {**BASELINE_FOLDERS, "normal": "normal"}[setting]
-        return [place / f"baseline_results_{model_name}" / folder / "allruns" for place in places]
+        row = get_setting(setting)
+        folder = row.name if row is NORMAL else row.baseline_folder
+        results = f"baseline_results_{model_name}"
+        return [place / results / folder / "allruns" for place in (self.data_dir, self.text_dir)]
 
     def multi_token_folder(self, model_name: str) -> Path:
         return self.data_dir / f"consolidated_probing_{model_name}"
@@ -143,7 +133,8 @@ class Paths:
         return self.results_dir / f"sae_probes_{model_name}" / "OOD" / "OOD_latents"
 
     def saebench(self, model_name: str, sae_id: str) -> Path:
-        return self.results_dir / "saebench" / f"{model_name}_{sae_id.replace('/', '--')}_eval_results.json"
+        name = f"{model_name}_{sae_id.replace('/', '--')}_eval_results.json"
+        return self.results_dir / "saebench" / name
 
     def positive_control(self) -> Path:
         return self.results_dir / "positive_control.csv"

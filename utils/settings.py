@@ -1,34 +1,46 @@
-"""The five settings: their conditions, and the rows that each condition trains and tests on (paper, sections 3 and 4).
+"""The five settings: their conditions, and the rows that each condition trains and tests on.
 
-Every rule, constant and order of draws here is the paper's, so that our rows are the published ones.
+Source: paper, sections 3 and 4. Every rule, constant and order of draws here is the paper's, so
+that our rows are the published ones. All that tells one setting from another is its row in
+``SETTINGS``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils.errors import UserError
-
-SETTINGS = ("normal", "scarcity", "class_imbalance", "label_noise", "OOD")
-# The column that says which condition of the setting a row belongs to, in SAE probe tables and in baseline tables.
-SAE_CONDITION_COLUMN = {"scarcity": "num_train", "class_imbalance": "frac", "label_noise": "corrupt_frac"}
-BASELINE_CONDITION_COLUMN = {"scarcity": "num_train", "class_imbalance": "ratio", "label_noise": "ratio"}
+from utils.runtime.errors import UserError, unknown_name
 
 MAX_TRAIN = 1024
 MIN_TEST = 100
 OOD_TRAIN_ROWS = 1500  # OOD training rows are drawn from the first 1,500
-SCARCITY_SIZES = tuple(int(n) for n in np.unique(np.round(np.logspace(1, 10, 20, base=2))))
-# Kept as numpy makes them (0.39999999999999997): ceil(frac * num_train) must be the paper's.
-POS_FRACS = tuple(float(f) for f in np.linspace(0.05, 0.95, 19))
-CORRUPT_FRACS = tuple(float(f) for f in np.linspace(0, 0.5, 11))
+SEED = 42  # of the paper's row draws and folds
+MOST_POSITIVE = 0.95  # the most one-sided condition of class imbalance
+KS_NORMAL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+KS_OTHER = (16, 128)
+NO_CONDITION = "all"  # in tables: the condition of a setting that has one
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows and labels of a condition.
+
+    ``test`` indexes the OOD file where the setting is ``shifted``, the dataset otherwise.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    y_train: np.ndarray
+    y_test: np.ndarray
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A setting with its value: num_train, the positive fraction or the flipped fraction; None for normal and OOD."""
+    """A setting's name with its value: None where the setting has one condition."""
 
     setting: str
     value: float | int | None = None
@@ -40,49 +52,42 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Rows and labels of a condition. ``test`` indexes the OOD file in the OOD setting, the dataset otherwise."""
+class Setting:
+    """One way to draw training and test rows, and all that follows from it.
 
-    train: np.ndarray
-    test: np.ndarray
-    y_train: np.ndarray
-    y_test: np.ndarray
-
-
-def conditions(setting: str, n_rows: int) -> list[Condition]:
-    """All conditions of a setting for a dataset of ``n_rows`` rows, in the paper's order."""
-    if setting == "scarcity":
-        return [Condition(setting, n) for n in SCARCITY_SIZES if n <= n_rows - MIN_TEST]
-    if setting == "class_imbalance":
-        return [Condition(setting, frac) for frac in POS_FRACS]
-    if setting == "label_noise":
-        return [Condition(setting, frac) for frac in CORRUPT_FRACS]
-    return [Condition(setting)]
-
-
-def choose_conditions(setting: str, n_rows: int, asked: list[float] | None) -> list[Condition]:
-    """The conditions asked for by value, or all.
-
-    Raises UserError for a value that the setting does not have.
+    ``draw(labels, value, seed)``: the split of a condition. ``fits(value, n_rows)``: whether a
+    dataset has the rows for it. ``n_test(value, n_rows)``: its test rows where classes are
+    balanced; None where another file says.
     """
-    every = conditions(setting, n_rows)
-    if not asked:
-        return every
-    possible = {"scarcity": SCARCITY_SIZES, "class_imbalance": POS_FRACS, "label_noise": CORRUPT_FRACS}.get(setting, ())
-    for value in asked:
-        if not any(math.isclose(value, p, abs_tol=1e-9) for p in possible):
-            allowed = ", ".join(f"{p:g}" for p in possible) or "none: this setting has one condition"
-            raise UserError(f"--conditions {value:g} is no condition of {setting}; allowed: {allowed}")
-    return [c for c in every if any(math.isclose(c.value or 0, v, abs_tol=1e-9) for v in asked)]
+
+    name: str
+    draw: Callable[[np.ndarray, float, int], Split]
+    n_test: Callable[[float, int], int | None]
+    baseline_folder: str  # of the published baseline tables
+    win_rates: str  # how the published tables of win rates call the setting
+    values: tuple[float | int, ...] = ()  # of its conditions; () is one condition without a value
+    fits: Callable[[float, int], bool] = lambda value, n_rows: True
+    sae_column: str | None = None  # which holds the value in tables of SAE probes
+    baseline_column: str | None = None  # and in those of baselines
+    axis_label: str = ""  # of the value
+    log_axis: bool = False
+    ks: tuple[int, ...] = KS_OTHER  # numbers of latents that are probed
+    baselines: tuple[str, ...] | None = None  # None: every baseline there is
+    all_layers: bool = False  # of the model; else its probe layer alone
+    shifted: bool = False  # tests on the dataset's OOD file
+    redraws: bool = True  # takes its rows from the files of the normal setting
+    exports: bool = False  # the original scripts have files of its own conditions
+    aliases: tuple[str, ...] = ()  # what other tools call it
 
 
 def draw_rows(
-    labels: np.ndarray, num_train: int, num_test: int, pos_ratio: float = 0.5, seed: int = 42
+    labels: np.ndarray, num_train: int, num_test: int, pos_ratio: float = 0.5, seed: int = SEED
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training and test row indices, int64 [num_train] and [num_test], disjoint.
 
-    One legacy numpy generator draws, in this order: ceil(pos_ratio * num_train) positives, the remaining negatives, the
-    same for the test rows from what is left (sorted), then a permutation of the training rows and one of the test rows.
+    One legacy numpy generator draws, in this order: ceil(pos_ratio * num_train) positives, the
+    remaining negatives, the same for the test rows from what is left (sorted), then a permutation
+    of the training rows and one of the test rows.
 
     Raises UserError when a class has too few rows.
     """
@@ -106,23 +111,25 @@ def draw_rows(
 def normal_sizes(labels: np.ndarray) -> tuple[int, int]:
     """(num_train, num_test) of the normal setting.
 
-    The paper's datasets are balanced: min(N - 100, 1024) and N - num_train - 1. Where one is not, the balanced test set is
-    as large as the rarer class allows, and num_train is lowered until 100 test rows remain.
+    The paper's datasets are balanced: min(N - 100, 1024) and N - num_train - 1. Where one is not,
+    the balanced test set is as large as the rarer class allows, and num_train is lowered until 100
+    test rows remain.
 
     Raises UserError when even that is impossible.
     """
     num_train = min(len(labels) - MIN_TEST, MAX_TRAIN)
     while num_train >= 2:
-        num_test = _num_test(labels, num_train)
+        num_test = balanced_test_rows(labels, num_train)
         # A balanced dataset of N rows and num_train = N - 100 leaves 99: the paper's "- 1"
         if num_test >= min(MIN_TEST, len(labels) - num_train - 1):
             return num_train, num_test
         num_train -= 1
     n_pos = int((labels == 1).sum())
-    raise UserError(f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for 100 balanced test rows")
+    raise UserError(f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for {MIN_TEST} balanced test rows")
 
 
-def _num_test(labels: np.ndarray, num_train: int) -> int:
+def balanced_test_rows(labels: np.ndarray, num_train: int) -> int:
+    """Test rows beside ``num_train`` training rows, both balanced."""
     rarer = int(min((labels == 1).sum(), (labels == 0).sum()))
     possible = 2 * (rarer - math.ceil(num_train / 2)) - 1
     n_rest = len(labels) - num_train - 1
@@ -130,56 +137,161 @@ def _num_test(labels: np.ndarray, num_train: int) -> int:
     return n_rest if balanced else min(n_rest, possible)
 
 
+def flip_labels(y: np.ndarray, corrupt_frac: float, seed: int = SEED) -> np.ndarray:
+    """A copy of y [n] with int(n * corrupt_frac) labels flipped, drawn without replacement."""
+    n_flipped = int(len(y) * corrupt_frac)
+    rows = np.random.RandomState(seed).choice(len(y), size=n_flipped, replace=False)
+    flipped = y.copy()
+    flipped[rows] = 1 - flipped[rows]
+    return flipped
+
+
+def _split(labels: np.ndarray, rows: tuple[np.ndarray, np.ndarray]) -> Split:
+    train, test = rows
+    return Split(train, test, labels[train], labels[test])
+
+
+def _draw_normal(labels: np.ndarray, value: float, seed: int) -> Split:
+    return _split(labels, draw_rows(labels, *normal_sizes(labels), seed=seed))
+
+
+def _draw_scarce(labels: np.ndarray, value: float, seed: int) -> Split:
+    num_train = int(value)
+    num_test = balanced_test_rows(labels, num_train)
+    if num_test < 2:
+        raise UserError(f"{len(labels)} rows leave no balanced test set after {num_train} training rows")
+    return _split(labels, draw_rows(labels, num_train, num_test, seed=seed))
+
+
+def _draw_imbalanced(labels: np.ndarray, value: float, seed: int) -> Split:
+    n_pos = int((labels == 1).sum())
+    n_neg = len(labels) - n_pos
+    num_train, num_test = _imbalanced_sizes(min(n_neg, n_pos))
+    if num_train < 2:
+        raise UserError(f"{n_pos} positive and {n_neg} negative rows are too few for class_imbalance")
+    return _split(labels, draw_rows(labels, num_train, num_test, value, seed))
+
+
+def _imbalanced_sizes(n_rarer: int) -> tuple[int, int]:
+    """(num_train, num_test) such that every ratio is possible."""
+    largest = int(n_rarer / MOST_POSITIVE)
+    num_train = min(largest - MIN_TEST, MAX_TRAIN)
+    return num_train, max(MIN_TEST, largest - num_train - 1)
+
+
+def _draw_noisy(labels: np.ndarray, value: float, seed: int) -> Split:
+    clean = _draw_normal(labels, value, seed)
+    return Split(clean.train, clean.test, flip_labels(clean.y_train, value, seed), clean.y_test)
+
+
+def _draw_shifted(labels: np.ndarray, value: float, seed: int) -> Split:
+    """The training rows; the test rows are all those of the OOD file, which ``split`` adds."""
+    pool = labels[:OOD_TRAIN_ROWS]
+    num_train = min(MAX_TRAIN, 2 * int(min((pool == 1).sum(), (pool == 0).sum())))
+    return _split(pool, draw_rows(pool, num_train, 0, seed=seed))
+
+
+def _normal_test(value: float, n_rows: int) -> int:
+    return n_rows - min(n_rows - MIN_TEST, MAX_TRAIN) - 1
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "normal", _draw_normal, _normal_test, "normal_settings", "normal",
+            ks=KS_NORMAL, all_layers=True, redraws=False,
+        ),
+        Setting(
+            "scarcity", _draw_scarce, lambda value, n_rows: n_rows - int(value) - 1,
+            "scarcity", "scarcity",
+            values=tuple(int(n) for n in np.unique(np.round(np.logspace(1, 10, 20, base=2)))),
+            fits=lambda value, n_rows: value <= n_rows - MIN_TEST,
+            sae_column="num_train", baseline_column="num_train",
+            axis_label="training rows", log_axis=True, exports=True,
+        ),
+        Setting(
+            "class_imbalance", _draw_imbalanced,
+            lambda value, n_rows: _imbalanced_sizes(n_rows // 2)[1], "imbalance", "imbalance",
+            # kept as numpy makes them (0.39999999999999997): ceil(frac * num_train) is the paper's
+            values=tuple(float(f) for f in np.linspace(0.05, MOST_POSITIVE, 19)),
+            sae_column="frac", baseline_column="ratio",
+            axis_label="fraction of positive rows", exports=True, aliases=("imbalance",),
+        ),
+        Setting(
+            "label_noise", _draw_noisy, _normal_test, "corrupt", "corrupt",
+            values=tuple(float(f) for f in np.linspace(0, 0.5, 11)),
+            sae_column="corrupt_frac", baseline_column="ratio",
+            axis_label="fraction of training labels flipped", baselines=("logreg",),
+            aliases=("noise", "corrupt"),
+        ),
+        Setting(
+            "OOD", _draw_shifted, lambda value, n_rows: None, "ood", "ood",
+            baselines=("logreg",), shifted=True, redraws=False, aliases=("ood",),
+        ),
+    )
+}  # fmt: skip
+NORMAL, SHIFTED = SETTINGS["normal"], SETTINGS["OOD"]
+
+
+def is_setting(name: str) -> bool:
+    """Whether a setting has this name or alias."""
+    return any(name == setting.name or name in setting.aliases for setting in SETTINGS.values())
+
+
+def get_setting(name: str) -> Setting:
+    """The setting of a name or of one of its aliases. Raises UserError for another name."""
+    for setting in SETTINGS.values():
+        if name == setting.name or name in setting.aliases:
+            return setting
+    raise unknown_name("setting", name, SETTINGS)
+
+
+def conditions(setting: str, n_rows: int) -> list[Condition]:
+    """All conditions of a setting for a dataset of ``n_rows`` rows, in the paper's order."""
+    row = get_setting(setting)
+    if not row.values:
+        return [Condition(row.name)]
+    return [Condition(row.name, value) for value in row.values if row.fits(value, n_rows)]
+
+
+def choose_conditions(setting: str, n_rows: int, asked: Sequence[float] | None = None) -> list[Condition]:
+    """The conditions asked for by value, or all.
+
+    Raises UserError for a value that the setting does not have.
+    """
+    every = conditions(setting, n_rows)
+    if not asked:
+        return every
+    possible = get_setting(setting).values
+    for value in asked:
+        if not any(math.isclose(value, other, abs_tol=1e-9) for other in possible):
+            allowed = ", ".join(f"{other:g}" for other in possible)
+            allowed = allowed or "none: this setting has one condition"
+            raise UserError(f"--conditions {value:g} is no condition of {setting}; allowed: {allowed}")
+    return [c for c in every if any(math.isclose(c.value or 0, v, abs_tol=1e-9) for v in asked)]
+
+
 def n_test_rows(condition: Condition, n_rows: int) -> int | None:
-    """Test rows of a condition for a balanced dataset of ``n_rows`` rows; None in OOD, where the OOD file says."""
-    setting = condition.setting
-    if setting == "OOD":
-        return None
-    if setting == "class_imbalance":
-        largest = int(n_rows / 2 / 0.95)
-        return max(MIN_TEST, largest - min(largest - MIN_TEST, MAX_TRAIN) - 1)
-    num_train = int(condition.value or 0) if setting == "scarcity" else min(n_rows - MIN_TEST, MAX_TRAIN)
-    return n_rows - num_train - 1
+    """Test rows of a condition for a balanced dataset of ``n_rows`` rows; None where the OOD file
+    says."""
+    return get_setting(condition.setting).n_test(condition.value or 0, n_rows)
 
 
-def split(condition: Condition, labels: np.ndarray, seed: int = 42, ood_labels: np.ndarray | None = None) -> Split:
+def split(
+    condition: Condition,
+    labels: np.ndarray,
+    seed: int = SEED,
+    ood_labels: np.ndarray | None = None,
+) -> Split:
     """The rows of a condition for a dataset with these labels [n_rows].
 
     Raises UserError when the dataset is too small or too one-sided for the condition.
     """
-    setting, value = condition.setting, condition.value
-    if setting == "OOD":
-        if ood_labels is None:
-            raise ValueError("the OOD setting needs the labels of the OOD rows")
-        pool = labels[:OOD_TRAIN_ROWS]
-        num_train = min(MAX_TRAIN, 2 * int(min((pool == 1).sum(), (pool == 0).sum())))
-        train, _ = draw_rows(pool, num_train, 0, seed=seed)
-        return Split(train, np.arange(len(ood_labels)), pool[train], ood_labels)
-    if setting == "class_imbalance":
-        n_pos = int((labels == 1).sum())
-        largest = int(min((len(labels) - n_pos) / 0.95, n_pos / 0.95))
-        num_train = min(largest - MIN_TEST, MAX_TRAIN)
-        if num_train < 2:
-            raise UserError(f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for class_imbalance")
-        num_test = max(MIN_TEST, largest - num_train - 1)
-        train, test = draw_rows(labels, num_train, num_test, float(value or 0), seed)
-    elif setting == "scarcity":
-        num_train = int(value or 0)
-        num_test = _num_test(labels, num_train)
-        if num_test < 2:
-            raise UserError(f"{len(labels)} rows leave no balanced test set after {num_train} training rows")
-        train, test = draw_rows(labels, num_train, num_test, seed=seed)
-    else:
-        train, test = draw_rows(labels, *normal_sizes(labels), seed=seed)
-    y_train = labels[train]
-    if setting == "label_noise":
-        y_train = flip_labels(y_train, float(value or 0), seed)
-    return Split(train, test, y_train, labels[test])
-
-
-def flip_labels(y: np.ndarray, corrupt_frac: float, seed: int = 42) -> np.ndarray:
-    """A copy of y [n] with int(n * corrupt_frac) labels flipped, drawn without replacement."""
-    rows = np.random.RandomState(seed).choice(len(y), size=int(len(y) * corrupt_frac), replace=False)
-    flipped = y.copy()
-    flipped[rows] = 1 - flipped[rows]
-    return flipped
+    setting = get_setting(condition.setting)
+    drawn = setting.draw(labels, condition.value or 0, seed)
+    if not setting.shifted:
+        return drawn
+    if ood_labels is None:
+        raise ValueError(f"the {setting.name} setting needs the labels of the OOD rows")
+    return Split(drawn.train, np.arange(len(ood_labels)), drawn.y_train, ood_labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from utils.datasets import Dataset
-from utils.errors import UserError
+from utils.runtime.errors import UserError
 from utils.settings import Condition, split
 
 

@@ -21,6 +21,7 @@ import torch
 from conftest import MODEL
 from safetensors.numpy import save_file
 
+from utils.names import set_stem
 from utils.paths import Paths
 
 BAD, GOOD = "1_first", "2_second"
@@ -237,7 +238,7 @@ def deflated(content: bytes) -> bytes:
 
 def sparse() -> list[Case]:
     def path_of(paths: Paths, part: str = "X_train_sae") -> Path:
-        return paths.sae_activations(MODEL, "normal", BAD, SAE_ID, part)
+        return paths.sae_activations(MODEL, "normal", set_stem(BAD, SAE_ID), part)
 
     def tensor(make: Callable[[torch.Tensor], object], part: str = "X_train_sae") -> Callable[[Paths, Path], None]:
         def spoil(paths: Paths, _: Path) -> None:
@@ -621,7 +622,7 @@ def tars() -> list[Case]:
         info.size = 1 << 50
         return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
-    stage = "extract_data"
+    stage = "extract"
     name = f"{folder}.tar.gz"
     return [
         Case("an archive empty", stage, raw(lambda: b""), name),

@@ -54,7 +54,7 @@ def stages() -> list[Stage]:
     data = ("--datasets", *NAMES)
     probes = (*data, "--n_jobs", "2", "--setting")
     return [
-        Stage("extract_data", (), ("data/model_activations_gemma-2-9b",)),
+        Stage("published.extract", (), ("data/model_activations_gemma-2-9b",)),
         Stage("generate_model_activations", (*data, "--max_rows", "260"), ("data/model_activations_*L6-v2*",)),
         Stage("train_saes", ("--widths", "64", "--control_width", "64", "--k_active", "8", "--n_tokens", "8000"), ("data/saes",)),
         Stage("generate_sae_activations_optimized", data, ("data/sae_activations_*", "results/sae_checks*")),
@@ -67,7 +67,7 @@ def stages() -> list[Stage]:
 
 
 def flags_of(stage: Stage, root: Path) -> list[str]:
-    model = "gemma-2-9b" if stage.script == "extract_data" else MODEL
+    model = "gemma-2-9b" if stage.script == "published.extract" else MODEL
     return ["--model_name", model, *folder_flags(paths_below(root)), *stage.flags]
 
 

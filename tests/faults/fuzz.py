@@ -27,13 +27,20 @@ import atheris  # noqa: E402
 import numpy as np  # noqa: E402
 from safetensors.numpy import save  # noqa: E402
 
-READERS = ["utils.weight_files", "utils.pickles", "zipfile", "pickle", "json.decoder", "torch._weights_only_unpickler"]
+READERS = [
+    "utils.readers.weight_files",
+    "utils.readers.pickles",
+    "zipfile",
+    "pickle",
+    "json.decoder",
+    "torch._weights_only_unpickler",
+]
 with atheris.instrument_imports(include=READERS):
     import torch
 
-    from utils.errors import UserError
-    from utils.pickles import read_pickle
-    from utils.weight_files import stored_arrays
+    from utils.readers.pickles import read_pickle
+    from utils.readers.weight_files import stored_arrays
+    from utils.runtime.errors import UserError
 
 FORBIDDEN = ("exec", "compile", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "import", "marshal.", "open")
 MOST_READ = 1 << 20  # bytes of an array that a target reads

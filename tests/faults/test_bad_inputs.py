@@ -16,9 +16,9 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from utils.activations import write_activations
 from utils.cli import EXIT_BAD_INPUT
 from utils.datasets import load_dataset, load_ood
-from utils.errors import UserError
 from utils.paths import Paths
-from utils.runtime import peak_memory
+from utils.runtime.devices import peak_memory
+from utils.runtime.errors import UserError
 
 CASES = corpus()
 # `make test` takes the hostile ones and every third of the others, `make test-faults` all
@@ -53,7 +53,7 @@ STAGES = {
     "train_baselines OOD": ("train_baselines", MODEL, ["--method", "logreg", "--setting", "OOD", "--n_jobs", "1"]),
     "visualize": ("visualize", MODEL, []),
     "visualize gemma-2-9b": ("visualize", "gemma-2-9b", []),
-    "extract_data": ("extract_data", "gemma-2-9b", []),
+    "extract": ("published.extract", "gemma-2-9b", []),
 }
 
 

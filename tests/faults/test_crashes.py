@@ -16,8 +16,8 @@ import pytest
 from crashes import Harness, Kill, Tally, attack, build_inputs, child, clear, flags_of, outputs, stages, whole
 
 import train_baselines
-from utils.errors import UserError
-from utils.files import locked
+from utils.runtime.errors import UserError
+from utils.runtime.files import locked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills at exact points as Linux lets one make them")
 STAGES = {stage.script: stage for stage in stages()}
@@ -39,7 +39,7 @@ def world(harness) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["generate_sae_activations_optimized", "extract_data"])
+@pytest.mark.parametrize("name", ["generate_sae_activations_optimized", "published.extract"])
 def test_killed_runs_end_as_undisturbed_ones_do(harness, world, name):
     tally = Tally()
     attack(harness, STAGES[name], world, 4, random.Random(1), tally)
@@ -53,7 +53,7 @@ def test_a_killed_table_is_continued_to_the_same_rows(harness, world):
     assert not tally.problems
 
 
-@pytest.mark.parametrize("name", ["extract_data", "generate_sae_activations_optimized", "visualize"])
+@pytest.mark.parametrize("name", ["published.extract", "generate_sae_activations_optimized", "visualize"])
 @pytest.mark.parametrize("how", ["file size limit", "full disk"])
 def test_a_run_without_room_says_so_and_continues_once_there_is(harness, world, tmp_path, name, how):
     stage = STAGES[name]
@@ -94,7 +94,7 @@ def test_a_run_without_room_says_so_and_continues_once_there_is(harness, world, 
             subprocess.run(["umount", root], check=False)
 
 
-@pytest.mark.parametrize("name", ["extract_data", "generate_sae_activations_optimized", "train_baselines", "visualize"])
+@pytest.mark.parametrize("name", ["published.extract", "generate_sae_activations_optimized", "train_baselines", "visualize"])
 def test_a_folder_that_cannot_be_written_is_named(harness, world, tmp_path, name):
     stage = STAGES[name]
     root = harness.folder / f"closed_{name}"

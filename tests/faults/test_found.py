@@ -7,9 +7,9 @@ import resource
 
 import pytest
 
-from utils.errors import UserError
-from utils.pickles import read_pickle
-from utils.weight_files import stored_arrays
+from utils.readers.pickles import read_pickle
+from utils.readers.weight_files import stored_arrays
+from utils.runtime.errors import UserError
 
 FOUND = {
     "a zip of a version to come": (

@@ -14,7 +14,8 @@ from conftest import ROOT, clear_caches, folder_flags, write_texts
 from utils.activations import write_activations
 from utils.datasets import load_dataset
 from utils.models import LanguageModel, describe_model
-from utils.sae_store import SaeFiles, load_sparse
+from utils.readers.sparse_files import load_sparse
+from utils.saes.store import SaeFiles
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA as Linux keeps it")
 D_MODEL, D_SAE = 1024, 32_768  # 128 MiB of weights

@@ -1,0 +1,130 @@
+"""Benchmark of a whole study: all 113 datasets, all rows, two layers of the demo's model, stopped at random moments on the way.
+
+    python -m benchmarks.full_run
+    python -m benchmarks.full_run --work_dir /big/disk --no_stops
+
+Runs the stages as a user would, in a folder of their own. Each stage is killed once, with all its workers, at a random moment
+and started again with the same command; what that costs is in the wall time. The memory is that of all processes together
+(their proportional shares), read once a second. Prints what the README's benchmark section shows and writes it to
+full_run.json in --work_dir. Takes about an hour on 2 cores; what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from utils import cli
+from utils.datasets import list_datasets
+from utils.paths import Paths
+from utils.runtime.files import ROOT, write_json
+from utils.runtime.units import show_bytes
+
+MODEL = "all-MiniLM-L6-v2"
+LAYERS = ("2", "5")
+STOP_BETWEEN = (5.0, 60.0)  # seconds after the start of a stage, the first time
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--work_dir", type=Path, default=ROOT / "data" / "full_run", help="folder of all files of the run (4 GB)")
+    parser.add_argument("--no_stops", action="store_true", help="let every stage run undisturbed")
+    cli.add_seed(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    work: Path = args.work_dir.resolve()
+    paths = Paths(args.text_dir, work / "data", work / "results", work / "figures")
+    moments = random.Random(args.seed)
+    log = work / "full_run.json"
+    measured = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
+    for stage, commands in stages().items():
+        done = measured.setdefault(stage, {"seconds": 0.0, "peak_bytes": 0, "stops": 0})
+        for command in commands:
+            stop_after = moments.uniform(*STOP_BETWEEN)
+            if args.no_stops or done["stops"]:
+                stop_after = float("inf")
+            while True:
+                seconds, peak, status = run([*command, *cli.folder_flags(paths)], stop_after)
+                done["seconds"] += seconds
+                done["peak_bytes"] = max(done["peak_bytes"], peak)
+                if status is not None:
+                    break
+                done["stops"] += 1
+                print(f"-- killed after {stop_after:.0f} s; again", flush=True)
+                stop_after = float("inf")
+            if status:
+                print(f"error: {' '.join(command)} ended with {status}", file=sys.stderr)
+                return cli.EXIT_FAILED
+            write_json(log, measured)
+    seconds = sum(done["seconds"] for done in measured.values())
+    print(f"\n{len(list_datasets(paths))} datasets, all rows, layers {' and '.join(LAYERS)} of {MODEL}:")
+    for stage, done in measured.items():
+        print(f"  {stage:<28} {done['seconds']:6.0f} s  {show_bytes(done['peak_bytes']):>10}  stopped {done['stops']} times")
+    peak = max(done["peak_bytes"] for done in measured.values())
+    print(f"  {'together':<28} {seconds:6.0f} s  {show_bytes(peak):>10}")
+    return 0
+
+
+def stages() -> dict[str, list[list[str]]]:
+    """The commands of each stage, without folders."""
+    model = ["--model_name", MODEL]
+    train = ["train_saes.py", *model, "--widths", "4096", "--control_width", "4096", "--n_tokens", "150000"]
+    baselines, probes = ["train_baselines.py", *model], ["train_sae_probes.py", *model, "--controls", "pca_dims"]
+    settings = (["--setting", "normal"], ["--setting", "OOD"])
+    return {
+        "texts": [["fetch_data.py"]],
+        "model activations": [["generate_model_activations.py", *model, "--layers", *LAYERS]],
+        "SAEs (one a layer, a control)": [[*train, "--layers", layer] for layer in LAYERS],
+        "SAE activations": [["generate_sae_activations_optimized.py", *model, "--setting", "all"]],
+        "baselines": [[*baselines, *setting] for setting in settings],
+        "SAE probes": [[*probes, *setting] for setting in settings],
+        "comparison and figures": [["visualize.py", *model]],
+    }
+
+
+def run(command: list[str], stop_after: float) -> tuple[float, int, int | None]:
+    """(wall seconds, peak bytes of all its processes, exit status); status None where it was killed after ``stop_after``."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    started, peak = time.monotonic(), 0
+    process = psutil.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
+    try:
+        while True:
+            seconds = time.monotonic() - started
+            if seconds > stop_after:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return seconds, peak, None
+            peak = max(peak, memory_of(process))
+            with suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
+                return time.monotonic() - started, peak, process.wait(timeout=1)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes of memory of a process and its children, pages that they share counted once (Linux; elsewhere resident sizes)."""
+    total = 0
+    with suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                info = one.memory_full_info()
+                total += getattr(info, "pss", info.rss)
+    return total
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,64 @@
+"""What the benchmark scripts measured: handed on by a line of output, kept in docs/benchmarks.json, read by benchmarks.plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from utils.runtime.devices import default_n_jobs
+from utils.runtime.errors import UserError
+from utils.runtime.files import ROOT
+from utils.runtime.units import show_bytes
+
+MARK = "RESULT "
+KEPT = ROOT / "docs" / "benchmarks.json"
+
+
+def hand_on(**values: Any) -> None:
+    """Print measured values as the line that ``taken_from`` looks for."""
+    print(MARK + json.dumps(values), flush=True)
+
+
+def taken_from(output: str) -> dict[str, Any]:
+    """All values that a script handed on."""
+    values: dict[str, Any] = {}
+    for line in output.splitlines():
+        if line.startswith(MARK):
+            values.update(json.loads(line.removeprefix(MARK)))
+    return values
+
+
+def read_measurements(path: Path = KEPT) -> dict[str, Any]:
+    """The kept measurements.
+
+    Raises UserError when there are none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no measurements in {path} ({error}): run `make benchmark` after `make demo`") from error
+
+
+def machine() -> str:
+    """This machine in words: processor, cores that may be used, memory, GPU."""
+    import psutil
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        name = found.group(1).strip() if found else name
+    gpu = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "Apple GPU"
+        if torch.backends.mps.is_available()
+        else "no GPU"
+    )
+    memory = show_bytes(psutil.virtual_memory().total)
+    return f"{name}, {default_n_jobs()} of {os.cpu_count()} cores, {memory}, {gpu}, {platform.system()}"

@@ -1,0 +1,46 @@
+"""Controls for SAE probes: the same probe on k raw dimensions, or on k principal components, of the model activations.
+
+Both are chosen by the rule that chooses latents, so that what is left between them and an SAE probe is the SAE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from utils.activations import load_rows
+from utils.models import get_model
+from utils.names import Layer, hook_name, layer_folder
+from utils.paths import Paths
+from utils.probes.baselines import principal_components
+from utils.settings import Condition, Split, split
+
+CONTROLS = ("raw_dims", "pca_dims")
+
+
+def control_id(control: str, layer: Layer) -> str:
+    """What stands for the SAE's id in a result table: "layer_20/raw_dims"."""
+    return f"{layer_folder(layer)}/{control}"
+
+
+class ControlActivations:
+    """Rows of one dataset as a control sees them, in the form of ``sae_store.SaeActivations``.
+
+    Raises UserError when the model activations are missing, unreadable, or do not belong to the dataset's texts.
+    """
+
+    def __init__(self, paths: Paths, model_name: str, dataset: str, control: str, layer: Layer, ood: bool) -> None:
+        self.control = control
+        self.rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.rows.y
+
+    def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
+        """(X_train, X_test, split): [n, d_model], or [n, n_components] with the components of the training rows."""
+        rows_of = split(condition, self.rows.y, seed, ood_labels=self.rows.y_ood)
+        X_train, X_test = self.rows.X[rows_of.train], self.rows.X_test[rows_of.test]
+        if self.control == "pca_dims":
+            X_train, X_test = principal_components(X_train, X_test, min(X_train.shape))
+        return csr_array(X_train.astype(np.float32)), csr_array(X_test.astype(np.float32)), rows_of

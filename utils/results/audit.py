@@ -1,0 +1,200 @@
+"""What to distrust in a model's result tables, with the evidence: the known defects of the published ones, looked for in all."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pandas as pd
+
+from utils.datasets import dataset_size, list_datasets, load_dataset
+from utils.paths import Paths
+from utils.probes.baselines import methods_of
+from utils.results.comparison import contenders, matched, of_protocol, protocols
+from utils.results.tidy import BASELINE, CONTROL, SAE, judge_ood, load_results
+from utils.runtime.errors import UserError
+from utils.settings import MIN_TEST, SETTINGS, conditions, get_setting, n_test_rows
+from utils.text_checks import check_texts, share_of_copies
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``weight``: "wrong" (do not use), "doubt" (know it) or "fine" (looked for, not found); ``about``: which table."""
+
+    weight: str
+    about: str
+    what: str
+
+
+def audit(paths: Paths, model_name: str) -> list[Finding]:
+    """All findings on a model's tables, the worst first; a table that cannot be read is one."""
+    failures: list[str] = []
+    tidy, remarks = load_results(paths, model_name, failures=failures)
+    # what is said of OOD tables is found again below, with its weight
+    found = [Finding("doubt", "tables", remark) for remark in remarks if "out of distribution" not in remark]
+    found += [Finding("wrong", "tables", failure) for failure in failures]
+    with suppress(UserError):  # its table is among the failures
+        found += _ood(paths, model_name)
+    found += _copies(paths, tidy)
+    for setting in SETTINGS:
+        rows = tidy[tidy["setting"] == setting]
+        if len(rows):
+            for protocol in protocols(rows):
+                several = f"{setting}, {protocol} protocol" if len(protocols(rows)) > 1 else setting
+                found += _unmatched(several, of_protocol(rows, protocol))
+            found += _mixed(setting, rows)
+            found += _missing(paths, setting, rows)
+            found += _small_tests(paths, setting, rows)
+            found += _solvers(setting, rows)
+    order = {"wrong": 0, "doubt": 1, "fine": 2}
+    return sorted(found, key=lambda finding: order[finding.weight])
+
+
+def _ood(paths: Paths, model_name: str) -> list[Finding]:
+    path, table, judgement = judge_ood(paths, model_name)
+    if path is None:
+        return []
+    about = f"{path.parent.name}/{path.name}"
+    if judgement is None:
+        return [Finding("fine", about, f"its {len(table)} rows say how many OOD rows they tested")]
+    if judgement.inside:
+        return [Finding("wrong", about, f"not out of distribution: {judgement.evidence}")]
+    return [
+        Finding("doubt", about, f"does not say which rows it tested; by its numbers out of distribution: {judgement.evidence}")
+    ]
+
+
+def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    picks = contenders(rows)
+    if not {"quiver_baselines", "sae_only"} <= set(picks):
+        return []
+    baselines, probes = picks["quiver_baselines"], picks["sae_only"]
+    both = matched({"baselines": baselines, "probes": probes})
+    n_matched = len(both["probes"])
+    lone = {"baselines": len(baselines) - n_matched, "SAE probes": len(probes) - n_matched}
+    if not any(lone.values()):
+        return [Finding("fine", setting, f"baselines and SAE probes have the same {n_matched} datasets and conditions")]
+    elsewhere = int((~baselines["layer"].isin(set(probes["layer"]))).sum())
+    parts = [f"{n} have {side} only" for side, n in lone.items() if n]
+    why = f", {elsewhere} of them at layers without an SAE" if elsewhere else ""
+    gap = both["probes"]["test_auc"].mean() - both["baselines"]["test_auc"].mean()
+    careless = probes["test_auc"].mean() - baselines["test_auc"].mean()
+    return [
+        Finding("doubt", setting, f"{n_matched} decisions match, {' and '.join(parts)}{why}: SAE probes less best baseline is "
+                f"{gap:+.3f} over the matched ones (it would be {careless:+.3f} without matching)")
+    ]  # fmt: skip
+
+
+def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Probes of one SAE made in several ways: the pick takes the best of all by validation AUC."""
+    probes = rows[rows["kind"] == SAE]
+    kinds = {
+        column: sorted(probes[column].dropna().astype(str).unique())
+        for column in ("solver", "reg_type", "binarize", "latent_selection")
+    }
+    several = [f"{column} {' and '.join(values)}" for column, values in kinds.items() if len(values) > 1]
+    if not several:
+        return []
+    return [
+        Finding("doubt", setting, f"SAE probes of several kinds compete in one pick, which favours them: {'; '.join(several)}")
+    ]
+
+
+def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Rows that the other rows of the same setting lead one to expect: methods, datasets and conditions that some have."""
+    try:
+        sizes = {name: dataset_size(paths, name) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))}
+    except UserError:
+        return []
+    found = []
+    for kind, keys in ((BASELINE, ["layer", "method"]), (SAE, ["sae_id", "reg_type", "binarize", "protocol"])):
+        of_kind = rows[rows["kind"] == kind]
+        known = {_label(c) for c in of_kind["condition"]}
+        n_ks = len([k for k in get_setting(setting).ks if k in set(of_kind["k"])]) or 1
+        expected = {
+            (name, label)
+            for name in sizes
+            if name in set(of_kind["dataset"])
+            for label in (_label("all" if c.label is None else c.label) for c in conditions(setting, sizes[name]))
+            if label in known
+        }
+        for values, group in of_kind.groupby(keys, dropna=False):
+            there = set(zip(group["dataset"], map(_label, group["condition"])))
+            lacking = [f"{name} at {label}" for name, label in sorted(expected - there)]
+            n_rows, n_wanted = len(group.dropna(subset=["k"])), len(there) * n_ks
+            if kind == SAE and 0 < n_rows < n_wanted:
+                lacking.append(f"{n_wanted - n_rows} of {n_wanted} values of k")
+            if lacking:
+                name = " ".join(str(value) for value in values)
+                more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+                what = f"{len(lacking)} of {len(expected)} rows are missing: {', '.join(lacking[:3])}{more}"
+                found.append(Finding("doubt", f"{setting}, {name}", what))
+        if kind == BASELINE:
+            for layer, group in of_kind.groupby("layer", sort=False):
+                absent = [m for m in methods_of(setting) if m not in set(group["method"])]
+                if absent:
+                    what = f"{' and '.join(absent)} of the paper's baselines are absent: the best baseline is the best of fewer"
+                    found.append(Finding("doubt", f"{setting}, layer {layer}", what))
+    return found
+
+
+def _label(condition: object) -> str:
+    """One text for a condition's value, whatever its type in a table."""
+    return "all" if condition == "all" else f"{float(str(condition)):g}"
+
+
+def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
+    """Test rows whose very text is among the training rows: a probe that only remembers is right on them."""
+    try:
+        checks = [check_texts(load_dataset(paths, name)) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))]
+    except UserError:
+        return []  # no texts, or not all of them
+    many, mean = share_of_copies(checks) if checks else (0, 0.0)
+    if not many:
+        return []
+    worst = max(checks, key=lambda check: check.seen)
+    return [
+        Finding("doubt", "texts", f"in {many} of {len(checks)} datasets a tenth or more of the normal test rows are copies "
+                f"of training rows ({mean:.0%} on average; {worst.seen:.0%} in {worst.name}): `make check-datasets` lists them")
+    ]  # fmt: skip
+
+
+def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Conditions tested on fewer than 100 rows: by the table where it says so, else by the paper's rule and the texts."""
+    told = rows.dropna(subset=["n_test"])
+    small = {(row.dataset, str(row.condition)): int(row.n_test) for row in told.itertuples() if row.n_test < MIN_TEST}
+    try:
+        known = set(list_datasets(paths))
+        for name in sorted(set(rows["dataset"]) & known) if not len(told) else ():
+            for condition in conditions(setting, dataset_size(paths, name)):
+                n_test = n_test_rows(condition, dataset_size(paths, name))
+                if n_test is not None and n_test < MIN_TEST:
+                    small[name, str(condition.label)] = n_test
+    except UserError as error:
+        return [Finding("doubt", setting, f"the sizes of test sets are not known: {error}")]
+    if not small:
+        return []
+    fewest = min(small, key=lambda key: small[key])
+    n_datasets = len({name for name, _ in small})
+    return [
+        Finding("doubt", setting, f"{len(small)} conditions of {n_datasets} datasets are tested on fewer than {MIN_TEST} rows; "
+                f"the fewest are {small[fewest]} ({fewest[0]})")
+    ]  # fmt: skip
+
+
+def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    probes = rows[rows["kind"].isin([SAE, CONTROL]) & (rows["reg_type"] == "l1")]
+    found = []
+    if len(probes):
+        untold = probes["converged"].isna() & (probes["solver"] == "saga")
+        if untold.any():
+            found.append(
+                Finding("doubt", setting, f"{int(untold.sum())} SAE probes were made with saga and 1,000 steps, which stops far "
+                        "from the optimum at weak penalties, and do not say whether they converged")
+            )  # fmt: skip
+    told = rows.dropna(subset=["converged"])
+    short = told[~told["converged"].astype(bool)]
+    if len(short):
+        by_method = ", ".join(f"{method} {n}" for method, n in short["method"].value_counts().items())
+        found.append(Finding("doubt", setting, f"{len(short)} of {len(told)} fits did not converge ({by_method})"))
+    return found

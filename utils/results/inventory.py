@@ -1,0 +1,185 @@
+"""What of a model's files and results is on disk, what is expected, and what is broken: by names, sizes and headers alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from utils.datasets import dataset_size, list_datasets, list_ood_datasets
+from utils.models import LanguageModel
+from utils.names import Layer, hook_name, named_width, set_stem
+from utils.paths import Paths
+from utils.probes.baselines import methods_of
+from utils.results.tidy import BASELINE, SAE, load_results
+from utils.runtime.errors import UserError
+from utils.runtime.units import short_number
+from utils.saes.catalog import list_sae_ids
+from utils.saes.store import condition_suffixes
+from utils.settings import NORMAL, SHIFTED, conditions, get_setting
+
+ZIP_START, ZIP_END, LEGACY_START = b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many are there of how many expected."""
+
+    done: int
+    expected: int
+
+    @property
+    def complete(self) -> bool:
+        return self.done >= self.expected > 0
+
+    def __str__(self) -> str:
+        return f"{self.done} of {self.expected}"
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.done + other.done, self.expected + other.expected)
+
+
+@dataclass
+class Inventory:
+    """Counts by setting. ``model_activations``, ``baselines``: {setting: Count}; of SAEs: {(setting, sae_id): Count}."""
+
+    sae_ids: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    model_activations: dict[str, Count] = field(default_factory=dict)
+    sae_activations: dict[tuple[str, str], Count] = field(default_factory=dict)
+    baselines: dict[str, Count] = field(default_factory=dict)
+    sae_probes: dict[tuple[str, str], Count] = field(default_factory=dict)
+    probed: set[str] = field(default_factory=set)  # settings with any SAE probes
+    only_in_tables: set[str] = field(default_factory=set)  # SAEs that are neither on disk nor the paper's for this model
+    unreadable: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def width_name(sae_id: str) -> str:
+    """How a table calls an SAE's width: "16k", "1m", or "other" where its id names none."""
+    width = named_width(sae_id)
+    return "other" if width is None else short_number(width).lower()
+
+
+def file_names(folder: Path) -> dict[str, int]:
+    """{name: bytes} of the files in a folder; empty when it is not there."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def is_whole_tensor_file(path: Path, n_bytes: int) -> bool:
+    """Whether a .pt file begins and ends as torch writes them; what lies between is not read."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(max(0, n_bytes - 22))
+        end = file.read(22)
+    return (start == ZIP_START and end[:4] == ZIP_END) or start[:2] == LEGACY_START
+
+
+def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...]) -> Inventory:
+    """Count everything of a model for these settings.
+
+    Raises UserError when the text datasets, from which the expected numbers come, are missing.
+    """
+    found = Inventory()
+    for name in list_datasets(paths):
+        try:
+            found.sizes[name] = dataset_size(paths, name)
+        except UserError as error:
+            found.unreadable.append(str(error))
+    ood = [name for name in list_ood_datasets(paths) if name in found.sizes]
+    tables, found.remarks = load_results(paths, info.name, settings, found.unreadable)
+    probes = tables[tables["kind"] == SAE]
+    found.probed = set(probes["setting"])
+    at_hand = [*info.sae_ids, *list_sae_ids(paths.saes(info.name))]
+    named = [*at_hand, *probes["sae_id"].dropna().unique().tolist()]
+    found.only_in_tables = set(named) - set(at_hand)
+    # "published" stands for the unnamed SAE of the paper's OOD table
+    found.sae_ids = [sae_id for sae_id in dict.fromkeys(named) if sae_id != "published"]
+    for setting in settings:
+        names = ood if get_setting(setting).shifted else list(found.sizes)
+        found.model_activations[setting] = _model_activations(paths, info, setting, names, found)
+        _sae_activations(paths, info, setting, names, found)
+        _results(info, setting, names, tables[tables["setting"] == setting], found)
+    return found
+
+
+def _model_activations(paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory) -> Count:
+    layers: tuple[Layer, ...] = info.layers_of(get_setting(setting))
+    done = expected = 0
+    for ood in (False, True) if get_setting(setting).shifted else (False,):
+        folder = paths.model_activations_folder(info.name, ood)
+        there = file_names(folder)
+        for name in names:
+            for layer in layers:
+                path = paths.model_activations(info.name, name, hook_name(layer), ood)
+                expected += 1
+                done += _is_good(path, there, found)
+    return Count(done, expected)
+
+
+def _sae_activations(paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory) -> None:
+    """Datasets whose rows of the setting can be had, SAE by SAE: from our files, the original scripts', or the OOD archives."""
+    folders = {s: file_names(paths.sae_activations_folder(info.name, s)) for s in {setting, NORMAL.name}}
+    row = get_setting(setting)
+    for sae_id in found.sae_ids:
+
+        def has(in_setting: str, dataset: str, part: str, suffix: str = "", sae_id: str = sae_id) -> bool:
+            path = paths.sae_activations(info.name, in_setting, set_stem(dataset, sae_id, suffix), part)
+            return _is_good(path, folders[in_setting], found)
+
+        done = 0
+        for name in names:
+            own = SHIFTED.name if row.shifted else NORMAL.name
+            split = all(has(own, name, part) for part in ("X_train_sae", "X_test_sae"))
+            if not row.exports:
+                done += split or (row.shifted and _in_archive(paths, info, name, sae_id))
+            elif split and has(NORMAL.name, name, "X_rest_sae"):
+                done += 1
+            else:
+                done += all(
+                    any(has(setting, name, "X_train_sae", suffix) for suffix in condition_suffixes(condition))
+                    for condition in conditions(setting, found.sizes[name])
+                )
+        found.sae_activations[setting, sae_id] = Count(done, len(names))
+
+
+def _in_archive(paths: Paths, info: LanguageModel, dataset: str, sae_id: str) -> bool:
+    """Whether the unpacked OOD archive of this SAE's width is there (the other archive is of the 131k SAE of the paper)."""
+    width = "_1m" if named_width(sae_id) == 1 << 20 else ""
+    return all(paths.published_ood_archive(info.name, dataset, ood, width).is_file() for ood in (False, True)) and (
+        bool(width) or named_width(sae_id) == 131_072
+    )
+
+
+def _is_good(path: Path, there: dict[str, int], found: Inventory) -> bool:
+    n_bytes = there.get(path.name)
+    if n_bytes is None:
+        return False
+    if is_whole_tensor_file(path, n_bytes):
+        return True
+    line = f"{path} is no whole tensor file ({n_bytes} bytes): delete it, and make or unpack it again"
+    if line not in found.unreadable:
+        found.unreadable.append(line)
+    return False
+
+
+def _results(info: LanguageModel, setting: str, names: list[str], rows: pd.DataFrame, found: Inventory) -> None:
+    n_conditions = {name: len(conditions(setting, found.sizes[name])) for name in names}
+    n_layers = len(info.layers_of(get_setting(setting)))
+    methods = methods_of(setting)
+    baselines = rows[(rows["kind"] == BASELINE) & rows["dataset"].isin(names)] if len(rows) else rows
+    key = ["dataset", "condition", "layer", "method"]
+    done = len(baselines.drop_duplicates(key)) if len(baselines) else 0
+    found.baselines[setting] = Count(done, sum(n_conditions.values()) * n_layers * len(methods))
+    ks = get_setting(setting).ks
+    for sae_id in found.sae_ids:
+        done = 0
+        if len(rows):
+            of_sae = rows[(rows["sae_id"] == sae_id) & rows["k"].isin(ks) & rows["dataset"].isin(names)]
+            done = len(of_sae.drop_duplicates(["dataset", "condition", "k"]))
+        found.sae_probes[setting, sae_id] = Count(done, sum(n_conditions.values()) * len(ks))

@@ -1,0 +1,215 @@
+"""Result tables: CSV files with the published columns first, appended to as rows arrive, and the state from which runs resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.datasets import check_columns
+from utils.runtime.errors import UserError, first_line
+from utils.runtime.files import atomic_path, locked
+from utils.settings import SHIFTED
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table at ``path``. ``columns``: the published ones, then ours. ``key``: the columns that tell rows apart, each with
+    the value that a published row, which lacks the column, stands for."""
+
+    path: Path
+    columns: tuple[str, ...]
+    key: dict[str, object]
+
+    def read(self) -> pd.DataFrame:
+        """All rows, key columns filled in; an empty frame when there is no table.
+
+        Raises UserError when the file is there and is no such table, or could not be written.
+        """
+        self._check_place()
+        if not self.path.is_file():
+            return pd.DataFrame(columns=list(self.columns))
+        table = read_table(self.path)
+        for column, default in self.key.items():
+            if column not in table.columns:
+                if default is None:
+                    raise UserError(f"{self.path} lacks the column {column}; it has {', '.join(table.columns)}")
+                table[column] = default
+            elif default is not None:
+                table[column] = table[column].astype(object).where(table[column].notna(), default).infer_objects()
+        return table
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Only this run writes the table until the block ends. Raises UserError when another does, or it cannot be written."""
+        return locked(self.path.parent, self.path.name)
+
+    def done(self) -> set[tuple]:
+        """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut off first."""
+        if self.path.is_file():
+            self._mend_last_line()
+        table = self.read()
+        return {self.key_of(row) for row in table[list(self.key)].to_dict("records")}
+
+    def key_of(self, row: dict) -> tuple:
+        """A row's key, with fractions rounded as tables do and numbers and their text alike."""
+        return tuple(_plain(row.get(column, default)) for column, default in self.key.items())
+
+    def append(self, rows: Iterable[dict], replacing: bool = False) -> None:
+        """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which the next start mends.
+
+        ``replacing``: rows of the same keys that are there already go, now that their successors are known.
+        """
+        rows = list(rows)
+        if not rows:
+            return
+        if replacing:
+            self._remove({self.key_of(row) for row in rows})
+        header, there = self._cells()
+        missing = [column for column in self.columns if column not in header]
+        if missing:  # a new table, or a published one, which gets our columns once
+            header += missing
+            self._rewrite(header, [*there, *rows])
+            return
+        text = as_csv(header, rows)
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check_place(self) -> None:
+        folder = self.path.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or (self.path.exists() and not self.path.is_file()):
+            raise UserError(f"{self.path} cannot be written: {folder} must be a folder that you may write to")
+
+    def _remove(self, keys: set[tuple]) -> None:
+        header, rows = self._cells()
+        kept = [row for row in rows if self.key_of(row) not in keys]
+        if len(kept) < len(rows):
+            self._rewrite(header, kept)
+
+    def finish(self) -> None:
+        """Put the rows in the order of their keys, so that the table is the same whatever order they were made in."""
+        header, rows = self._cells()
+        ordered = sorted(rows, key=lambda row: [_sortable(value) for value in self.key_of(row)])
+        if ordered != rows:
+            self._rewrite(header, ordered)
+
+    def _cells(self) -> tuple[list[str], list[dict]]:
+        """(header, rows without their empty cells) as they are written: a number read and written again could change its form."""
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            return [], []
+        with open(self.path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [{name: cell for name, cell in row.items() if cell} for row in reader]
+            return list(reader.fieldnames or []), rows
+
+    def _rewrite(self, header: list[str], rows: list[dict]) -> None:
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(as_csv(header, rows, with_header=True), encoding="utf-8", newline="")
+
+    def _mend_last_line(self) -> None:
+        """Cut off a last line that was not written to its end."""
+        with open(self.path, "rb+") as file:
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                end = content.rfind(b"\n") + 1
+                if end > 0:
+                    print(f"{self.path.name}: the last line was torn; it is made again")
+                    file.truncate(end)
+
+
+def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -> str:
+    """Rows as lines of a table; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=header, extrasaction="ignore", lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows({name: value for name, value in row.items() if value is not None} for row in rows)
+    return text.getvalue()
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a table's last line was not written to its end."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return size > 0 and file.read(1) != b"\n"
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV with full float precision; of a torn one, the whole lines.
+
+    Raises UserError when it cannot be read as one.
+    """
+    try:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            content = content[: content.rfind(b"\n") + 1] or content
+        check_columns(content)
+        # pandas 3 reads every digit by itself, and deprecates being asked to
+        options = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+        return pd.read_csv(io.BytesIO(content), **options)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it") from error
+
+
+def _plain(value: object) -> object:
+    """One form for a key's value: fractions to four places, whole floats as integers, booleans as text."""
+    if isinstance(value, bool) or str(value) in ("True", "False"):
+        return str(value)
+    try:
+        number = float(str(value))
+    except ValueError:
+        return str(value)
+    if number != number:
+        return ""
+    return int(number) if number == int(number) else round(number, 4)
+
+
+def _sortable(value: object) -> tuple:
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+PUBLISHED = "published"
+SAE_PROBE_COLUMNS = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "dataset", "layer", "sae_id", "reg_type", "binarize")
+SAE_PROBE_EXTRAS = (
+    "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
+    "converged", "n_train", "n_test", "n_tied_at_cut", "latents",
+)  # fmt: skip
+BASELINE_COLUMNS = ("dataset", "method")
+BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")
+BASELINE_EXTRAS = ("layer", "seed", "C", "converged", "n_train", "n_test")
+
+
+def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:
+    """The table of SAE probes of a setting; ``condition_column`` None for normal and OOD."""
+    varied = (condition_column,) if condition_column else ()
+    key: dict[str, object] = {"dataset": None, "sae_id": None, "k": None, "reg_type": None, "binarize": False}
+    key |= dict.fromkeys(varied)
+    key |= {"protocol": "paper", "latent_selection": "mean_diff_normalized", "solver": "saga", "seed": 42}
+    return ResultTable(path, (*SAE_PROBE_COLUMNS, *varied, *SAE_PROBE_EXTRAS), key)
+
+
+def seconds_table(table: ResultTable) -> ResultTable:
+    """Beside a result table, how long each row took. Not a column of it: its bytes must not change from run to run."""
+    return ResultTable(table.path.with_name(f"{table.path.stem}_seconds.csv"), (*table.key, "seconds"), table.key)
+
+
+def baseline_table(path: Path, condition_column: str | None, layer: object) -> ResultTable:
+    """The table of baselines of a setting; ``layer`` is what rows of a published table, which do not say, stand for."""
+    varied = (condition_column, "num_train") if condition_column == "ratio" else (condition_column,) if condition_column else ()
+    # the published OOD table names no method: its rows stand beside ours and are not ours
+    method = PUBLISHED if path.parent.name == SHIFTED.baseline_folder else None
+    key: dict[str, object] = {"dataset": None, "method": method, "layer": layer}
+    if condition_column:
+        key[condition_column] = None
+    key["seed"] = 42
+    return ResultTable(path, (*BASELINE_COLUMNS, *varied, *BASELINE_SCORES, *BASELINE_EXTRAS), key)

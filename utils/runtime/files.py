@@ -1,0 +1,136 @@
+"""Files written whole or not at all, and places that only one run writes to at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from utils.runtime.errors import UserError
+from utils.runtime.units import show_bytes
+
+ROOT = Path(__file__).resolve().parents[2]  # of this checkout
+HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
+# of this host; those of others cannot be judged from here
+TEMPORARY = re.compile(rf"\..+\.{HOST}\.(\d+)\.tmp")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to.
+
+    Renamed to ``path`` when the block ends well, removed otherwise.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say where
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As ``atomic_path`` for a whole folder; one that was there goes when the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Hidden, beside ``path``, and of this process alone on all machines that share the folder."""
+    return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        text = json.dumps(content, indent=2, sort_keys=True, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def require_disk(folder: Path, n_bytes: int) -> None:
+    """Raise UserError when the disk of ``folder`` has not room for ``n_bytes`` more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise UserError(f"{show_bytes(n_bytes)} are to be written to {folder} and {show_bytes(free)} are free: make room first")
+
+
+@contextmanager
+def locked(folder: Path, *names: str, wait: float = 0.0, also: Path | None = None) -> Iterator[None]:
+    """Only this run writes these names in ``folder`` until the block ends.
+
+    Others get one line that says whose it is. The operating system lets go of the lock of a run
+    that was killed. That it was is seen by what it left, its unfinished files, which are removed.
+    ``wait``: seconds to wait for another run, for short work. ``also``: another folder that runs
+    with this lock write to.
+
+    Raises UserError when another run holds it, or the folder cannot be written to.
+    """
+    with ExitStack() as held:
+        killed = False
+        for name in sorted(names):
+            owner = folder / ".locks" / f"{name.replace('/', '_')}.owner"
+            try:
+                owner.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(f"{owner}.lock", timeout=wait))
+                killed |= owner.exists()
+                _write_owner(owner)
+            except Timeout:
+                raise UserError(f"{folder / name} is being written by {_read_owner(owner)}: wait for it, or stop it") from None
+            except OSError as error:
+                raise UserError(
+                    f"{folder} cannot be written ({error.strerror}): it must be a folder that you may write to"
+                ) from error
+            held.callback(owner.unlink, missing_ok=True)
+        if killed:
+            remove_unfinished(folder.rglob(".*.tmp"))
+            remove_unfinished(also.glob(".*.tmp") if also else ())
+        yield
+
+
+def remove_unfinished(temporary: Iterable[Path]) -> None:
+    """Remove those of the temporary files and folders that are of runs of this machine that are no more."""
+    for path in list(temporary):
+        name = TEMPORARY.fullmatch(path.name)
+        if name and not psutil.pid_exists(int(name.group(1))):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _write_owner(path: Path) -> None:
+    """Not through ``atomic_path``: it is read only to tell people."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    owner = {"process": os.getpid(), "host": HOST, "since": since, "command": shlex.join(sys.argv)}
+    path.write_text(json.dumps(owner), encoding="utf-8")
+
+
+def _read_owner(path: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return "process {process} on {host} since {since} ({command})".format(**owner)
+    return "another run"

@@ -1,0 +1,123 @@
+"""Which SAEs there are: on disk, of a model, on the hub; opening one by its id."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from utils.models import LanguageModel, get_model
+from utils.names import Layer, layer_order, sae_layer
+from utils.paths import Paths
+from utils.runtime.errors import UserError, unknown_name
+from utils.saes.encoder import Encoder, read_json
+from utils.saes.formats import FORMATS, format_of, through_sae_lens
+
+
+def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
+    """The folder of an SAE on disk, in any format; None when there is none."""
+    folder = sae_dir / sae_id
+    return folder if format_of(folder) else None
+
+
+def list_sae_ids(sae_dir: Path) -> list[str]:
+    """Ids of the SAEs below a folder, in name order."""
+    if not sae_dir.is_dir():
+        return []
+    found = {path.parent for known in FORMATS for path in sae_dir.rglob(known.marker)}
+    for folder in found:
+        if not folder.name.isprintable():
+            raise UserError(f"{str(folder)!a} has a name that is no text: rename it")
+    return sorted(
+        folder.relative_to(sae_dir).as_posix()
+        for folder in found
+        if not any(part.startswith(".") for part in folder.relative_to(sae_dir).parts)
+    )
+
+
+def choose_saes(
+    paths: Paths, info: LanguageModel, asked: list[str] | None, sae_dir: Path | None, layers: list[Layer] | None
+) -> dict[str, Layer]:
+    """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of ``layers`` where given.
+
+    Raises UserError when there are none.
+    """
+    folder = sae_dir or paths.saes(info.name)
+    sae_ids = list(dict.fromkeys(asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
+    if not sae_ids:
+        raise UserError(f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id")
+    found = {}
+    for sae_id in sae_ids:
+        layer = sae_layer(sae_id)
+        found[sae_id] = info.probe_layer if layer is None else layer
+    chosen = {sae_id: layer for sae_id, layer in found.items() if not layers or layer in layers}
+    if not chosen:
+        raise UserError(
+            f"no SAE reads the layers {layers}; those there are at layers {sorted(set(found.values()), key=layer_order)}"
+        )
+    return chosen
+
+
+def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = None, release: str | None = None) -> Encoder:
+    """The encoder of an SAE by its id: from ``sae_dir``, else from a release on the hub (default: the model's own).
+
+    Raises UserError when it is nowhere to be had or is of a kind that cannot be read.
+    """
+    sae_dir = sae_dir or paths.saes(model_name)
+    folder = find_sae_folder(sae_dir, sae_id)
+    if folder is None:
+        release = release or get_model(model_name, paths).sae_release
+        folder = _from_hub(release, sae_id, sae_dir)
+    known = format_of(folder)
+    if known is None:  # of the hub, in a form that only SAELens reads
+        return through_sae_lens(sae_id, release=str(release))
+    return known.open(folder, sae_id)
+
+
+def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:
+    """Download an SAE's files into the hub's cache and return their folder."""
+    listed = list_sae_ids(sae_dir)
+    here = f"SAEs there: {', '.join(listed[:6])}" if listed else "there are no SAEs there"
+    nowhere = f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here})"
+    if release is None:
+        raise UserError(f"{nowhere}; it needs {' or '.join(known.needs for known in FORMATS)}")
+    from huggingface_hub import snapshot_download
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        raise unknown_name("SAE release", release, directory)
+    entry = directory[release]
+    if sae_id not in entry.saes_map:
+        raise UserError(f"{nowhere}, and release {release} has none of that name: {unknown_name('SAE', sae_id, entry.saes_map)}")
+    subfolder = entry.saes_map[sae_id]
+    try:
+        return Path(snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])) / subfolder
+    except Exception as error:  # offline, gated, missing: the hub client has an error of its own for each
+        raise UserError(
+            f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online, "
+            f"`hf download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches it"
+        ) from error
+
+
+def is_control(folder: Path) -> bool:
+    """Whether the SAE in a folder says that its weights were never trained."""
+    try:
+        metadata = read_json(folder / "cfg.json").get("metadata")
+    except UserError:  # no SAELens folder, or a broken one: the probes do not need it
+        return False
+    return isinstance(metadata, dict) and metadata.get("control") == "random"
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names, sizes and samples of an SAE's files: changes when the SAE does, and costs no full reading."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix in (".json", ".npz", ".safetensors", ".pt") and p.name != "training.json"
+    ):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with open(path, "rb") as file:
+            for i in range(64):  # 64 samples of 4 kB, the whole of a small file
+                file.seek(size * i // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""The original order of work, and the files it leaves.
+
+Our yardstick, and food for the original scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from utils.activations import load_rows
+from utils.models import LanguageModel
+from utils.names import Layer, hook_name, set_stem
+from utils.paths import Paths
+from utils.readers.pt_files import save_tensor
+from utils.readers.weight_files import stored_arrays
+from utils.saes.encoder import Encoder
+from utils.saes.store import condition_suffixes
+from utils.settings import Condition, Split, conditions, get_setting, split
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_ROWS = 128
+
+
+def write_original_split(
+    paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, X: tuple[csr_array, csr_array], of: Split
+) -> int:
+    """Write a condition's files as the original scripts do (coalesced COO, 20 bytes a nonzero); the bytes written."""
+    import torch
+
+    n_bytes = 0
+    (suffix, *_) = condition_suffixes(condition)
+    stem = set_stem(dataset, sae_id, suffix)
+    for part, rows in zip(("X_train_sae", "X_test_sae"), X):
+        path = paths.sae_activations(model_name, condition.setting, stem, part)
+        coo = rows.tocoo()
+        indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+        tensor = torch.sparse_coo_tensor(
+            indices, torch.from_numpy(coo.data), coo.shape, check_invariants=False, is_coalesced=True
+        )
+        save_tensor(path, tensor)
+        n_bytes += path.stat().st_size
+    for part, labels in (("y_train", of.y_train), ("y_test", of.y_test)):
+        path = paths.sae_activations(model_name, condition.setting, stem, part)
+        save_tensor(path, torch.tensor(labels))
+    return n_bytes
+
+
+def whole_sae(encoder: Encoder, device: torch.device) -> Any:
+    """SAELens's object with all weights, decoder included: what the original scripts load. For comparison only."""
+    if encoder.load is not None:
+        return encoder.load(device)
+    import torch
+    from sae_lens import SAE
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+
+    assert encoder.W_enc is not None
+    if encoder.W_enc.path.suffix != ".npz":
+        return SAE.load_from_disk(encoder.W_enc.path.parent, device=str(device), dtype="float32")
+    arrays = stored_arrays(encoder.W_enc.path)
+    state = {name: torch.tensor(arrays[name].read()) for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")}
+    cfg = JumpReLUSAEConfig(d_in=encoder.d_model, d_sae=encoder.d_sae, apply_b_dec_to_input=False, device="meta")
+    sae = JumpReLUSAE(cfg)
+    sae.load_state_dict(state, assign=True)
+    return sae.to(device)
+
+
+def encode_original(
+    paths: Paths, info: LanguageModel, dataset: str, layer: Layer, setting: str, sae: Any
+) -> Iterable[tuple[Condition, tuple[csr_array, csr_array], Split]]:
+    """Each condition's (training, test) latents, encoded anew for it in dense batches of 128 rows."""
+    import torch
+
+    @torch.inference_mode()
+    def encode_dense(rows: np.ndarray) -> np.ndarray:
+        device = next(sae.parameters()).device
+        batches = torch.from_numpy(rows).split(BATCH_ROWS)
+        return torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy()
+
+    shifted = get_setting(setting).shifted
+    rows = load_rows(paths, info.name, dataset, hook_name(layer), shifted, info.d_model)
+    for condition in conditions(setting, len(rows.y)):
+        drawn = split(condition, rows.y, ood_labels=rows.y_ood)
+        pieces = (rows.X[drawn.train], rows.X_test[drawn.test])
+        train, test = (csr_array(encode_dense(piece)) for piece in pieces)
+        yield condition, (train, test), drawn

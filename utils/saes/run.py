@@ -1,0 +1,270 @@
+"""Carry out a plan of encoding: read files ahead, pass blocks and rows through the device, write sets of files whole."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from utils.activations import ModelRows, load_rows
+from utils.models import LanguageModel
+from utils.names import hook_name
+from utils.paths import Paths
+from utils.readers.sparse_files import SparseRows, to_csr
+from utils.runtime.errors import UserError
+from utils.runtime.files import temporary_name
+from utils.saes.encode import (
+    EncoderBlock,
+    PartialRows,
+    add_block,
+    block_starts,
+    check_device,
+    concatenate,
+    new_partials,
+    read_block,
+    rows_per_product,
+)
+from utils.saes.encoder import Encoder
+from utils.saes.plan import Job, Work
+from utils.saes.store import SaeFiles, made_from, rest_rows
+from utils.settings import NORMAL, SHIFTED, Condition, split
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass
+class Tally:
+    """What the closing table shows of an SAE."""
+
+    rows: int = 0
+    nonzeros: int = 0
+    seconds: float = 0.0
+    fired: np.ndarray | None = None
+
+
+@dataclass
+class Loaded:
+    """A job with its activations and labels."""
+
+    job: Job
+    rows: ModelRows
+
+    def pieces(self) -> list[np.ndarray]:
+        return [self.rows.X] if self.rows.X_ood is None else [self.rows.X, self.rows.X_ood]
+
+
+def ahead(read: Callable[[S], T], items: Iterable[S]) -> Iterator[tuple[S, T | UserError]]:
+    """(item, read(item)) for each item; the next one is read in a thread while the caller works. A UserError is yielded."""
+
+    def attempt(item: S) -> T | UserError:
+        try:
+            return read(item)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = None
+        for item in items:
+            following = (item, reader.submit(attempt, item))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+class EncodingRun:
+    """Encodes the works of a plan and tallies what it did."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        info: LanguageModel,
+        encoders: dict[str, Encoder],
+        device: torch.device,
+        batch_size: int,
+        sae_dir: Path | None = None,
+    ) -> None:
+        self.paths, self.info, self.encoders, self.device, self.sae_dir = paths, info, encoders, device, sae_dir
+        self.n_product = rows_per_product(device, batch_size)
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self._trusted: set[str] = set()
+
+    def run(self, work: Work, bar: Any) -> list[str]:
+        """Do one work; a line for each file that failed."""
+        import torch
+
+        started = time.monotonic()
+        before = {i: self.tallies[i].seconds for i in work.sae_ids}
+        failures = {"resident": self._resident, "rows": self._rows, "blocks": self._blocks}[work.order](work, bar)
+        # reading and loading count: the time that products did not take is shared among the SAEs
+        spent = sum(self.tallies[i].seconds - before[i] for i in work.sae_ids)
+        for sae_id in work.sae_ids:
+            self.tallies[sae_id].seconds += max(time.monotonic() - started - spent, 0.0) / len(work.sae_ids)
+        if self.device.type == "mps":
+            torch.mps.empty_cache()
+        return failures
+
+    def _read(self, job: Job) -> Loaded:
+        return Loaded(
+            job, load_rows(self.paths, self.info.name, job.dataset, hook_name(job.layer), bool(job.ood), self.info.d_model)
+        )
+
+    def _resident(self, work: Work, bar: Any) -> list[str]:
+        failures = []
+        blocks = {}
+        for sae_id in work.sae_ids:
+            encoder = self.encoders[sae_id]
+            try:
+                blocks[sae_id] = [read_block(encoder, *span, self.device) for span in block_starts(encoder, work.block)]
+            except UserError as error:  # of the weights: the other SAEs go on
+                failures.append(str(error))
+        for job, loaded in ahead(self._read, work.jobs):
+            if isinstance(loaded, UserError):
+                failures.append(str(loaded))
+                continue
+            for sae_id in (i for i in job.sae_ids if i in blocks):
+                started = time.monotonic()
+                partials = self._new_partials(sae_id, loaded)
+                for block in blocks[sae_id]:
+                    self._add(sae_id, block, loaded, partials, bar)
+                failures += self._finish(sae_id, loaded, partials)
+                self.tallies[sae_id].seconds += time.monotonic() - started
+        return failures
+
+    def _rows(self, work: Work, bar: Any) -> list[str]:
+        """Files in memory, the SAE's weights streamed past them once a chunk of files."""
+        (sae_id,) = work.sae_ids
+        encoder = self.encoders[sae_id]
+        failures = []
+        for chunk in work.chunks:
+            loaded = []
+            for _, found in ahead(self._read, chunk):
+                if isinstance(found, UserError):
+                    failures.append(str(found))
+                else:
+                    loaded.append(found)
+            partials = [self._new_partials(sae_id, one) for one in loaded]
+            for _, block in ahead(lambda span: read_block(encoder, *span, self.device), block_starts(encoder, work.block)):
+                if isinstance(block, UserError):
+                    return [*failures, str(block)]
+                for one, partial in zip(loaded, partials):
+                    self._add(sae_id, block, one, partial, bar)
+            while loaded:  # last to first, letting go of each
+                failures += self._finish(sae_id, loaded.pop(), partials.pop())
+        return failures
+
+    def _blocks(self, work: Work, bar: Any) -> list[str]:
+        """Blocks of weights in memory, all files streamed past each; nonzeros wait on disk for the last block."""
+        (sae_id,) = work.sae_ids
+        encoder = self.encoders[sae_id]
+        waiting = temporary_name(self.paths.sae_activations_root(self.info.name) / "waiting")
+        waiting.mkdir(parents=True, exist_ok=True)
+        failures: dict[str, str] = {}
+        try:
+            spans = block_starts(encoder, work.block)
+            passes = [spans[i : i + work.blocks_a_pass] for i in range(0, len(spans), work.blocks_a_pass)]
+            for number, of_pass in enumerate(passes):
+                try:
+                    blocks = [read_block(encoder, *span, self.device) for span in of_pass]
+                except UserError as error:
+                    return [*failures.values(), str(error)]
+                for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
+                    if isinstance(loaded, UserError):
+                        failures[job.dataset] = str(loaded)
+                        continue
+                    partials = self._new_partials(sae_id, loaded)
+                    for block in blocks:
+                        self._add(sae_id, block, loaded, partials, bar)
+                    _spill(waiting / f"{job.dataset}.{number}.npz", partials)
+                del blocks
+            said = list(failures.values())
+            for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
+                if isinstance(loaded, UserError):
+                    said.append(str(loaded))
+                    continue
+                partials = self._new_partials(sae_id, loaded)
+                for number in range(len(passes)):
+                    _unspill(waiting / f"{job.dataset}.{number}.npz", partials)
+                said += self._finish(sae_id, loaded, partials)
+        finally:
+            shutil.rmtree(waiting, ignore_errors=True)
+        return said
+
+    def _new_partials(self, sae_id: str, loaded: Loaded) -> list[list[PartialRows]]:
+        return [new_partials(self.encoders[sae_id], len(piece), self.n_product) for piece in loaded.pieces()]
+
+    def _add(self, sae_id: str, block: EncoderBlock, loaded: Loaded, partials: list[list[PartialRows]], bar: Any) -> None:
+        encoder = self.encoders[sae_id]
+        if sae_id not in self._trusted:
+            check_device(encoder, block, loaded.rows.X, self.device)
+            self._trusted.add(sae_id)
+        for piece, of_piece in zip(loaded.pieces(), partials):
+            add_block(encoder, block, piece, of_piece, self.device, self.n_product)
+            bar.update(len(piece) * len(block) / encoder.d_sae)
+
+    def _finish(self, sae_id: str, loaded: Loaded, partials: list[list[PartialRows]]) -> list[str]:
+        """Join the blocks' nonzeros and write the job's files; a line if that failed."""
+        encoded: list[SparseRows] = [concatenate([partial.finish() for partial in of_piece]) for of_piece in partials]
+        self._count(sae_id, encoded)
+        try:
+            self._write(sae_id, loaded, encoded)
+        except UserError as error:
+            return [f"{loaded.job.dataset}: {error}"]
+        return []
+
+    def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
+        job, encoder = loaded.job, self.encoders[sae_id]
+        d_sae = encoder.d_sae
+        sae = encoder.described()
+        rows = to_csr(encoded[0], d_sae)
+        labels = loaded.rows.y
+        if sae_id in job.normal:
+            of = split(Condition(NORMAL.name), labels)
+            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, NORMAL.name, self.sae_dir)
+            files = SaeFiles(self.paths, self.info.name, NORMAL.name, job.dataset, sae_id)
+            files.write(rows, of, rest_rows(of, len(labels)), None, made, sae)
+        if sae_id in job.ood and loaded.rows.y_ood is not None:
+            of = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
+            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, SHIFTED.name, self.sae_dir)
+            files = SaeFiles(self.paths, self.info.name, SHIFTED.name, job.dataset, sae_id)
+            files.write(rows, of, None, to_csr(encoded[1], d_sae), made, sae)
+
+    def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:
+        tally = self.tallies[sae_id]
+        if tally.fired is None:
+            tally.fired = np.zeros(self.encoders[sae_id].d_sae, dtype=bool)
+        for rows in encoded:
+            tally.rows += rows.n_rows
+            tally.nonzeros += len(rows.values)
+            tally.fired[rows.columns] = True
+
+
+def _spill(path: Path, partials: list[list[PartialRows]]) -> None:
+    """Put the nonzeros of a job's pieces away; ``_unspill`` takes them up again."""
+    arrays: dict[str, Any] = {}
+    for i, of_piece in enumerate(partials):
+        for j, partial in enumerate(of_piece):
+            arrays |= dict(zip((f"rows{i}_{j}", f"columns{i}_{j}", f"values{i}_{j}"), partial.joined()))
+    np.savez(path, **arrays)
+
+
+def _unspill(path: Path, partials: list[list[PartialRows]]) -> None:
+    import torch
+
+    with np.load(path, allow_pickle=False) as arrays:
+        for i, of_piece in enumerate(partials):
+            for j, partial in enumerate(of_piece):
+                rows, columns, values = (arrays[f"{name}{i}_{j}"] for name in ("rows", "columns", "values"))
+                partial.add((torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(values)))

@@ -1,0 +1,251 @@
+"""SAE activations on disk, sparse: one set of files a dataset and SAE, from which every condition takes its rows.
+
+``normal_setting/{stem}_X_train_sae.pt`` and ``_X_test_sae.pt`` hold the rows of the paper's normal split in the paper's
+order, ``_X_rest_sae.pt`` the rows that split leaves out, so that together they are the whole dataset once: scarcity, class
+imbalance and label noise only draw other rows from it. ``OOD_setting`` holds the OOD split. All are sparse CSR tensors of
+8 bytes a nonzero; ``torch.load(path, weights_only=True).to_dense().float()`` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_array, vstack
+
+from utils.activations import read_description
+from utils.names import Layer, hook_name, named_width, set_stem
+from utils.paths import Paths
+from utils.readers.pt_files import load_tensor, save_tensor
+from utils.readers.sparse_files import load_sparse, save_sparse
+from utils.runtime.errors import UserError
+from utils.runtime.files import write_json
+from utils.saes.catalog import find_sae_folder, fingerprint
+from utils.settings import NORMAL, SHIFTED, Condition, Split, get_setting, split
+
+X_PARTS = {
+    NORMAL.name: ("X_train_sae", "X_rest_sae", "X_test_sae"),
+    SHIFTED.name: ("X_train_sae", "X_test_sae"),
+}
+
+
+@dataclass(frozen=True)
+class SaeFiles:
+    """The files of one dataset and SAE in the normal or OOD setting."""
+
+    paths: Paths
+    model_name: str
+    setting: str
+    dataset: str
+    sae_id: str
+
+    def path(self, part: str) -> Path:
+        stem = set_stem(self.dataset, self.sae_id)
+        return self.paths.sae_activations(self.model_name, self.setting, stem, part)
+
+    @property
+    def description_path(self) -> Path:
+        return self.path("X").with_name(self.path("X").name.removesuffix("_X.pt") + ".json")
+
+    def description(self) -> dict:
+        """What the files were made from; {} where others made them or they are unfinished."""
+        try:
+            return json.loads(self.description_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+
+    def is_done(self, made_from: dict) -> bool:
+        """Whether all files are there and were made from this."""
+        parts = (*X_PARTS[self.setting], "y_train", "y_test")
+        made = {name: value for name, value in self.description().items() if name != "measured"}
+        if None in (made.get("sae"), made_from.get("sae")):  # an SAE of the hub is not on disk to compare with
+            made, made_from = ({**of, "sae": None} for of in (made, made_from))
+        return made == made_from and all(self.path(part).is_file() for part in parts)
+
+    def write(
+        self,
+        rows: csr_array,
+        condition_split: Split,
+        rest: np.ndarray | None,
+        ood_rows: csr_array | None,
+        made_from: dict,
+        sae: dict,
+    ) -> None:
+        """Write X and y of the split; the description comes last and says that the set is whole.
+
+        rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's test indexes; sae: the
+        encoder's shape.
+        """
+        import torch
+
+        self.description_path.unlink(missing_ok=True)
+        test_rows = rows if ood_rows is None else ood_rows
+        save_sparse(self.path("X_train_sae"), rows[condition_split.train])
+        save_sparse(self.path("X_test_sae"), test_rows[condition_split.test])
+        if rest is not None:
+            save_sparse(self.path("X_rest_sae"), rows[rest])
+        save_tensor(self.path("y_train"), torch.tensor(condition_split.y_train))
+        save_tensor(self.path("y_test"), torch.tensor(condition_split.y_test))
+        # of the OOD set its own rows: those of the dataset are counted in the normal set
+        measured = {**sae, "rows": test_rows.shape[0], "nonzeros": test_rows.nnz}
+        write_json(self.description_path, {**made_from, "measured": measured})
+
+
+def stored_checks(paths: Paths, model_name: str, sae_id: str, datasets: Iterable[str]) -> dict | None:
+    """An SAE's shape and the mean L0 over all rows whose latents are on disk; None where there are none of ours."""
+    checks: dict = {}
+    rows = nonzeros = 0
+    for setting, dataset in product(X_PARTS, datasets):
+        measured = SaeFiles(paths, model_name, setting, dataset, sae_id).description().get("measured")
+        if measured:
+            checks = measured
+            rows, nonzeros = rows + measured["rows"], nonzeros + measured["nonzeros"]
+    if not rows:
+        return None
+    return {**{k: v for k, v in checks.items() if k != "nonzeros"}, "rows": rows, "mean_l0": round(nonzeros / rows, 2)}
+
+
+def made_from(paths: Paths, model_name: str, dataset: str, layer: Layer, sae_id: str, setting: str, sae_dir: Path | None) -> dict:
+    """What SAE activations depend on, as their description records it: when it changes they are made again."""
+    made: dict = {"sae_id": sae_id, "model_name": model_name, "hook_name": hook_name(layer), "setting": setting}
+    for kind, ood in (("activations", False), ("ood_activations", True)):
+        if ood and not get_setting(setting).shifted:
+            continue
+        path = paths.model_activations(model_name, dataset, hook_name(layer), ood)
+        described = read_description(path)
+        if not ood:
+            made["n_rows"] = described.get("n_rows")
+        made[kind] = described.get("texts_sha256") or (path.stat().st_size if path.is_file() else None)
+    folder = find_sae_folder(sae_dir or paths.saes(model_name), sae_id)
+    made["sae"] = fingerprint(folder) if folder else None
+    return made
+
+
+def rest_rows(condition_split: Split, n_rows: int) -> np.ndarray:
+    """The rows that a split neither trains nor tests on, ascending."""
+    return np.setdiff1d(np.arange(n_rows), np.concatenate([condition_split.train, condition_split.test]))
+
+
+class SaeActivations:
+    """The latents of one dataset and SAE, from which every condition takes its rows.
+
+    Reads our own files, whose rows are the whole dataset once; the original scripts' files, one split a condition; and the
+    published OOD archives. Raises UserError when files are missing, unreadable, or do not belong to these labels.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        model_name: str,
+        dataset: str,
+        sae_id: str,
+        labels: np.ndarray,
+        ood_labels: np.ndarray | None,
+        remedy: str,
+    ) -> None:
+        self.paths, self.model_name, self.dataset, self.sae_id, self.remedy = paths, model_name, dataset, sae_id, remedy
+        self.normal = SaeFiles(paths, model_name, NORMAL.name, dataset, sae_id)
+        self.ood = SaeFiles(paths, model_name, SHIFTED.name, dataset, sae_id)
+        # only the first rows of a dataset may have activations
+        self.labels = labels[: self.normal.description().get("n_rows") or self.ood.description().get("n_rows") or len(labels)]
+        self.ood_labels = ood_labels
+        self._rows: csr_array | None = None
+
+    def rows(self) -> csr_array:
+        """Sparse [n_rows, d_sae] in dataset order, from our own files."""
+        if self._rows is None:
+            pieces = [load_sparse(self.normal.path(part), self.remedy) for part in ("X_train_sae", "X_test_sae", "X_rest_sae")]
+            if len({piece.shape[1] for piece in pieces}) != 1:
+                raise UserError(
+                    f"{self.normal.path('X_train_sae')} and its companions are of different SAEs: delete them, then {self.remedy}"
+                )
+            stacked = vstack(pieces, format="csr")
+            if stacked.shape[0] != len(self.labels):
+                raise UserError(
+                    f"{self.normal.path('X_train_sae')}: {stacked.shape[0]} rows, but {self.dataset} has {len(self.labels)} "
+                    f"texts: {self.remedy}"
+                )
+            normal = split(Condition(NORMAL.name), self.labels)
+            _check_labels(self.normal, normal, self.remedy)
+            order = np.empty(len(self.labels), dtype=np.int64)
+            order[np.concatenate([normal.train, normal.test, rest_rows(normal, len(self.labels))])] = np.arange(len(order))
+            self._rows = stacked[order]
+        return self._rows
+
+    def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
+        """(X_train, X_test, split) of a condition: sparse [n, d_sae] rows in the order of the split."""
+        rows_of = split(condition, self.labels, seed, ood_labels=self.ood_labels)
+        if get_setting(condition.setting).shifted:
+            return (*self._ood_rows(rows_of, seed), rows_of)
+        if self._rows is not None or self.normal.path("X_rest_sae").is_file():
+            rows = self.rows()
+            return rows[rows_of.train], rows[rows_of.test], rows_of
+        return (*self._original_split(condition, rows_of, seed), rows_of)
+
+    def _ood_rows(self, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
+        if self.ood.path("X_test_sae").is_file():
+            if seed == 42:
+                _check_labels(self.ood, rows_of, self.remedy)
+                train = load_sparse(self.ood.path("X_train_sae"), self.remedy)
+            else:
+                train = self.rows()[rows_of.train]
+            return train, load_sparse(self.ood.path("X_test_sae"), self.remedy)
+        width = named_width(self.sae_id)
+        suffix = "_1m" if width == 1 << 20 and self._archives("_1m")[0].is_file() else ""
+        archives = self._archives(suffix)
+        if not all(path.is_file() for path in archives):
+            raise UserError(f"no file {self.ood.path('X_test_sae')}: {self.remedy}")
+        inside, outside = (load_sparse(path, self.remedy) for path in archives)
+        if width is not None and inside.shape[1] != width:
+            raise UserError(
+                f"{archives[0]} has {inside.shape[1]} latents, not those of {self.sae_id}: unpack the archive of that SAE"
+            )
+        if outside.shape[0] != len(rows_of.y_test) or rows_of.train.max() >= inside.shape[0]:
+            raise UserError(f"{archives[1]} has other rows than the texts of {self.dataset}: {self.remedy}")
+        return inside[rows_of.train], outside
+
+    def _archives(self, width: str) -> list[Path]:
+        return [self.paths.published_ood_archive(self.model_name, self.dataset, ood, width) for ood in (False, True)]
+
+    def _original_split(self, condition: Condition, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
+        """The original scripts' files hold the paper's split and nothing else; label noise has the files of normal."""
+        setting = condition.setting if get_setting(condition.setting).exports else NORMAL.name
+        paths = [
+            self.paths.sae_activations(self.model_name, setting, set_stem(self.dataset, self.sae_id, suffix), "X_train_sae")
+            for suffix in condition_suffixes(condition)
+        ]
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            raise UserError(f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}")
+        if seed != 42:
+            raise UserError(f"{found} holds the rows of seed 42 only: {self.remedy}")
+        train = load_sparse(found, self.remedy)
+        test = load_sparse(found.with_name(found.name.replace("_X_train_sae", "_X_test_sae")), self.remedy)
+        if (train.shape[0], test.shape[0]) != (len(rows_of.train), len(rows_of.test)):
+            raise UserError(
+                f"{found} and its test file have {train.shape[0]} and {test.shape[0]} rows, the split has {len(rows_of.train)} "
+                f"and {len(rows_of.test)}: {self.remedy}"
+            )
+        return train, test
+
+
+def condition_suffixes(condition: Condition) -> list[str]:
+    """What the original scripts append to a file's stem for a condition, in both spellings of a fraction."""
+    if condition.setting == "scarcity":
+        return [f"_{condition.value}"]
+    if condition.setting == "class_imbalance":
+        return list(dict.fromkeys([f"_frac{condition.value}", f"_frac{condition.label}"]))
+    return [""]
+
+
+def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
+    import torch
+
+    for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
+        found = load_tensor(files.path(name), remedy)
+        if found.layout != torch.strided or found.is_complex() or not torch.equal(found.double(), torch.tensor(labels).double()):
+            raise UserError(f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it, then {remedy}")
