@@ -1,5 +1,5 @@
 # `make` lists the targets. Variables, on the command line or in the environment, reach every recipe:
-#   MODEL=gemma-2-9b  SETTING=normal  DEVICE=auto  LAYER="20"  DATASETS="96_spam_is 87_glue_cola"  N_JOBS=4
+#   MODEL=gemma-2-9b  SETTING=normal  DEVICE=auto  LAYERS="20"  DATASETS="96_spam_is 87_glue_cola"  N_JOBS=4
 #   SCHEDULER=tcp://host:8786   the workers of a Dask scheduler in place of processes (docs/cluster.md)
 #   ARGS="--overwrite"   further flags of the script that the target runs
 # The folders can be moved: DATA_DIR, TEXT_DIR, RESULTS_DIR, FIGURES_DIR.
@@ -15,6 +15,7 @@ MODEL ?= gemma-2-9b
 SETTING ?=
 DEVICE ?= auto
 LAYER ?=
+LAYERS ?= $(LAYER)
 DATASETS ?=
 N_JOBS ?=
 ARGS ?=
@@ -38,15 +39,19 @@ setting = $(if $(SETTING),--setting $(SETTING))
 scheduler = $(if $(SCHEDULER),--scheduler $(SCHEDULER))
 jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS)) $(scheduler)
 
+##@ Start
+
 .PHONY: help
 ## help: this list
 help:
-	@echo "make TARGET [MODEL=…] [SETTING=…] [DEVICE=…] [LAYER=…] [DATASETS=\"…\"] [N_JOBS=…] [ARGS=\"…\"]"
-	@echo
-	@sed -n 's/^## \([a-z-]*\): /\1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "  %-28s %s\n", $$1, $$2}'
+	@echo "make TARGET [MODEL=…] [SETTING=…] [DEVICE=…] [LAYERS=\"…\"] [DATASETS=\"…\"]"
+	@echo "            [N_JOBS=…] [SCHEDULER=…] [ARGS=\"flags of the script\"]"
+	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
+	  /^## [a-z-]+: /{split(substr($$0, 4), part, ": "); printf "  %-28s %s\n", part[1], part[2]}' \
+	  $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
-## setup: build .venv from requirements.txt under constraints.txt
+## setup: build .venv from requirements.txt
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt constraints.txt
@@ -57,32 +62,87 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@touch $@
 
 .PHONY: demo
-## demo: the main job end to end on real data: texts, activations, SAEs, probes, figures, report
+## demo: the main job, end to end, on real data
 demo: $(STAMP)
 	@RUN="$(RUN)" DEVICE="$(DEVICE)" JOBS="$(jobs)" FOLDERS="$(folders)" ./demo.sh
 
+.PHONY: test
+## test: the test suite (offline, under 5 minutes)
+test: $(STAMP)
+	$(RUN) -m pytest tests utils -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+
 .PHONY: fetch-data
-## fetch-data: download the 113 text datasets and the demo's language model
+## fetch-data: the 113 text datasets and the demo's model
 fetch-data: $(STAMP)
 	$(RUN) fetch_data.py $(folders) $(ARGS)
 
-.PHONY: check-datasets
-## check-datasets: are the texts fit to probe on: classes, repeated texts, test rows that are copies of training rows
-check-datasets: $(STAMP)
-	$(RUN) -m checks.datasets $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
+##@ Your SAE
 
-.PHONY: extract-data
-## extract-data: unpack the paper's archives of MODEL that lie in data/ or raw_text_datasets/
-extract-data: $(STAMP)
-	$(RUN) -m published.extract --model_name $(MODEL) $(folders) $(ARGS)
+.PHONY: generate-model-acts
+## generate-model-acts: texts to model activations
+generate-model-acts: $(STAMP)
+	$(RUN) generate_model_activations.py $(common) $(setting) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: train-saes
+## train-saes: train small SAEs and an untrained control
+train-saes: $(STAMP)
+	$(RUN) train_saes.py --model_name $(MODEL) $(folders) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: generate-sae-acts-optimized
+## generate-sae-acts-optimized: model activations to SAE activations
+generate-sae-acts-optimized: $(STAMP)
+	$(RUN) generate_sae_activations_optimized.py $(common) $(setting) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: train-baselines
+## train-baselines: baseline probes of SETTING (normal)
+train-baselines: $(STAMP)
+	$(RUN) train_baselines.py $(common) $(setting) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: train-sae-probes
+## train-sae-probes: probes on SAE latents of SETTING (normal)
+train-sae-probes: $(STAMP)
+	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: train-all
+## train-all: baselines, SAE probes, controls, all settings
+train-all: $(STAMP)
+	@status=0; \
+	$(RUN) train_baselines.py $(common) --setting all $(jobs) $(if $(LAYERS),--layers $(LAYERS)) || status=1; \
+	$(RUN) train_sae_probes.py $(common) --setting all $(jobs) $(if $(LAYERS),--layers $(LAYERS)) \
+	  --controls raw_dims pca_dims || status=1; \
+	exit $$status
+
+.PHONY: train-multi-token-probes
+## train-multi-token-probes: probes on all tokens of a text
+train-multi-token-probes: $(STAMP)
+	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: visualize
+## visualize: comparison, figures and report
+visualize: $(STAMP)
+	$(RUN) visualize.py $(common) $(setting) $(ARGS)
+
+##@ The paper's files
 
 .PHONY: fetch-published-results
-## fetch-published-results: the paper's result tables (ARGS="--from DIR": from a copy of its repository)
+## fetch-published-results: the paper's result tables
 fetch-published-results: $(STAMP)
 	$(RUN) -m published.fetch_results $(folders) $(ARGS)
 
+.PHONY: extract-data
+## extract-data: unpack the paper's archives of MODEL
+extract-data: $(STAMP)
+	$(RUN) -m published.extract --model_name $(MODEL) $(folders) $(ARGS)
+
+.PHONY: export-splits
+## export-splits: our SAE activations as the original files
+export-splits: $(STAMP)
+	$(RUN) -m published.export_splits $(common) $(setting) $(ARGS)
+
+##@ Checks
+
 .PHONY: status
-## status: what is there, what is missing and the command that makes it (ARGS="--output REPRODUCTION_STATUS.md")
+## status: what is there, what is missing, what makes it
 status: $(STAMP)
 	$(RUN) -m checks.status --model_name $(MODEL) $(folders) $(ARGS)
 
@@ -91,122 +151,27 @@ status: $(STAMP)
 audit: $(STAMP)
 	$(RUN) -m checks.audit --model_name $(MODEL) $(folders) $(ARGS)
 
-.PHONY: generate-model-acts
-## generate-model-acts: texts to model activations
-generate-model-acts: $(STAMP)
-	$(RUN) generate_model_activations.py $(common) $(setting) $(scheduler) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
-
-.PHONY: train-saes
-## train-saes: train small SAEs and an untrained control on a model's token activations
-train-saes: $(STAMP)
-	$(RUN) train_saes.py --model_name $(MODEL) $(folders) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
-
-.PHONY: generate-sae-acts-optimized
-## generate-sae-acts-optimized: model activations to SAE activations, each SAE opened once
-generate-sae-acts-optimized: $(STAMP)
-	$(RUN) generate_sae_activations_optimized.py $(common) $(setting) $(scheduler) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
-
-.PHONY: export-splits
-## export-splits: the original scripts' per-condition files from our SAE activations
-export-splits: $(STAMP)
-	$(RUN) -m published.export_splits $(common) $(setting) $(ARGS)
-
-.PHONY: benchmark
-## benchmark: all our ratios, to docs/benchmarks.md, and the rates that plan reads (after demo; a quarter of an hour; ARGS=--full)
-benchmark: $(STAMP)
-	$(RUN) -m benchmarks.run_all $(folders) $(ARGS)
-
-.PHONY: benchmark-scaling
-## benchmark-scaling: the demo's SAE-probe sweep with one and two workers, processes and Dask
-benchmark-scaling: $(STAMP)
-	$(RUN) -m benchmarks.scaling $(folders) $(ARGS)
-
-.PHONY: plan
-## plan: what a study of MODEL's whole SAE release takes (WORKERS=32)
-plan: $(STAMP)
-	$(RUN) -m benchmarks.plan --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(if $(LAYER),--layers $(LAYER)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
-
-.PHONY: benchmark-generate
-## benchmark-generate: the generator against the original order of work, on real-shape files (ARGS=--quick: small)
-benchmark-generate: $(STAMP)
-	$(RUN) -m benchmarks.generate $(ARGS)
-
-.PHONY: benchmark-models
-## benchmark-models: reading a model's activations, batches by length against a plain loop
-benchmark-models: $(STAMP)
-	$(RUN) -m benchmarks.models $(folders) $(ARGS)
-
-.PHONY: benchmark-full-run
-## benchmark-full-run: all 113 datasets, all rows, two layers of the demo's model, each stage killed once on the way (an hour)
-benchmark-full-run: $(STAMP)
-	$(RUN) -m benchmarks.full_run $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
-
-.PHONY: benchmark-probes
-## benchmark-probes: our probes against the paper's procedure in scikit-learn, on the demo's data (half an hour)
-benchmark-probes: $(STAMP)
-	$(RUN) -m benchmarks.probes $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
-
-.PHONY: positive-control
-## positive-control: synthetic activations whose features an SAE knows, so that its probes must win on few rows
-positive-control: $(STAMP)
-	$(RUN) -m checks.positive_control $(folders) $(ARGS)
-
-.PHONY: train-baselines
-## train-baselines: the five baseline probes (SETTING=normal unless given)
-train-baselines: $(STAMP)
-	$(RUN) train_baselines.py $(common) $(setting) $(jobs) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
-
-.PHONY: train-sae-probes
-## train-sae-probes: probes on SAE latents (SETTING=normal unless given)
-train-sae-probes: $(STAMP)
-	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
-
-.PHONY: train-all
-## train-all: baselines, SAE probes and their controls in all five settings
-train-all: $(STAMP)
-	@status=0; \
-	$(RUN) train_baselines.py $(common) --setting all $(jobs) $(if $(LAYER),--layers $(LAYER)) || status=1; \
-	$(RUN) train_sae_probes.py $(common) --setting all $(jobs) $(if $(LAYER),--layers $(LAYER)) \
-	  --controls raw_dims pca_dims || status=1; \
-	exit $$status
-
-.PHONY: train-multi-token-probes
-## train-multi-token-probes: probes on all tokens of a text, whose activations are never stored
-train-multi-token-probes: $(STAMP)
-	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYER),--layers $(LAYER)) $(ARGS)
-
-.PHONY: visualize
-## visualize: result tables to comparison, figures and report
-visualize: $(STAMP)
-	$(RUN) visualize.py $(common) $(setting) $(ARGS)
+.PHONY: check-datasets
+## check-datasets: are the texts fit to probe on
+check-datasets: $(STAMP)
+	$(RUN) -m checks.datasets $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
 
 .PHONY: parity
-## parity: our probes against reference results of the paper's functions (GOLDEN=folder)
+## parity: our probes against reference results
 parity: $(STAMP)
 	$(RUN) -m checks.parity --golden $(GOLDEN) $(ARGS)
 
-.PHONY: test
-## test: the test suite (offline, CPU, under 5 minutes)
-test: $(STAMP)
-	$(RUN) -m pytest tests utils -m "not long" --numprocesses 2 --dist loadfile $(ARGS)
+.PHONY: positive-control
+## positive-control: synthetic rows on which SAE probes must win
+positive-control: $(STAMP)
+	$(RUN) -m checks.positive_control $(folders) $(ARGS)
 
-.PHONY: test-faults
-## test-faults: bad and hostile files, full disks, memory, and 200 kills over all stages (half an hour)
-test-faults: $(STAMP)
-	$(RUN) -m pytest tests/faults $(ARGS)
-	$(RUN) tests/faults/crashes.py --kills $(KILLS)
+.PHONY: plan
+## plan: what a study of a whole SAE release takes
+plan: $(STAMP)
+	$(RUN) -m benchmarks.plan --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(if $(LAYERS),--layers $(LAYERS)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
-.PHONY: fuzz
-## fuzz: the readers of untrusted files under a coverage-guided fuzzer (MINUTES=10 each; Linux)
-fuzz: $(STAMP)
-	$(RUN) -m pip install --quiet atheris
-	for target in npz pickle; do $(RUN) tests/faults/fuzz.py $$target --minutes $(MINUTES); done
-
-.PHONY: audit-dependencies
-## audit-dependencies: known faults of the pinned packages (needs the network)
-audit-dependencies: $(STAMP)
-	$(RUN) -m pip install --quiet pip-audit
-	$(RUN) -m pip_audit --requirement constraints.txt --no-deps
+##@ For developers
 
 .PHONY: lint
 ## lint: formatting, lint and type checks
@@ -220,6 +185,54 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+.PHONY: test-faults
+## test-faults: bad files, full disks, 200 kills (half an hour)
+test-faults: $(STAMP)
+	$(RUN) -m pytest tests/faults $(ARGS)
+	$(RUN) tests/faults/crashes.py --kills $(KILLS)
+
+.PHONY: fuzz
+## fuzz: fuzz the readers of untrusted files (Linux)
+fuzz: $(STAMP)
+	$(RUN) -m pip install --quiet atheris
+	for target in npz pickle; do $(RUN) tests/faults/fuzz.py $$target --minutes $(MINUTES); done
+
+.PHONY: audit-dependencies
+## audit-dependencies: known faults of the pins (needs the network)
+audit-dependencies: $(STAMP)
+	$(RUN) -m pip install --quiet pip-audit
+	$(RUN) -m pip_audit --requirement constraints.txt --no-deps
+
+.PHONY: benchmark
+## benchmark: all our ratios, to docs/benchmarks.md
+benchmark: $(STAMP)
+	$(RUN) -m benchmarks.run_all $(folders) $(ARGS)
+
+.PHONY: benchmark-generate
+## benchmark-generate: the generator against the original order
+benchmark-generate: $(STAMP)
+	$(RUN) -m benchmarks.generate $(ARGS)
+
+.PHONY: benchmark-models
+## benchmark-models: reading activations against a plain loop
+benchmark-models: $(STAMP)
+	$(RUN) -m benchmarks.models $(folders) $(ARGS)
+
+.PHONY: benchmark-probes
+## benchmark-probes: our probes against the paper's procedure
+benchmark-probes: $(STAMP)
+	$(RUN) -m benchmarks.probes $(folders) $(if $(DATASETS),--datasets $(DATASETS)) $(ARGS)
+
+.PHONY: benchmark-scaling
+## benchmark-scaling: the SAE-probe sweep with one and two workers
+benchmark-scaling: $(STAMP)
+	$(RUN) -m benchmarks.scaling $(folders) $(ARGS)
+
+.PHONY: benchmark-full-run
+## benchmark-full-run: all 113 datasets, each stage killed once
+benchmark-full-run: $(STAMP)
+	$(RUN) -m benchmarks.full_run $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
 
 .PHONY: clean
 ## clean: remove caches (never data or results)

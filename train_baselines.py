@@ -24,7 +24,7 @@ from utils.datasets import choose_datasets, dataset_size, readable
 from utils.models import get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
-from utils.probes.baselines import METHODS, methods_of
+from utils.probes.baselines import METHODS, Baseline, methods_of
 from utils.results.tables import ResultTable, baseline_table, seconds_table
 from utils.runtime.errors import UserError
 from utils.runtime.files import locked
@@ -61,8 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    return max(train(of_setting) for of_setting in cli.each_setting(args))
+    return cli.over_settings(train, make_parser().parse_args(argv))
 
 
 def train(args: argparse.Namespace) -> int:
@@ -103,13 +102,13 @@ def probe_all(
         done = tables[layer].done()
         for dataset in datasets:
             chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
-            wanted: dict[tuple[int, Condition], list[str]] = {}
+            wanted: dict[tuple[int, Condition], list[Baseline]] = {}
             for seed, condition, method in product(cli.seeds_of(args), chosen, methods):
                 key = tables[layer].key_of(row_of(dataset, layer, condition, method, seed))
                 n_expected += 1
                 if key in done and not args.overwrite:
                     continue
-                wanted.setdefault((seed, condition), []).append(method)
+                wanted.setdefault((seed, condition), []).append(METHODS[method])
             if wanted:
                 n_todo += sum(map(len, wanted.values()))
                 tasks.append((paths, model_name, dataset, layer, wanted))
@@ -163,21 +162,21 @@ def probe_dataset(
     y_ood: np.ndarray | None,
     dataset: str,
     layer: Layer,
-    wanted: dict[tuple[int, Condition], list[str]],
+    wanted: dict[tuple[int, Condition], list[Baseline]],
 ) -> list[dict]:
     """All wanted probes of one dataset and layer. X: [n_rows, d_model]; y: [n_rows]; X_ood, y_ood: the OOD rows."""
     rows = []
-    for (seed, condition), methods in wanted.items():
+    for (seed, condition), baselines in wanted.items():
         if condition not in conditions(condition.setting, len(y)):
             continue  # fewer rows have activations than have texts
         rows_of = split(condition, y, seed, ood_labels=y_ood)
         X_test = (X if X_ood is None else X_ood)[rows_of.test]
-        for method in methods:
+        for baseline in baselines:
             started = time.perf_counter()
-            scores = METHODS[method](X[rows_of.train], rows_of.y_train, X_test, rows_of.y_test, seed)
+            scores = baseline(X[rows_of.train], rows_of.y_train, X_test, rows_of.y_test, seed)
             seconds = round(time.perf_counter() - started, 4)
             sizes = {"num_train": len(rows_of.train), "n_train": len(rows_of.train), "n_test": len(rows_of.test)}
-            rows.append({**row_of(dataset, layer, condition, method, seed), **sizes, **scores, "seconds": seconds})
+            rows.append({**row_of(dataset, layer, condition, baseline.name, seed), **sizes, **scores, "seconds": seconds})
     if not rows:
         raise UserError(f"only {len(y)} rows have activations: too few for what was asked")
     return rows

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.export_saebench and args.setting != NORMAL.name:
         raise UserError("--export_saebench is for --setting normal, which is what SAEBench evaluates")
-    return max(train(of_setting) for of_setting in cli.each_setting(args))
+    return cli.over_settings(train, args)
 
 
 def train(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ VARIABLES = [
     "SCHEDULER=tcp://h:8786",
     "SETTING=OOD",
     "DEVICE=cpu",
-    "LAYER=16",
+    "LAYERS=16",
     "DATASETS=87_glue_cola",
     "N_JOBS=1",
     "DATA_DIR=/x",
@@ -32,6 +32,9 @@ def dry_run(target: str, *variables: str) -> str:
 def test_make_alone_lists_every_target():
     listed = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert all(re.search(rf"^  {target} ", listed, re.MULTILINE) for target in TARGETS)
+    assert max(map(len, listed.splitlines())) <= 80
+    groups = [line for line in listed.splitlines()[2:] if line and not line.startswith(" ")]
+    assert groups == ["Start", "Your SAE", "The paper's files", "Checks", "For developers"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -99,6 +99,22 @@ def test_a_second_run_makes_nothing_twice(done, capsys):
     assert said.count(" 0 to do") == 9
 
 
+def test_all_settings_in_one_run_make_what_each_makes_alone(done, tmp_path, capsys):
+    moved = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
+    flags = ["--model_name", MODEL, *folder_flags(moved), "--n_jobs", "1", "--setting", "all"]
+    arguments = [*flags, "--datasets", NAMES[1], "--method", "logreg", "--layers", "2"]
+    # the dataset has no OOD partner: that setting is named, the others are done
+    assert train_baselines.main(arguments) == 1
+    assert "OOD: none of the datasets has an OOD partner" in capsys.readouterr().err
+    normal = pd.read_csv(moved.baseline_table(MODEL, "normal", 2))
+    alone = pd.read_csv(done.baseline_table(MODEL, "normal", 2))
+    alone = alone[(alone["dataset"] == NAMES[1]) & (alone["method"] == "logreg")]
+    assert normal["test_auc"].tolist() == alone["test_auc"].tolist()
+    assert all(moved.baseline_table(MODEL, setting).is_file() for setting in ("scarcity", "class_imbalance", "label_noise"))
+    with pytest.raises(UserError, match="--conditions are of one setting"):
+        train_baselines.main([*flags, "--conditions", "10"])
+
+
 @pytest.mark.parametrize("n_jobs", ["1", "2"])
 def test_tables_are_the_same_bytes_for_any_number_of_workers_and_order(done, tmp_path, n_jobs):
     moved = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")

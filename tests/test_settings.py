@@ -11,6 +11,7 @@ from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils import cli
 from utils.runtime.errors import UserError
 from utils.settings import (
     SETTINGS,
@@ -114,6 +115,24 @@ def test_an_unbalanced_dataset_is_cut_to_a_balanced_test_set():
 def test_too_small_a_class_is_a_clear_error():
     with pytest.raises(UserError, match="3 positive and 500 negative rows are too few"):
         normal_sizes(np.array([1] * 3 + [0] * 500))
+
+
+@pytest.mark.parametrize(
+    ("other", "ours"), [("imbalance", "class_imbalance"), ("noise", "label_noise"), ("corrupt", "label_noise")]
+)
+def test_what_other_tools_call_a_setting_is_understood(other, ours):
+    assert conditions(other, 1500) == conditions(ours, 1500)
+    parser = cli.make_parser("")
+    cli.add_setting(parser)
+    assert parser.parse_args(["--setting", other]).setting == ours
+
+
+@pytest.mark.parametrize("name", ["imbalanced", "", "Normal"])
+def test_an_unknown_setting_is_an_error_and_never_the_normal_one(name):
+    with pytest.raises(UserError, match="unknown setting"):
+        conditions(name, 1500)
+    with pytest.raises(UserError, match="unknown setting"):
+        split(Condition(name), np.arange(1500) % 2)
 
 
 def test_a_condition_that_a_setting_does_not_have_is_named():

@@ -76,14 +76,25 @@ def settings_asked(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(SETTINGS) if args.setting == EVERY else (args.setting,)
 
 
-def each_setting(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The flags for each setting that --setting asks for.
+def over_settings(train: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run ``train`` with the flags of each setting that --setting asks for; the worst exit status.
+
+    Of several settings one that cannot be done is named, and the others go on.
 
     Raises UserError where --conditions, which are of one setting, are given for all.
     """
-    if args.setting == EVERY and args.conditions:
+    if args.setting != EVERY:
+        return train(args)
+    if args.conditions:
         raise UserError("--conditions are of one setting: name it with --setting")
-    return [argparse.Namespace(**{**vars(args), "setting": s}) for s in settings_asked(args)]
+    status = 0
+    for setting in settings_asked(args):
+        try:
+            status = max(status, train(argparse.Namespace(**{**vars(args), "setting": setting})))
+        except UserError as error:
+            print(f"error: {setting}: {error}", file=sys.stderr)
+            status = max(status, EXIT_FAILED)
+    return status
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from utils.names import layer_order, named_l0, named_width
+from utils.probes.baselines import looks
 from utils.results.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
 from utils.results.tidy import BASELINE, CONTROL, SAE
 from utils.runtime.units import short_number
@@ -32,9 +33,6 @@ STYLE = {
     "pca_dims": {"color": "#CC79A7", "marker": "*", "hatch": "**"},
 }
 CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
-METHOD_MARKERS = {"logreg": "s", "pca": "v", "knn": "P", "xgboost": "X", "mlp": "D"}
-METHOD_COLORS = {"logreg": "#56B4E9", "pca": "#E69F00", "knn": "#009E73", "xgboost": "#CC79A7", "mlp": "#0072B2"}
-METHOD_HATCHES = {"logreg": "//", "pca": "..", "knn": "", "xgboost": "xx", "mlp": "\\\\"}
 SAE_MARKERS = ("^", "v", "<", ">", "d", "p", "h", "o")
 SAE_COLORS = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#661100", "#AA4499", "#44AA99", "#332288")
 CHANCE = 0.5
@@ -221,9 +219,9 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
     """Mean test AUC of each baseline at each layer, normal setting."""
     rows, layers = _normal_baselines(tidy)
     figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
-    for method, marker in METHOD_MARKERS.items():
+    for method, look in looks(rows["method"]).items():
         mean = rows[rows["method"] == method].groupby("layer")["test_auc"].mean().reindex(layers)
-        axes.plot(range(len(layers)), mean, marker=marker, color=METHOD_COLORS[method], label=method, linewidth=1.2)
+        axes.plot(range(len(layers)), mean, marker=look.marker, color=look.color, label=method, linewidth=1.2)
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_xlim(-0.3, len(layers) - 0.7)
     axes.set_xlabel(f"layer ({rows['dataset'].nunique()} datasets)")
@@ -249,9 +247,9 @@ def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
     shares = best.groupby(["layer", "method"])["share"].sum() / best.groupby("layer")["share"].sum()
     figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
     below = np.zeros(len(layers))
-    for method in METHOD_COLORS:
+    for method, look in looks(rows["method"]).items():
         heights = np.array([shares.get((layer, method), 0.0) for layer in layers])
-        axes.bar(range(len(layers)), heights, 0.75, bottom=below, color=METHOD_COLORS[method], hatch=METHOD_HATCHES[method],
+        axes.bar(range(len(layers)), heights, 0.75, bottom=below, color=look.color, hatch=look.hatch,
                  edgecolor="white", label=method)  # fmt: skip
         below += heights
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 
@@ -172,7 +175,49 @@ def mlp(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     return {**score_test_rows(y_test, model.predict(X_test), scores), "val_auc": val_auc, "converged": converged}
 
 
-METHODS: dict[str, Callable[..., dict]] = {"logreg": logreg, "pca": pca, "knn": knn, "xgboost": xgboost, "mlp": mlp}
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline: its name in tables, its function, and how figures show it (None: as ``looks`` finds)."""
+
+    name: str
+    fit: Callable[..., dict]
+    look: Look | None = None
+
+    def __call__(self, *data: Any) -> dict:
+        """Scores of ``fit(X_train, y_train, X_test, y_test, seed)``."""
+        return self.fit(*data)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A colour (Okabe and Ito's), a marker and a hatch."""
+
+    color: str
+    marker: str
+    hatch: str
+
+
+# A new baseline is a function and a row here; it is then trained, counted, compared and drawn.
+METHODS: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("logreg", logreg, Look("#56B4E9", "s", "//")),
+        Baseline("pca", pca, Look("#E69F00", "v", "..")),
+        Baseline("knn", knn, Look("#009E73", "P", "")),
+        Baseline("xgboost", xgboost, Look("#CC79A7", "X", "xx")),
+        Baseline("mlp", mlp, Look("#0072B2", "D", "\\\\")),
+    )
+}
+SPARE_LOOKS = (Look("#882255", "<", "||"), Look("#44AA99", ">", "--"), Look("#999933", "p", "oo"), Look("#332288", "h", "O."))
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """How figures show these methods, in the table's order, then those that no row foresaw."""
+    found = set(names)
+    ordered = [name for name in METHODS if name in found] + sorted(found - set(METHODS))
+    spare = cycle(SPARE_LOOKS)
+    known = {name: METHODS[name].look for name in ordered if name in METHODS}
+    return {name: known.get(name) or next(spare) for name in ordered}
 
 
 def methods_of(setting: str) -> tuple[str, ...]:
