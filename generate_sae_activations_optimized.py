@@ -300,8 +300,8 @@ def run_original_order(
         started = time.monotonic()
         try:
             sae = whole_sae(open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release), device)
-            for condition, X, drawn in encode_original(paths, info, name, layers[sae_id], setting.name, sae):
-                write_original_split(paths, info.name, name, sae_id, condition, X, drawn)
+            for condition, rows in encode_original(paths, info, name, layers[sae_id], setting.name, sae):
+                write_original_split(paths, info.name, name, sae_id, condition, rows)
         except UserError as error:
             failures.append(str(error))
         tallies[sae_id] += time.monotonic() - started

@@ -16,10 +16,8 @@ import time
 from collections.abc import Sequence
 from itertools import product
 
-import numpy as np
-
 from utils import cli
-from utils.activations import load_rows
+from utils.activations import ModelRows, load_rows
 from utils.datasets import choose_datasets, dataset_size, readable
 from utils.models import get_model
 from utils.names import Layer, hook_name
@@ -31,7 +29,7 @@ from utils.runtime.files import locked
 from utils.runtime.provenance import save_run_settings
 from utils.runtime.tasks import Tasks
 from utils.runtime.workers import run_tasks
-from utils.settings import Condition, choose_conditions, conditions, get_setting, split
+from utils.settings import Condition, choose_conditions, conditions, get_setting
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -152,33 +150,27 @@ def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
-    return rows.X, rows.y, rows.X_ood, rows.y_ood, dataset, layer, wanted
+    return rows, dataset, layer, wanted
 
 
 def probe_dataset(
-    X: np.ndarray,
-    y: np.ndarray,
-    X_ood: np.ndarray | None,
-    y_ood: np.ndarray | None,
-    dataset: str,
-    layer: Layer,
-    wanted: dict[tuple[int, Condition], list[Baseline]],
+    activations: ModelRows, dataset: str, layer: Layer, wanted: dict[tuple[int, Condition], list[Baseline]]
 ) -> list[dict]:
-    """All wanted probes of one dataset and layer. X: [n_rows, d_model]; y: [n_rows]; X_ood, y_ood: the OOD rows."""
-    rows = []
+    """All wanted probes of one dataset and layer."""
+    n_rows, rows = len(activations.labels), []
     for (seed, condition), baselines in wanted.items():
-        if condition not in conditions(condition.setting, len(y)):
+        if condition not in conditions(condition.setting, n_rows):
             continue  # fewer rows have activations than have texts
-        rows_of = split(condition, y, seed, ood_labels=y_ood)
-        X_test = (X if X_ood is None else X_ood)[rows_of.test]
+        train_test = activations.condition(condition, seed)
+        n_train, n_test = len(train_test.y_train), len(train_test.y_test)
         for baseline in baselines:
             started = time.perf_counter()
-            scores = baseline(X[rows_of.train], rows_of.y_train, X_test, rows_of.y_test, seed)
+            scores = baseline(train_test, seed)
             seconds = round(time.perf_counter() - started, 4)
-            sizes = {"num_train": len(rows_of.train), "n_train": len(rows_of.train), "n_test": len(rows_of.test)}
+            sizes = {"num_train": n_train, "n_train": n_train, "n_test": n_test}
             rows.append({**row_of(dataset, layer, condition, baseline.name, seed), **sizes, **scores, "seconds": seconds})
     if not rows:
-        raise UserError(f"only {len(y)} rows have activations: too few for what was asked")
+        raise UserError(f"only {n_rows} rows have activations: too few for what was asked")
     return rows
 
 

@@ -185,7 +185,7 @@ def probe_tokens(
                 method = sae_method(pooling, binarize, control)
                 if (method, sae_id) in wanted:
                     options = ProbeOptions(binarize=binarize, seed=how.seed)
-                    (probe,) = fit_sae_probes(X[of.train], of.y_train, X[of.test], of.y_test, [K], options)
+                    (probe,) = fit_sae_probes(of.take(X), [K], options)
                     results.append(((method, sae_id), probe))
     for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
         if (method, "") in wanted:

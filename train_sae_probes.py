@@ -33,7 +33,7 @@ from utils.runtime.tasks import Tasks
 from utils.runtime.workers import run_tasks
 from utils.saes.catalog import choose_saes, is_control
 from utils.saes.store import SaeActivations
-from utils.settings import NORMAL, Condition, choose_conditions, conditions, get_setting
+from utils.settings import NORMAL, Condition, ConditionRows, choose_conditions, conditions, get_setting
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -177,7 +177,7 @@ def probe_dataset(
     """All wanted probes of one dataset and SAE; its files are read once."""
     name, sae_id = base["dataset"], base["sae_id"]
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
-    activations: ControlActivations | SaeActivations
+    activations: ConditionRows
     if base["method"] in CONTROLS:
         activations = ControlActivations(paths, model_name, name, base["method"], base["layer"], ood)
     else:
@@ -188,8 +188,7 @@ def probe_dataset(
     for (options, condition), ks in wanted.items():
         if condition not in conditions(condition.setting, len(activations.labels)):
             continue  # fewer rows have activations than have texts
-        X_train, X_test, rows_of = activations.condition(condition, options.seed)
-        for result in fit_sae_probes(X_train, rows_of.y_train, X_test, rows_of.y_test, ks, options):
+        for result in fit_sae_probes(activations.condition(condition, options.seed), ks, options):
             rows.append({**published_row(base, condition, result["k"], options), **result})
     if not rows:
         raise UserError(f"only {len(activations.labels)} rows have activations: too few for what was asked")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ from utils.probes.scores import roc_auc, validation_folds
 from utils.runtime.errors import UserError
 from utils.runtime.progress import progress
 from utils.saes.store import SaeActivations
-from utils.settings import KS_NORMAL, Condition, split
+from utils.settings import KS_NORMAL, Condition, TrainTest, split
 
 MODEL = "all-MiniLM-L6-v2"
 SAE_ID = "layer_2/width_4k/topk_32"
@@ -73,15 +74,15 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     warm = csr_array(rng.random((40, 4)))  # loads what both import
     for solver in ("path", "saga"):
-        fit_sae_probes(warm, np.arange(40) % 2, warm, np.arange(40) % 2, [1], ProbeOptions(solver=solver))
+        fit_sae_probes(TrainTest(warm, np.arange(40) % 2, warm, np.arange(40) % 2), [1], ProbeOptions(solver=solver))
     rows = []
     for name in progress(names, desc="path and saga", unit="dataset"):
         found = SaeActivations(paths, MODEL, name, SAE_ID, load_dataset(paths, name).labels, None, REMEDY)
-        X_train, X_test, of = found.condition(Condition("normal"))
+        normal = found.condition(Condition("normal"))
         seconds, aucs = {}, {}
         for solver in ("path", "saga"):
             started = time.perf_counter()
-            probes = fit_sae_probes(X_train, of.y_train, X_test, of.y_test, KS_NORMAL, ProbeOptions(solver=solver))
+            probes = fit_sae_probes(normal, KS_NORMAL, ProbeOptions(solver=solver))
             seconds[solver] = time.perf_counter() - started
             aucs[solver] = np.array([probe["test_auc"] for probe in probes])
         difference = np.abs(aucs["path"] - aucs["saga"])
@@ -109,7 +110,7 @@ def baselines(paths: Paths, names: list[str]) -> pd.DataFrame:
                  "plain_auc": theirs[0], "difference": ours[0] - theirs[0]}
             )  # fmt: skip
     table = pd.DataFrame(rows)
-    print(f"\nBaselines on {len(data[1])} x {data[0].shape[1]}, one thread:")
+    print(f"\nBaselines on {len(data.y_train)} x {data.X_train.shape[1]}, one thread:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     print(f"ratio of the sums {table['plain_s'].sum() / table['ours_s'].sum():.1f}")
     hand_on(baselines_ratio=table["plain_s"].sum() / table["ours_s"].sum())
@@ -125,7 +126,7 @@ def trees(paths: Paths, names: list[str]) -> pd.DataFrame:
         rows.append({"dataset": name, "ours_auc": ours[0], "plain_auc": theirs[0], "ratio": theirs[1] / ours[1]})
     table = pd.DataFrame(rows)
     means = table[["ours_auc", "plain_auc"]].mean()
-    print(f"\nXGBoost on {len(names)} datasets, {data[0].shape[1]} wide:")
+    print(f"\nXGBoost on {len(names)} datasets, {data.X_train.shape[1]} wide:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     print(
         f"mean AUC: ours {means['ours_auc']:.4f}, plain {means['plain_auc']:.4f}, {means['ours_auc'] - means['plain_auc']:+.4f}"
@@ -133,82 +134,88 @@ def trees(paths: Paths, names: list[str]) -> pd.DataFrame:
     return table
 
 
-def normal_split(paths: Paths, name: str, widen: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """X_train, y_train, X_test, y_test of the normal setting."""
+def normal_split(paths: Paths, name: str, widen: bool) -> TrainTest:
+    """The rows of the normal setting, dense."""
     texts = load_dataset(paths, name)
     X = load_activations(paths.model_activations(MODEL, name, hook_name(get_model(MODEL).probe_layer)), texts, REMEDY)
     if widen:
         layer = np.random.default_rng(0).standard_normal((X.shape[1], WIDE), dtype=np.float32) / np.float32(X.shape[1] ** 0.5)
         X = np.maximum((X - X.mean(axis=0)) / X.std(axis=0) @ layer, 0)
-    of = split(Condition("normal"), texts.labels[: len(X)])
-    return X[of.train], of.y_train, X[of.test], of.y_test
+    return split(Condition("normal"), texts.labels[: len(X)]).take(X)
 
 
-def timed(method, data: tuple) -> tuple[float, float]:
+def timed(method, rows: TrainTest) -> tuple[float, float]:
     """(test AUC, seconds)."""
     started = time.perf_counter()
-    auc = method(*data)["test_auc"]
+    auc = method(rows)["test_auc"]
     return auc, time.perf_counter() - started
 
 
 # The paper's procedures in the libraries' plain classes, for training sets with a validation fold (n > 3).
 
 
-def plain_logreg(X_train, y_train, X_test, y_test) -> dict:
+def plain_logreg(rows: TrainTest) -> dict:
     from sklearn.linear_model import LogisticRegression
 
     def make(C):
         return LogisticRegression(C=C, max_iter=1000, random_state=42)
 
-    return _choose_and_score([make(C) for C in Cs], X_train, y_train, X_test, y_test)
+    return _choose_and_score([make(C) for C in Cs], rows)
 
 
-def plain_pca(X_train, y_train, X_test, y_test) -> dict:
+def plain_pca(rows: TrainTest) -> dict:
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
 
-    X_train, X_test = standardised(X_train, X_test)
-    n_most = min(*X_train.shape, 100)
-    pca = PCA(n_components=n_most).fit(X_train)
-    X_train, X_test = pca.transform(X_train), pca.transform(X_test)
+    rows = _standardised(rows)
+    n_most = min(*rows.X_train.shape, 100)
+    pca = PCA(n_components=n_most).fit(rows.X_train)
+    rows = replace(rows, X_train=pca.transform(rows.X_train), X_test=pca.transform(rows.X_test))
     models = [
         make_pipeline(FunctionTransformer(lambda X, n=n: X[:, :n]), LogisticRegression(max_iter=1000)) for n in log_steps(n_most)
     ]
-    return _choose_and_score(models, X_train, y_train, X_test, y_test)
+    return _choose_and_score(models, rows)
 
 
-def plain_knn(X_train, y_train, X_test, y_test) -> dict:
+def plain_knn(rows: TrainTest) -> dict:
     from sklearn.neighbors import KNeighborsClassifier
 
-    X_train, X_test = standardised(X_train, X_test)
+    rows = _standardised(rows)
     models = [KNeighborsClassifier(n, n_jobs=1) for n in log_steps(100)]
-    return _choose_and_score(models, X_train, y_train, X_test, y_test)
+    return _choose_and_score(models, rows)
 
 
-def plain_xgboost(X_train, y_train, X_test, y_test) -> dict:
+def plain_xgboost(rows: TrainTest) -> dict:
     from xgboost import XGBClassifier
 
-    X_train, X_test = standardised(X_train, X_test)
+    rows = _standardised(rows)
     rng = random.Random(42)
     draws = [{name: rng.choice(values) for name, values in XGBOOST_GRID.items()} for _ in range(XGBOOST_DRAWS)]
     models = [XGBClassifier(n_jobs=1, random_state=42, eval_metric="logloss", **drawn) for drawn in draws]
-    return _choose_and_score(models, X_train, y_train, X_test, y_test)
+    return _choose_and_score(models, rows)
 
 
-def plain_mlp(X_train, y_train, X_test, y_test) -> dict:
+def plain_mlp(rows: TrainTest) -> dict:
     from sklearn.neural_network import MLPClassifier
 
-    X_train, X_test = standardised(X_train, X_test)
-    return _choose_and_score([MLPClassifier(max_iter=1000, random_state=42, **MLP_SETTINGS)], X_train, y_train, X_test, y_test)
+    rows = _standardised(rows)
+    return _choose_and_score([MLPClassifier(max_iter=1000, random_state=42, **MLP_SETTINGS)], rows)
 
 
-def _choose_and_score(models: list, X_train, y_train, X_test, y_test) -> dict:
+def _standardised(rows: TrainTest) -> TrainTest:
+    X_train, X_test = standardised(rows.X_train, rows.X_test)
+    return replace(rows, X_train=X_train, X_test=X_test)
+
+
+def _choose_and_score(models: list, rows: TrainTest) -> dict:
     """Test AUC of the model with the best mean validation AUC, fitted again on all training rows."""
-    folds = validation_folds(y_train)
-    aucs = [np.mean([roc_auc(y_train[v], _fit_scores(m, X_train[t], y_train[t], X_train[v])) for t, v in folds]) for m in models]
-    return {"test_auc": roc_auc(y_test, _fit_scores(models[int(np.argmax(aucs))], X_train, y_train, X_test))}
+    X, y = rows.X_train, rows.y_train
+    folds = validation_folds(y)
+    aucs = [np.mean([roc_auc(y[v], _fit_scores(m, X[t], y[t], X[v])) for t, v in folds]) for m in models]
+    best = models[int(np.argmax(aucs))]
+    return {"test_auc": roc_auc(rows.y_test, _fit_scores(best, X, y, rows.X_test))}
 
 
 def _fit_scores(model, X_train, y_train, X) -> np.ndarray:

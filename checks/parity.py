@@ -86,13 +86,13 @@ def compare_dataset(folder: Path, name: str, solver: str) -> list[dict]:
         common = {"dataset": name, "setting": condition.setting}
         probes = expected["sae_l1"]
         options = ProbeOptions(solver=solver)
-        found = fit_sae_probes(latents[of.train], of.y_train, latents[of.test], of.y_test, [p["k"] for p in probes], options)
+        found = fit_sae_probes(of.take(latents), [p["k"] for p in probes], options)
         for ours, theirs in zip(found, probes):
             same = ours["latents"].split() == [str(latent) for latent in theirs["latents"]]
             difference = ours["test_auc"] - theirs["test_auc"]
             rows.append({**common, "method": f"SAE probe ({solver})", "difference": difference, "same_latents": float(same)})
         for method, scores in expected.get("baselines", {}).items():
-            ours = METHODS[method](X[of.train], of.y_train, X[of.test], of.y_test)
+            ours = METHODS[method](of.take(X))
             rows.append({**common, "method": method, "difference": ours["test_auc"] - scores["test_auc"], "same_latents": np.nan})
     return rows
 

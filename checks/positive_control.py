@@ -27,7 +27,7 @@ from utils.runtime.files import atomic_path, write_json
 from utils.runtime.progress import progress
 from utils.saes.catalog import open_sae
 from utils.saes.encode import encode_all, read_block
-from utils.settings import Condition, split
+from utils.settings import Condition, TrainTest, split
 
 D_MODEL, N_FEATURES = 256, 512
 FIRING_PROBABILITY = 0.05
@@ -89,10 +89,10 @@ def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.Data
         for n_train in sizes:
             of = split(Condition("scarcity", n_train), y)
             train, test = rows[of.train], rows[of.test]
-            scores = logreg(activations[train], of.y_train, activations[test], of.y_test)
+            scores = logreg(TrainTest(activations[train], of.y_train, activations[test], of.y_test))
             aucs.setdefault((n_train, LOGREG), []).append(scores["test_auc"])
             for name, X in latents.items():
-                (probe,) = fit_sae_probes(X[train], of.y_train, X[test], of.y_test, [K], ProbeOptions())
+                (probe,) = fit_sae_probes(TrainTest(X[train], of.y_train, X[test], of.y_test), [K], ProbeOptions())
                 aucs.setdefault((n_train, f"{name}, k = {K}"), []).append(probe["test_auc"])
     return pd.DataFrame(
         [

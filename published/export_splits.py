@@ -60,8 +60,8 @@ def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: lis
             activations = SaeActivations(paths, model_name, dataset, sae_id, load_dataset(paths, dataset).labels, None, remedy)
             for condition in choose_conditions(args.setting, len(activations.labels), args.conditions):
                 if condition in conditions(args.setting, len(activations.labels)):
-                    X_train, X_test, of = activations.condition(condition)
-                    n_bytes += write_original_split(paths, model_name, dataset, sae_id, condition, (X_train, X_test), of)
+                    rows = activations.condition(condition)
+                    n_bytes += write_original_split(paths, model_name, dataset, sae_id, condition, rows)
                     n_files += 4
         except UserError as error:
             failures.append(f"{dataset} with {sae_id}: {error}")

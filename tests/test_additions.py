@@ -25,6 +25,7 @@ from utils.results.comparison import contenders
 from utils.results.tidy import load_results
 from utils.saes.encoder import Encoder
 from utils.saes.formats import FORMATS, Format
+from utils.settings import TrainTest
 
 NAMES = ["1_first", "2_second"]
 
@@ -45,10 +46,10 @@ def write_rows(paths) -> dict[tuple[str, int], np.ndarray]:
     return written
 
 
-def first_dimension(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
-    scores = X_test[:, 0]
-    found = score_test_rows(y_test, (scores > 0.5).astype(np.int64), scores)
-    return {**found, "val_auc": roc_auc(y_train, X_train[:, 0])}
+def first_dimension(rows: TrainTest, seed: int) -> dict:
+    scores = rows.X_test[:, 0]
+    found = score_test_rows(rows.y_test, (scores > 0.5).astype(np.int64), scores)
+    return {**found, "val_auc": roc_auc(rows.y_train, rows.X_train[:, 0])}
 
 
 def test_a_new_baseline_is_trained_counted_compared_and_drawn(paths, monkeypatch):

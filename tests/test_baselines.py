@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from utils.probes.baselines import METHODS, knn, log_steps, logreg
 from utils.probes.k_sparse import Cs
-from utils.settings import Condition, split
+from utils.settings import Condition, TrainTest, split
 
 BOUNDS = {"logreg": 0.003, "pca": 0.003, "knn": 0.003, "mlp": 0.01}
 
@@ -39,7 +39,7 @@ def test_log_steps_are_truncated_and_distinct():
 def test_logreg_equals_the_plain_procedure(n, d):
     """With more dimensions than rows the fit is made in the span of the rows: the same AUCs."""
     X_train, y_train, X_test, y_test = problem(n, d)
-    found = logreg(X_train, y_train, X_test, y_test)
+    found = logreg(TrainTest(X_train, y_train, X_test, y_test))
     n_val = min(int(0.2 * n), 100)
     aucs = []
     for C in Cs:
@@ -53,7 +53,7 @@ def test_logreg_equals_the_plain_procedure(n, d):
 @pytest.mark.parametrize("n", [3, 10, 60, 200])
 def test_knn_equals_scikit_learns_classifier(n):
     X_train, y_train, X_test, y_test = problem(n, 15, seed=n)
-    found = knn(X_train, y_train, X_test, y_test)
+    found = knn(TrainTest(X_train, y_train, X_test, y_test))
     scaler = StandardScaler().fit(X_train)
     possible = []
     for k in range(1, n):
@@ -65,7 +65,7 @@ def test_knn_equals_scikit_learns_classifier(n):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_gives_the_same_bytes_twice(method):
     data = problem(40, 12)
-    first, second = METHODS[method](*data), METHODS[method](*data)
+    first, second = METHODS[method](TrainTest(*data)), METHODS[method](TrainTest(*data))
     assert first == second
     assert 0.5 < first["test_auc"] <= 1
 
@@ -73,7 +73,7 @@ def test_every_method_gives_the_same_bytes_twice(method):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_manages_two_training_rows(method):
     X_train, y_train, X_test, y_test = problem(30, 8)
-    scores = METHODS[method](X_train[:2], y_train[:2], X_test, y_test)
+    scores = METHODS[method](TrainTest(X_train[:2], y_train[:2], X_test, y_test))
     assert np.isfinite(scores["test_auc"])
     assert np.isfinite(scores["val_auc"])
 
@@ -101,5 +101,5 @@ def test_parity_with_the_papers_functions(name):
         for method, scores in expected.items():
             if (name, condition.setting, method) in UNSEEDED:
                 continue
-            found = METHODS[method](X[rows.train], rows.y_train, X[rows.test], rows.y_test)
+            found = METHODS[method](rows.take(X))
             assert found["test_auc"] == pytest.approx(scores["test_auc"], abs=BOUNDS[method]), (condition, method)

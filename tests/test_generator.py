@@ -28,7 +28,7 @@ from utils.saes.encoder import Encoder
 from utils.saes.original_order import write_original_split
 from utils.saes.plan import Job, make_plan
 from utils.saes.store import SaeActivations
-from utils.settings import Condition, split
+from utils.settings import Condition, TrainTest, split
 
 MODEL, D_MODEL = "all-MiniLM-L6-v2", 384
 NAMES = ["1_first", "2_second", "3_third"]
@@ -257,13 +257,14 @@ def test_exported_splits_are_the_original_scripts_and_are_read_back(ready):
     labels = load_dataset(ready, NAMES[0]).labels
     ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", labels, None, "")
     conditions = [Condition("scarcity", 20), Condition("class_imbalance", 0.39999999999999997)]
-    expected = [ours.condition(condition)[:2] for condition in conditions]
+    expected = [ours.condition(condition) for condition in conditions]
     for path in ready.sae_activations_folder(MODEL, "normal").iterdir():
         path.unlink()
     theirs = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", labels, None, "")
-    for condition, pair in zip(conditions, expected):
-        for found, wanted in zip(theirs.condition(condition)[:2], pair):
-            assert np.array_equal(found.toarray(), wanted.toarray())
+    for condition, wanted in zip(conditions, expected):
+        found = theirs.condition(condition)
+        assert np.array_equal(found.X_train.toarray(), wanted.X_train.toarray())
+        assert np.array_equal(found.X_test.toarray(), wanted.X_test.toarray())
 
 
 def test_published_ood_archives_are_read(ready):
@@ -276,9 +277,9 @@ def test_published_ood_archives_are_read(ready):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.from_numpy(rows).to_sparse(), path)
     activations = SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_16k/average_l0_9", labels, ood, "make it")
-    X_train, X_test, of = activations.condition(Condition("OOD"))
-    assert np.array_equal(X_train.toarray(), inside[of.train])
-    assert np.array_equal(X_test.toarray(), outside)
+    found = activations.condition(Condition("OOD"))
+    assert np.array_equal(found.X_train.toarray(), inside[split(Condition("OOD"), labels, ood_labels=ood).train])
+    assert np.array_equal(found.X_test.toarray(), outside)
     with pytest.raises(UserError, match="not those of"):
         SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_1m/average_l0_9", labels, ood, "").condition(Condition("OOD"))
 
@@ -292,7 +293,7 @@ def test_the_original_order_writes_every_conditions_files(ready):
     original = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(Condition("scarcity", 20))
     assert generate(ready, *flags, "--setting", "normal") == 0
     ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(Condition("scarcity", 20))
-    for a, b in zip(original[:2], ours[:2]):
+    for a, b in ((original.X_train, ours.X_train), (original.X_test, ours.X_test)):
         assert np.array_equal(a.toarray() != 0, b.toarray() != 0)
         assert np.allclose(a.toarray(), b.toarray(), rtol=1e-5)
 
@@ -327,6 +328,7 @@ def test_write_original_split_returns_its_bytes(ready):
         encode_all(open_sae(ready, MODEL, "layer_2/jump"), [read_block(open_sae(ready, MODEL, "layer_2/jump"), 0, 517, CPU)],
                    np.random.default_rng(0).normal(size=(50, D_MODEL)).astype(np.float32), CPU), 517)  # fmt: skip
     labels = np.arange(300) % 2
-    of = split(Condition("scarcity", 20), labels)
-    n_bytes = write_original_split(ready, MODEL, "d", "layer_2/jump", Condition("scarcity", 20), (rows[:20], rows[20:]), of)
+    drawn = split(Condition("scarcity", 20), labels)
+    written = TrainTest(rows[:20], drawn.y_train, rows[20:], drawn.y_test)
+    n_bytes = write_original_split(ready, MODEL, "d", "layer_2/jump", Condition("scarcity", 20), written)
     assert n_bytes >= 20 * rows.nnz

@@ -21,7 +21,7 @@ from utils.probes import k_sparse as probes
 from utils.probes.controls import ControlActivations
 from utils.probes.k_sparse import PROTOCOLS, ProbeOptions, Ranking, dense_columns, final_fit, fit_sae_probes, rank_latents
 from utils.probes.scores import validation_folds
-from utils.settings import Condition, split
+from utils.settings import Condition, TrainTest, split
 
 MODEL = "all-MiniLM-L6-v2"
 GOLDEN = Path(__file__).parent / "golden"
@@ -100,7 +100,7 @@ def test_nested_protocol_is_honest_on_shuffled_labels_and_the_papers_is_not(n_ro
         X = csr_array(rng.exponential(1, (n_rows, 300)) * (rng.random((n_rows, 300)) < 0.1))
         y = rng.permutation(np.arange(n_rows) % 2)
         for protocol in PROTOCOLS if draw < 30 else ["nested"]:
-            aucs[protocol] += [fit_sae_probes(X, y, X, y, [2], ProbeOptions(protocol=protocol))[0]["val_auc"]]
+            aucs[protocol] += [fit_sae_probes(TrainTest(X, y, X, y), [2], ProbeOptions(protocol=protocol))[0]["val_auc"]]
     assert np.mean(aucs["paper"]) > 0.6
     assert np.std(aucs["nested"]) / np.sqrt(n_draws) < 0.004
     assert abs(np.mean(aucs["nested"]) - 0.5) < 0.01
@@ -135,7 +135,7 @@ def test_no_scored_row_takes_part_in_its_own_probe(n_rows, monkeypatch):
 
 def test_two_or_three_training_rows_have_no_honest_val_auc():
     X, y = csr_array(10 * np.eye(3)), np.array([0, 1, 1])
-    paper, nested = (fit_sae_probes(X, y, X, y, [2], ProbeOptions(protocol=protocol))[0] for protocol in PROTOCOLS)
+    paper, nested = (fit_sae_probes(TrainTest(X, y, X, y), [2], ProbeOptions(protocol=protocol))[0] for protocol in PROTOCOLS)
     assert paper["val_auc"] == 1.0
     assert np.isnan(nested["val_auc"])
     assert paper["test_auc"] == nested["test_auc"]
@@ -144,7 +144,7 @@ def test_two_or_three_training_rows_have_no_honest_val_auc():
 def test_binarised_probes_use_activation_above_one():
     y = np.arange(200) % 2
     X = csr_array(np.column_stack([np.where(y == 1, 1.5, 0.9), np.full(200, 3.0)]))
-    result = fit_sae_probes(X, y, X, y, [1], ProbeOptions(binarize=True))[0]
+    result = fit_sae_probes(TrainTest(X, y, X, y), [1], ProbeOptions(binarize=True))[0]
     assert result["test_auc"] == 1.0
 
 
@@ -180,18 +180,17 @@ def parity(name: str, settings: tuple[str, ...], options: ProbeOptions, at_most:
         rows = split(condition, labels)
         if condition.setting not in settings or len(rows.train) > at_most:
             continue
-        X_train, X_test = latents[rows.train], latents[rows.test]
+        X_train = latents[rows.train]
         value = dense_ranking(X_train.toarray().astype(np.float64), rows.y_train, True)
         for theirs in expected:
             k, listed = theirs["k"], np.array(theirs["latents"])
-            (ours,) = fit_sae_probes(X_train, rows.y_train, X_test, rows.y_test, [k], options)
+            (ours,) = fit_sae_probes(rows.take(latents), [k], options)
             chosen = np.array(ours["latents"].split(), dtype=np.int64)
             assert len(chosen) == len(listed)
             assert np.allclose(value[chosen], value[listed], rtol=TIED, atol=0)
             at_cut = np.isclose(value, np.sort(value)[-k], rtol=TIED, atol=0)
             if k <= len(listed):
-                columns = [X[:, np.sort(listed)] for X in (X_train, X_test)]
-                (ours,) = fit_sae_probes(columns[0], rows.y_train, columns[1], rows.y_test, [k], options)
+                (ours,) = fit_sae_probes(rows.take(latents[:, np.sort(listed)]), [k], options)
             elif at_cut.sum() > k - (value > value[at_cut].max()).sum():
                 continue
             assert ours["converged"] or options.solver == "saga"
@@ -229,17 +228,17 @@ def test_controls_are_chosen_as_latents_are_and_probed_alike(paths):
         write_activations(path, torch.from_numpy(activations), of_texts.texts, {})
     normal, ood_condition = Condition("normal"), Condition("OOD")
     of = split(normal, texts.labels)
-    raw_train, raw_test, _ = ControlActivations(paths, MODEL, "1_first", "raw_dims", 2, ood=False).condition(normal)
-    assert np.array_equal(raw_train.toarray(), X[of.train])
-    assert np.array_equal(raw_test.toarray(), X[of.test])
+    raw = ControlActivations(paths, MODEL, "1_first", "raw_dims", 2, ood=False).condition(normal)
+    assert np.array_equal(raw.X_train.toarray(), X[of.train])
+    assert np.array_equal(raw.X_test.toarray(), X[of.test])
     mean, deviation = X[of.train].mean(axis=0), X[of.train].std(axis=0)
     right = np.linalg.svd((X[of.train] - mean) / deviation, full_matrices=False)[2]
-    found = ControlActivations(paths, MODEL, "1_first", "pca_dims", 2, ood=False).condition(normal)[1].toarray()
+    found = ControlActivations(paths, MODEL, "1_first", "pca_dims", 2, ood=False).condition(normal).X_test.toarray()
     expected = (X[of.test] - mean) / deviation @ right.T
     assert np.allclose(np.abs(found[:, :50]), np.abs(expected[:, :50]), atol=1e-3)
     with_ood = ControlActivations(paths, MODEL, "1_first", "raw_dims", 2, ood=True)
-    assert np.array_equal(with_ood.condition(ood_condition)[1].toarray(), X_ood)
-    (probe,) = fit_sae_probes(raw_train, of.y_train, raw_test, of.y_test, [16], ProbeOptions())
+    assert np.array_equal(with_ood.condition(ood_condition).X_test.toarray(), X_ood)
+    (probe,) = fit_sae_probes(raw, [16], ProbeOptions())
     assert probe["latents"].split() == [str(i) for i in np.argsort(-dense_ranking(X[of.train], of.y_train, True))[:16]]
 
 

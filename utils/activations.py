@@ -15,6 +15,7 @@ from utils.paths import Paths
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import write_json
+from utils.settings import SEED, Condition, TrainTest, split
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,14 @@ class ModelRows:
     y: np.ndarray
     X_ood: np.ndarray | None = None
     y_ood: np.ndarray | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.y
+
+    def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
+        """The rows of a condition, [n, d_model]."""
+        return split(condition, self.y, seed, ood_labels=self.y_ood).take(self.X, self.X_test)
 
     @property
     def X_test(self) -> np.ndarray:

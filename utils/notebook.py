@@ -90,10 +90,10 @@ def _probe_dataset(
             of = split(condition, found.y, options.seed, ood_labels=found.y_ood)
             common = {"dataset": name, "setting": setting, "condition": _label(condition)}
             sizes = {"n_train": len(of.train), "n_test": len(of.test)}
-            probes = fit_sae_probes(latents[of.train], of.y_train, test_latents[of.test], of.y_test, ks, options)
+            probes = fit_sae_probes(of.take(latents, test_latents), ks, options)
             rows += [{**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]} for p in probes]
             for method in baselines:
-                scores = METHODS[method](found.X[of.train], of.y_train, found.X_test[of.test], of.y_test, options.seed)
+                scores = METHODS[method](of.take(found.X, found.X_test), options.seed)
                 rows.append({**common, "method": method, **sizes, **scores})
     return rows
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +37,34 @@ class Split:
     test: np.ndarray
     y_train: np.ndarray
     y_test: np.ndarray
+
+    def take(self, X: Any, X_test: Any = None) -> TrainTest:
+        """The split's rows of X [n_rows, n_columns]; its test rows of ``X_test`` where given."""
+        tested = X if X_test is None else X_test
+        return TrainTest(X[self.train], self.y_train, tested[self.test], self.y_test)
+
+
+@dataclass(frozen=True)
+class TrainTest:
+    """What a probe is made from and scored on.
+
+    ``X_train``, ``X_test``: [n, n_columns], both dense or both sparse (``csr_array``); ``y_train``,
+    ``y_test``: [n] in {0, 1}.
+    """
+
+    X_train: Any
+    y_train: np.ndarray
+    X_test: Any
+    y_test: np.ndarray
+
+
+class ConditionRows(Protocol):
+    """Activations of one dataset, from which every condition takes its rows."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def condition(self, condition: Condition, seed: int = SEED) -> TrainTest: ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The five baseline probes on model activations, by the paper's rules: logreg, pca, knn, xgboost, mlp.
 
-Each takes float arrays X_train [n_train, d_model], y_train, X_test [n_test, d_model], y_test (labels in {0, 1}) and returns
+Each takes dense rows [n, d_model] and a seed, and returns
 test_f1, test_acc, test_auc and val_auc. This module does not import torch: its workers run XGBoost, and the two in one
 process crash on arm64 macOS.
 """
@@ -12,13 +12,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 
 from utils.probes.k_sparse import FoldRows, LinearFit, ProbeOptions, choose_C, final_fit, fit_logistic
 from utils.probes.scores import mean_over_folds, roc_auc, score_test_rows, validation_folds
-from utils.settings import get_setting
+from utils.settings import SEED, TrainTest, get_setting
 
 MAX_PCA = 100
 MAX_NEIGHBOURS = 100
@@ -44,9 +43,10 @@ def log_steps(largest: int) -> list[int]:
     return np.unique(np.logspace(0, np.log2(largest), num=10, base=2, dtype=int)).tolist()
 
 
-def logreg(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
+def logreg(rows: TrainTest, seed: int = SEED) -> dict:
     """L2 logistic regression on raw activations, C chosen on validation rows."""
-    X_train, X_test = _in_row_span(X_train, X_test)
+    y_train, y_test = rows.y_train, rows.y_test
+    X_train, X_test = _in_row_span(rows.X_train, rows.X_test)
     folds = validation_folds(y_train, seed)
     options = ProbeOptions(reg_type="l2", seed=seed)
     C, val_auc = choose_C([FoldRows(*fold, X_train) for fold in folds], y_train, X_train.shape[1], options)
@@ -56,14 +56,15 @@ def logreg(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     return {**_linear_scores(fit, X_test, y_test), "val_auc": val_auc, "C": C, "converged": fit.converged}
 
 
-def pca(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
+def pca(rows: TrainTest, seed: int = SEED) -> dict:
     """Logistic regression on the first principal components of all training rows, their number chosen on validation rows.
 
     The components are exact; scikit-learn's default, which the paper used, is an unseeded random approximation for arrays of
     this size, and moves test AUC by up to 0.02 from run to run on hard datasets.
     """
-    n_most = min(*X_train.shape, MAX_PCA)
-    train, test = principal_components(X_train, X_test, n_most)
+    y_train, y_test = rows.y_train, rows.y_test
+    n_most = min(*rows.X_train.shape, MAX_PCA)
+    train, test = principal_components(rows.X_train, rows.X_test, n_most)
     folds = validation_folds(y_train, seed)
     n_components, val_auc = n_most, float("nan")
     if folds:
@@ -94,9 +95,10 @@ def principal_components(X_train: np.ndarray, X_test: np.ndarray, n: int) -> tup
     return model.fit_transform(X_train), model.transform(X_test)
 
 
-def knn(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
+def knn(rows: TrainTest, seed: int = SEED) -> dict:
     """k nearest neighbours on standardised activations; one distance matrix serves every k and fold."""
-    X_train, X_test = standardised(X_train, X_test)
+    y_train, y_test = rows.y_train, rows.y_test
+    X_train, X_test = standardised(rows.X_train, rows.X_test)
     folds = validation_folds(y_train, seed)
     between = _distances(X_train, X_train)
     n_neighbours, val_auc = 1, float("nan")
@@ -116,9 +118,10 @@ def knn(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
     return {**score_test_rows(y_test, (scores > 0.5).astype(np.int64), scores), "val_auc": val_auc}
 
 
-def xgboost(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
+def xgboost(rows: TrainTest, seed: int = SEED) -> dict:
     """Gradient-boosted trees, the best of ten seeded random draws from the paper's grid; a fold is binned once for all draws."""
-    X_train, X_test = standardised(X_train, X_test)
+    y_train, y_test = rows.y_train, rows.y_test
+    X_train, X_test = standardised(rows.X_train, rows.X_test)
     rng = random.Random(seed)
     draws = [{name: rng.choice(values) for name, values in XGBOOST_GRID.items()} for _ in range(XGBOOST_DRAWS)]
     folds = validation_folds(y_train, seed)
@@ -153,12 +156,13 @@ def _boosted(binned, settings: dict, seed: int):
     return train(params, binned, settings["n_estimators"])
 
 
-def mlp(X_train, y_train, X_test, y_test, seed: int = 42) -> dict:
+def mlp(rows: TrainTest, seed: int = SEED) -> dict:
     """A multi-layer perceptron on standardised activations."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    X_train, X_test = standardised(X_train, X_test)
+    y_train, y_test = rows.y_train, rows.y_test
+    X_train, X_test = standardised(rows.X_train, rows.X_test)
     folds = validation_folds(y_train, seed)
     settings = MLP_SETTINGS if folds else {"hidden_layer_sizes": (32,)}
 
@@ -180,12 +184,11 @@ class Baseline:
     """A baseline: its name in tables, its function, and how figures show it (None: as ``looks`` finds)."""
 
     name: str
-    fit: Callable[..., dict]
+    fit: Callable[[TrainTest, int], dict]
     look: Look | None = None
 
-    def __call__(self, *data: Any) -> dict:
-        """Scores of ``fit(X_train, y_train, X_test, y_test, seed)``."""
-        return self.fit(*data)
+    def __call__(self, rows: TrainTest, seed: int = SEED) -> dict:
+        return self.fit(rows, seed)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from utils.models import get_model
 from utils.names import Layer, hook_name, layer_folder
 from utils.paths import Paths
 from utils.probes.baselines import principal_components
-from utils.settings import Condition, Split, split
+from utils.settings import SEED, Condition, TrainTest
 
 CONTROLS = ("raw_dims", "pca_dims")
 
@@ -24,7 +24,7 @@ def control_id(control: str, layer: Layer) -> str:
 
 
 class ControlActivations:
-    """Rows of one dataset as a control sees them, in the form of ``sae_store.SaeActivations``.
+    """Rows of one dataset as a control sees them, in the form of ``settings.ConditionRows``.
 
     Raises UserError when the model activations are missing, unreadable, or do not belong to the dataset's texts.
     """
@@ -37,10 +37,11 @@ class ControlActivations:
     def labels(self) -> np.ndarray:
         return self.rows.y
 
-    def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
-        """(X_train, X_test, split): [n, d_model], or [n, n_components] with the components of the training rows."""
-        rows_of = split(condition, self.rows.y, seed, ood_labels=self.rows.y_ood)
-        X_train, X_test = self.rows.X[rows_of.train], self.rows.X_test[rows_of.test]
+    def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
+        """Sparse [n, d_model], or [n, n_components] with the components of the training rows."""
+        rows = self.rows.condition(condition, seed)
+        X_train, X_test = rows.X_train, rows.X_test
         if self.control == "pca_dims":
             X_train, X_test = principal_components(X_train, X_test, min(X_train.shape))
-        return csr_array(X_train.astype(np.float32)), csr_array(X_test.astype(np.float32)), rows_of
+        X_train, X_test = (csr_array(X.astype(np.float32)) for X in (X_train, X_test))
+        return TrainTest(X_train, rows.y_train, X_test, rows.y_test)

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 from utils.probes.l1_path import KKT_ACCEPTED, L1Fit, kkt_violation, l1_logistic_path
 from utils.probes.scores import Fold, inner_folds, mean_over_folds, roc_auc, score_test_rows, validation_folds
+from utils.settings import TrainTest
 
 Cs = np.logspace(5, -5, 10)
 RANK_BITS = 20  # of a latent's rank value that count: where these agree, the lower index comes first
@@ -136,18 +137,17 @@ class FoldRows:
     inner: tuple[FoldRows, ...] = ()
 
 
-def fit_sae_probes(
-    X_train: csr_array, y_train: np.ndarray, X_test: csr_array, y_test: np.ndarray, ks: Sequence[int], options: ProbeOptions
-) -> list[dict]:
+def fit_sae_probes(rows: TrainTest, ks: Sequence[int], options: ProbeOptions) -> list[dict]:
     """One row of scores for each k: published columns and how the fit went.
 
-    X_train, X_test: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}, both classes in y_train. val_auc of up to 3 training rows,
+    rows: sparse, [n_rows, d_sae], both classes in y_train. val_auc of up to 3 training rows,
     which have no folds: of the training rows under the paper's protocol, NaN under "nested".
     """
+    X_train, y_train = rows.X_train, rows.y_train
     n_keep = min(max(ks), X_train.shape[1])
     ranking = rank_latents(X_train, y_train, options.latent_selection, n_keep)
     train = _prepared(X_train, ranking.latents, options)
-    test = _prepared(X_test, ranking.latents, options)
+    test = _prepared(rows.X_test, ranking.latents, options)
     folds = validation_folds(y_train, options.seed)
     if options.protocol == "nested":
         fold_rows = [_nested_fold(X_train, y_train, fold, n_keep, options) for fold in folds]
@@ -165,7 +165,7 @@ def fit_sae_probes(
             val_auc = roc_auc(y_train, fit.scores(train[:, :k]))
         results.append(
             {
-                **score_test_rows(y_test, (scores > 0).astype(np.int64), scores),
+                **score_test_rows(rows.y_test, (scores > 0).astype(np.int64), scores),
                 "val_auc": val_auc,
                 "k": k,
                 "C": C,
@@ -173,7 +173,7 @@ def fit_sae_probes(
                 "fitted_by": fit.solver,
                 "converged": fit.converged,
                 "n_train": len(y_train),
-                "n_test": len(y_test),
+                "n_test": len(rows.y_test),
                 "n_tied_at_cut": int(ranking.n_tied[min(k, n_keep) - 1]),
                 "latents": " ".join(map(str, ranking.latents[:k][:16])),
                 "seconds": round(time.perf_counter() - started, 4),

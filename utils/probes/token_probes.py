@@ -15,6 +15,7 @@ from scipy.sparse import csr_array, vstack
 from utils.probes.baselines import logreg
 from utils.probes.scores import roc_auc, score_test_rows, validation_folds
 from utils.readers.sparse_files import SparseRows
+from utils.settings import TrainTest
 
 N_COMPONENTS, N_POSITIONS = 20, 255
 ATTENTION_RATES = (1e-3, 1e-2)  # Adam's; the one with the best validation AUC is kept
@@ -101,7 +102,7 @@ def components_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.
 
     X = concatenated_components(tokens, train)
     with threadpool_limits(1):  # thousands of small products, which threads only slow down
-        return logreg(X[train], y[train], X[test], y[test], seed)
+        return logreg(TrainTest(X[train], y[train], X[test], y[test]), seed)
 
 
 def attention_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> dict:

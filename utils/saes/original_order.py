@@ -5,7 +5,7 @@ Our yardstick, and food for the original scripts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from utils.readers.pt_files import save_tensor
 from utils.readers.weight_files import stored_arrays
 from utils.saes.encoder import Encoder
 from utils.saes.store import condition_suffixes
-from utils.settings import Condition, Split, conditions, get_setting, split
+from utils.settings import Condition, TrainTest, conditions, get_setting
 
 if TYPE_CHECKING:
     import torch
@@ -27,25 +27,23 @@ if TYPE_CHECKING:
 BATCH_ROWS = 128
 
 
-def write_original_split(
-    paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, X: tuple[csr_array, csr_array], of: Split
-) -> int:
+def write_original_split(paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, rows: TrainTest) -> int:
     """Write a condition's files as the original scripts do (coalesced COO, 20 bytes a nonzero); the bytes written."""
     import torch
 
     n_bytes = 0
     (suffix, *_) = condition_suffixes(condition)
     stem = set_stem(dataset, sae_id, suffix)
-    for part, rows in zip(("X_train_sae", "X_test_sae"), X):
+    for part, X in zip(("X_train_sae", "X_test_sae"), (rows.X_train, rows.X_test)):
         path = paths.sae_activations(model_name, condition.setting, stem, part)
-        coo = rows.tocoo()
+        coo = X.tocoo()
         indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
         tensor = torch.sparse_coo_tensor(
             indices, torch.from_numpy(coo.data), coo.shape, check_invariants=False, is_coalesced=True
         )
         save_tensor(path, tensor)
         n_bytes += path.stat().st_size
-    for part, labels in (("y_train", of.y_train), ("y_test", of.y_test)):
+    for part, labels in (("y_train", rows.y_train), ("y_test", rows.y_test)):
         path = paths.sae_activations(model_name, condition.setting, stem, part)
         save_tensor(path, torch.tensor(labels))
     return n_bytes
@@ -72,8 +70,8 @@ def whole_sae(encoder: Encoder, device: torch.device) -> Any:
 
 def encode_original(
     paths: Paths, info: LanguageModel, dataset: str, layer: Layer, setting: str, sae: Any
-) -> Iterable[tuple[Condition, tuple[csr_array, csr_array], Split]]:
-    """Each condition's (training, test) latents, encoded anew for it in dense batches of 128 rows."""
+) -> Iterator[tuple[Condition, TrainTest]]:
+    """Each condition's latents, encoded anew for it in dense batches of 128 rows."""
     import torch
 
     @torch.inference_mode()
@@ -85,7 +83,6 @@ def encode_original(
     shifted = get_setting(setting).shifted
     rows = load_rows(paths, info.name, dataset, hook_name(layer), shifted, info.d_model)
     for condition in conditions(setting, len(rows.y)):
-        drawn = split(condition, rows.y, ood_labels=rows.y_ood)
-        pieces = (rows.X[drawn.train], rows.X_test[drawn.test])
-        train, test = (csr_array(encode_dense(piece)) for piece in pieces)
-        yield condition, (train, test), drawn
+        dense = rows.condition(condition)
+        X_train, X_test = (csr_array(encode_dense(X)) for X in (dense.X_train, dense.X_test))
+        yield condition, TrainTest(X_train, dense.y_train, X_test, dense.y_test)

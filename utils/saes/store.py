@@ -25,7 +25,7 @@ from utils.readers.sparse_files import load_sparse, save_sparse
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_json
 from utils.saes.catalog import find_sae_folder, fingerprint
-from utils.settings import NORMAL, SHIFTED, Condition, Split, get_setting, split
+from utils.settings import NORMAL, SEED, SHIFTED, Condition, Split, TrainTest, get_setting, split
 
 X_PARTS = {
     NORMAL.name: ("X_train_sae", "X_rest_sae", "X_test_sae"),
@@ -176,19 +176,20 @@ class SaeActivations:
             self._rows = stacked[order]
         return self._rows
 
-    def condition(self, condition: Condition, seed: int = 42) -> tuple[csr_array, csr_array, Split]:
-        """(X_train, X_test, split) of a condition: sparse [n, d_sae] rows in the order of the split."""
-        rows_of = split(condition, self.labels, seed, ood_labels=self.ood_labels)
+    def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
+        """The rows of a condition: sparse [n, d_sae], in the order of its split."""
+        drawn = split(condition, self.labels, seed, ood_labels=self.ood_labels)
         if get_setting(condition.setting).shifted:
-            return (*self._ood_rows(rows_of, seed), rows_of)
-        if self._rows is not None or self.normal.path("X_rest_sae").is_file():
-            rows = self.rows()
-            return rows[rows_of.train], rows[rows_of.test], rows_of
-        return (*self._original_split(condition, rows_of, seed), rows_of)
+            X_train, X_test = self._ood_rows(drawn, seed)
+        elif self._rows is not None or self.normal.path("X_rest_sae").is_file():
+            return drawn.take(self.rows())
+        else:
+            X_train, X_test = self._original_split(condition, drawn, seed)
+        return TrainTest(X_train, drawn.y_train, X_test, drawn.y_test)
 
     def _ood_rows(self, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
         if self.ood.path("X_test_sae").is_file():
-            if seed == 42:
+            if seed == SEED:
                 _check_labels(self.ood, rows_of, self.remedy)
                 train = load_sparse(self.ood.path("X_train_sae"), self.remedy)
             else:
@@ -221,7 +222,7 @@ class SaeActivations:
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
             raise UserError(f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}")
-        if seed != 42:
+        if seed != SEED:
             raise UserError(f"{found} holds the rows of seed 42 only: {self.remedy}")
         train = load_sparse(found, self.remedy)
         test = load_sparse(found.with_name(found.name.replace("_X_train_sae", "_X_test_sae")), self.remedy)
