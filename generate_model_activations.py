@@ -29,6 +29,7 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import locked
 from utils.runtime.tasks import Tasks
 from utils.runtime.workers import run_tasks
+from utils.settings import SHIFTED
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -61,18 +62,18 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     if args.OOD:
-        args.setting = "OOD"
+        args.setting = SHIFTED.name
     info = find_model(args, paths)
     hooks = [hook_name(layer) for layer in args.layers or info.layers]
 
     jobs: list[tuple[str, bool]] = []
-    if args.setting != "OOD":
+    if args.setting != SHIFTED.name:
         jobs += [(name, False) for name in choose_datasets(paths, args.datasets)]
-    if args.setting in ("OOD", "all"):
+    if args.setting in (SHIFTED.name, cli.EVERY):
         try:
             jobs += [(name, True) for name in choose_datasets(paths, args.datasets, ood=True)]
         except UserError:  # with "all", datasets without a partner are no mistake
-            if args.setting == "OOD":
+            if args.setting == SHIFTED.name:
                 raise
 
     shifted = paths.model_activations_folder(info.name, ood=True)

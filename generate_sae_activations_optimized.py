@@ -42,7 +42,7 @@ from utils.saes.original_order import encode_original, whole_sae, write_original
 from utils.saes.plan import Job, make_plan
 from utils.saes.run import EncodingRun
 from utils.saes.store import SaeFiles, made_from, stored_checks
-from utils.settings import SETTINGS, SHIFTED
+from utils.settings import NORMAL, SETTINGS, SHIFTED
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -195,8 +195,8 @@ def find_jobs(
         of_layer = [sae_id for sae_id in layers if layers[sae_id] == layer]
         for name in datasets:
             try:
-                ours = [i for i in of_layer if normal and not is_done("normal", name, i)]
-                ood = [i for i in of_layer if name in with_ood and not is_done("OOD", name, i)]
+                ours = [i for i in of_layer if normal and not is_done(NORMAL.name, name, i)]
+                ood = [i for i in of_layer if name in with_ood and not is_done(SHIFTED.name, name, i)]
             except UserError as error:
                 failures.append(str(error))
                 continue

@@ -37,7 +37,7 @@ from utils.runtime.units import show_bytes
 from utils.runtime.workers import run_tasks
 from utils.saes.catalog import choose_saes, is_control, open_sae
 from utils.saes.encode import encode_all, read_block
-from utils.settings import Condition, split
+from utils.settings import NORMAL, Condition, split
 
 if TYPE_CHECKING:
     from utils.language_models import HookedModel
@@ -172,7 +172,7 @@ def probe_tokens(
     """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
     import torch
 
-    of = split(Condition("normal"), y, how.seed)
+    of = split(Condition(NORMAL.name), y, how.seed)
     sizes = {"n_train": len(of.train), "n_test": len(of.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")

@@ -27,7 +27,7 @@ from utils.runtime.devices import pick_device
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_folder, locked, write_json
 from utils.runtime.progress import progress
-from utils.settings import Condition, split
+from utils.settings import NORMAL, Condition, split
 
 BATCH_TOKENS = 512
 LEARNING_RATE = 1e-3
@@ -113,7 +113,7 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
     distinct = dict.fromkeys(text for name in chosen for text in load_dataset(paths, name).texts if text not in tested)
     if not distinct:
         print("every row of the corpus may be tested in some setting: training on the normal setting's training rows")
-        rows = {name: split(Condition("normal"), load_dataset(paths, name).labels) for name in list_datasets(paths)}
+        rows = {name: split(Condition(NORMAL.name), load_dataset(paths, name).labels) for name in list_datasets(paths)}
         tested = shifted | {load_dataset(paths, name).texts[i] for name in rows for i in rows[name].test}
         trained = (load_dataset(paths, name).texts[i] for name in chosen for i in rows[name].train)
         distinct = dict.fromkeys(text for text in trained if text not in tested)

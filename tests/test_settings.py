@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils import cli
+from utils.notebook import probe_sae
 from utils.runtime.errors import UserError
 from utils.settings import (
     SETTINGS,
@@ -133,6 +134,8 @@ def test_an_unknown_setting_is_an_error_and_never_the_normal_one(name):
         conditions(name, 1500)
     with pytest.raises(UserError, match="unknown setting"):
         split(Condition(name), np.arange(1500) % 2)
+    with pytest.raises(UserError, match="unknown setting"):
+        probe_sae(None, "all-MiniLM-L6-v2", "blocks.2.hook_resid_post", setting=name)
 
 
 def test_a_condition_that_a_setting_does_not_have_is_named():

@@ -26,7 +26,7 @@ from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.runtime.errors import UserError
 from utils.runtime.progress import progress
-from utils.settings import Condition, conditions, split
+from utils.settings import NORMAL, Condition, conditions, get_setting, split
 
 BATCH_ROWS = 128
 
@@ -36,7 +36,7 @@ def probe_sae(
     model_name: str,
     hook_name: str,
     datasets: Sequence[str] | None = None,
-    setting: str = "normal",
+    setting: str = NORMAL.name,
     ks: Sequence[int] = (1, 16, 128),
     baselines: Sequence[str] = ("logreg",),
     protocol: str = "paper",
@@ -55,8 +55,9 @@ def probe_sae(
     Raises UserError when activations are missing or ``encode`` does not return what it should.
     """
     paths = paths or Paths()
+    setting = get_setting(setting).name
     hook = full_name(parse_layer(hook_name))
-    names = choose_datasets(paths, list(datasets) if datasets else None, ood=setting == "OOD")
+    names = choose_datasets(paths, list(datasets) if datasets else None, ood=get_setting(setting).shifted)
     if not datasets:
         names = [name for name in names if paths.model_activations(model_name, name, hook).is_file()]
     if not names:
@@ -81,7 +82,7 @@ def _probe_dataset(
     baselines: Sequence[str],
     options: ProbeOptions,
 ) -> list[dict]:
-    found = load_rows(paths, model_name, name, hook, ood=setting == "OOD")
+    found = load_rows(paths, model_name, name, hook, ood=get_setting(setting).shifted)
     latents = encode(sae, found.X)
     test_latents = latents if found.X_ood is None else encode(sae, found.X_ood)
     rows = []

@@ -105,8 +105,13 @@ class Setting:
     all_layers: bool = False  # of the model; else its probe layer alone
     shifted: bool = False  # tests on the dataset's OOD file
     redraws: bool = True  # takes its rows from the files of the normal setting
-    exports: bool = False  # the original scripts have files of its own conditions
+    file_suffix: str | None = None  # of the original scripts' files, before the value
     aliases: tuple[str, ...] = ()  # what other tools call it
+
+    @property
+    def exports(self) -> bool:
+        """Whether the original scripts have files of its own conditions."""
+        return self.file_suffix is not None
 
 
 def draw_rows(
@@ -237,7 +242,7 @@ SETTINGS: dict[str, Setting] = {
             values=tuple(int(n) for n in np.unique(np.round(np.logspace(1, 10, 20, base=2)))),
             fits=lambda value, n_rows: value <= n_rows - MIN_TEST,
             sae_column="num_train", baseline_column="num_train",
-            axis_label="training rows", log_axis=True, exports=True,
+            axis_label="training rows", log_axis=True, file_suffix="_",
         ),
         Setting(
             "class_imbalance", _draw_imbalanced,
@@ -245,7 +250,7 @@ SETTINGS: dict[str, Setting] = {
             # kept as numpy makes them (0.39999999999999997): ceil(frac * num_train) is the paper's
             values=tuple(float(f) for f in np.linspace(0.05, MOST_POSITIVE, 19)),
             sae_column="frac", baseline_column="ratio",
-            axis_label="fraction of positive rows", exports=True, aliases=("imbalance",),
+            axis_label="fraction of positive rows", file_suffix="_frac", aliases=("imbalance",),
         ),
         Setting(
             "label_noise", _draw_noisy, _normal_test, "corrupt", "corrupt",

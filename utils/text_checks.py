@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.datasets import Dataset
 from utils.runtime.errors import UserError
-from utils.settings import Condition, split
+from utils.settings import NORMAL, Condition, split
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check_texts(dataset: Dataset) -> TextCheck:
     n_repeated = len(codes) - len(np.unique(codes))
     check = TextCheck(dataset.name, len(codes), int(dataset.labels.sum()), n_repeated, int(both.sum()))
     try:
-        rows = split(Condition("normal"), dataset.labels)
+        rows = split(Condition(NORMAL.name), dataset.labels)
     except UserError as error:
         return replace(check, trouble=str(error))
     seen = np.isin(codes[rows.test], codes[rows.train])

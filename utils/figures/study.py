@@ -22,6 +22,7 @@ from utils.probes.baselines import looks
 from utils.results.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
 from utils.results.tidy import BASELINE, CONTROL, SAE
 from utils.runtime.units import short_number
+from utils.settings import NORMAL, get_setting
 
 STYLE = {
     "quiver_baselines": {"color": "#0072B2", "marker": "o", "hatch": ""},
@@ -89,11 +90,11 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
 
 def auc_by_k(tidy: pd.DataFrame) -> Figure:
     """Normal setting, a panel a dataset: test AUC against the number of latents, for each SAE, with baselines as lines."""
-    rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()]
+    rows = tidy[(tidy["setting"] == NORMAL.name) & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()]
     if not (rows["kind"] == SAE).any():
         raise NoData("no SAE probes in the normal setting")
     layers = set(rows["layer"])
-    baselines = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)]
+    baselines = tidy[(tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)]
     datasets = list(dict.fromkeys(rows["dataset"]))
     figure, grid = _panels(len(datasets), height=2.1)
     for axes, dataset in zip(grid, datasets):
@@ -177,7 +178,7 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
     counts = rows.groupby("condition")["n_datasets"].max()
     note = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     lower.text(0, -0.42, f"{note} datasets; bands: 95 % bootstrap over datasets", transform=lower.transAxes, fontsize=8)
-    if setting == "scarcity":
+    if get_setting(setting).log_axis:
         values = sorted(rows["condition"].astype(float).unique())
         lower.set_xscale("log", base=2)
         shown = values if len(values) <= 8 else values[::3]
@@ -232,7 +233,7 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
 
 
 def _normal_baselines(tidy: pd.DataFrame) -> tuple[pd.DataFrame, list]:
-    rows = tidy[(tidy["setting"] == "normal") & (tidy["kind"] == BASELINE)]
+    rows = tidy[(tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE)]
     if not len(rows):
         raise NoData("no baselines in the normal setting")
     return rows, sorted(rows["layer"].unique(), key=layer_order)
@@ -335,7 +336,7 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
         axes.set_title(f"{dataset}\n({order[dataset]:+.3f})", fontsize=8)
         axes.grid()
     grid[0].set_ylim(min(0.35, grid[0].get_ylim()[0]), 1.02)
-    if setting == "scarcity":
+    if get_setting(setting).log_axis:
         grid[0].set_xscale("log", base=2)
         grid[0].set_xticks([4, 32, 256], ["4", "32", "256"])
         grid[0].minorticks_off()
@@ -363,7 +364,7 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xlabel(labels[setting])
         axes.set_title(setting, fontsize=9)
-        if setting == "scarcity":
+        if get_setting(setting).log_axis:
             axes.set_xscale("log", base=2)
         axes.grid()
     grid[0][0].set_ylabel("validation AUC - test AUC\n(mean over all probes)")

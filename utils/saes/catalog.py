@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, layer_order, sae_layer
 from utils.paths import Paths
+from utils.readers.weight_files import stored_arrays
 from utils.runtime.errors import UserError, unknown_name
 from utils.saes.encoder import Encoder, read_json
 from utils.saes.formats import FORMATS, format_of, through_sae_lens
+
+HASHED = (".json", ".npz", ".safetensors", ".pt")
+WHOLE = 4 << 20  # bytes of an array that a fingerprint reads whole: biases and thresholds of a million latents
 
 
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
@@ -109,15 +115,38 @@ def is_control(folder: Path) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names, sizes and samples of an SAE's files: changes when the SAE does, and costs no full reading."""
+    """SHA-256 over an SAE's files: changes when the SAE does, and costs no full reading.
+
+    Settings, biases and thresholds count whole, and 64 samples of 4 kB of each matrix.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix in HASHED and path.name != "training.json")
+    stats = [path.stat() for path in files]
+    return _fingerprint(folder, tuple((p, s.st_size, s.st_mtime_ns) for p, s in zip(files, stats)))
+
+
+@lru_cache(maxsize=1024)
+def _fingerprint(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """``files``: (path, bytes, time of change) of each; the last only so that a changed file is read again."""
     digest = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.rglob("*") if p.suffix in (".json", ".npz", ".safetensors", ".pt") and p.name != "training.json"
-    ):
-        size = path.stat().st_size
+    for path, size, _ in files:
         digest.update(f"{path.relative_to(folder)} {size}".encode())
         with open(path, "rb") as file:
-            for i in range(64):  # 64 samples of 4 kB, the whole of a small file
-                file.seek(size * i // 64)
-                digest.update(file.read(4096))
+            for start, n_bytes in [(0, size), *_arrays_in(path)]:
+                step = 4096 if n_bytes <= WHOLE else n_bytes // 64
+                for place in range(start, start + n_bytes, step):
+                    file.seek(place)
+                    digest.update(file.read(min(4096, start + n_bytes - place)))
     return digest.hexdigest()
+
+
+def _arrays_in(path: Path) -> list[tuple[int, int]]:
+    """(offset, bytes) of each array in a weight file, small ones and matrices alike; [] where it cannot be read."""
+    try:
+        if path.suffix == ".pt":
+            with zipfile.ZipFile(path) as archive:
+                return [(m.header_offset, m.file_size + 512) for m in archive.infolist()]  # and its header
+        if path.suffix in (".npz", ".safetensors"):
+            return [(array.offset, array.n_bytes) for array in stored_arrays(path).values()]
+    except (UserError, zipfile.BadZipFile):  # opening it says what is wrong
+        pass
+    return []

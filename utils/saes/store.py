@@ -236,11 +236,10 @@ class SaeActivations:
 
 def condition_suffixes(condition: Condition) -> list[str]:
     """What the original scripts append to a file's stem for a condition, in both spellings of a fraction."""
-    if condition.setting == "scarcity":
-        return [f"_{condition.value}"]
-    if condition.setting == "class_imbalance":
-        return list(dict.fromkeys([f"_frac{condition.value}", f"_frac{condition.label}"]))
-    return [""]
+    prefix = get_setting(condition.setting).file_suffix
+    if prefix is None:
+        return [""]
+    return list(dict.fromkeys([f"{prefix}{condition.value}", f"{prefix}{condition.label}"]))
 
 
 def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
