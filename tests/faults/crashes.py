@@ -58,7 +58,7 @@ def stages() -> list[Stage]:
         Stage("generate_model_activations", (*data, "--max_rows", "260"), ("data/model_activations_*L6-v2*",)),
         Stage("train_saes", ("--widths", "64", "--control_width", "64", "--k_active", "8", "--n_tokens", "8000"), ("data/saes",)),
         Stage("generate_sae_activations_optimized", data, ("data/sae_activations_*", "results/sae_checks*")),
-        Stage("export_splits", (*data, "--setting", "scarcity"), ("data/sae_activations_*/scarcity_setting",)),
+        Stage("published.export_splits", (*data, "--setting", "scarcity"), ("data/sae_activations_*/scarcity_setting",)),
         Stage("train_baselines", (*probes, "normal", "--layer", "2", "--method", "logreg,pca,knn"), ("results/baseline_*",)),
         Stage("train_sae_probes", (*probes, "scarcity", "--conditions", "10", "38"), ("results/sae_probes_*",)),
         Stage("train_multi_token_probes", ("--datasets", *NAMES[:2]), ("results/multi_token_*",)),
