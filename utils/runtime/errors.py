@@ -4,30 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
-
-
-class Failures:
-    """What of a run failed while the rest went on: a line each, in order, none twice."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, *lines: str) -> None:
-        self.lines += [line for line in dict.fromkeys(lines) if line not in self.lines]
-
-    @contextmanager
-    def caught(self, about: str = "") -> Iterator[None]:
-        """A UserError in the block becomes a line, which begins with what it is about."""
-        try:
-            yield
-        except UserError as error:
-            self.add(f"{about}: {error}" if about else str(error))
 
 
 OUT_OF_MEMORY = "memory ran out: close other programs, or lower --max_memory, --batch_size or --n_jobs"
