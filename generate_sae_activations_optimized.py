@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-from utils.activations import read_description
+from utils.activations import load_rows, read_description
 from utils.datasets import choose_datasets, dataset_size, list_datasets, load_ood, readable, unlabelled_ood_files
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name, layer_order, sae_stem
@@ -38,11 +38,11 @@ from utils.runtime.units import show_bytes
 from utils.runtime.workers import run_tasks
 from utils.saes.catalog import choose_saes, open_sae
 from utils.saes.encode import product_rate
-from utils.saes.original_order import encode_original, whole_sae, write_original_split
+from utils.saes.original_order import encode_dense, whole_sae, write_original_split
 from utils.saes.plan import Job, make_plan
 from utils.saes.run import EncodingRun
 from utils.saes.store import SaeFiles, made_from, stored_checks
-from utils.settings import NORMAL, SETTINGS, SHIFTED
+from utils.settings import NORMAL, SETTINGS, SHIFTED, conditions
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -291,8 +291,8 @@ def run_original_order(
 
     device = torch.device(pick_device(args.device))
     wanted = [setting for setting in SETTINGS.values() if setting.name in cli.settings_asked(args)]
-    if args.setting == cli.EVERY:  # those that have files of their own
-        wanted = [setting for setting in wanted if setting.exports or not setting.redraws]
+    if args.setting == cli.EVERY:  # those that have files of their own: label noise reads those of normal
+        wanted = [setting for setting in wanted if setting.exports or not setting.values]
     failures: list[str] = []
     tallies: dict[str, float] = defaultdict(float)
     pieces = [(i, s, d) for i in layers for s in wanted for d in (with_ood if s.shifted else datasets)]
@@ -300,7 +300,10 @@ def run_original_order(
         started = time.monotonic()
         try:
             sae = whole_sae(open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release), device)
-            for condition, rows in encode_original(paths, info, name, layers[sae_id], setting.name, sae):
+            hook = hook_name(layers[sae_id])
+            activations = load_rows(paths, info.name, name, hook, setting.shifted, info.d_model)
+            for condition in conditions(setting.name, len(activations.labels)):
+                rows = encode_dense(sae, activations.condition(condition), args.batch_size)
                 write_original_split(paths, info.name, name, sae_id, condition, rows)
         except UserError as error:
             failures.append(str(error))

@@ -22,7 +22,7 @@ from utils.runtime.progress import where_it_stood
 from utils.runtime.tasks import NO_ROOM
 from utils.runtime.units import parse_bytes
 from utils.runtime.workers import Workers
-from utils.settings import NORMAL, SETTINGS, get_setting, is_setting
+from utils.settings import NORMAL, SETTINGS, get_setting
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
@@ -68,7 +68,10 @@ def add_setting(parser: argparse.ArgumentParser, default: str = NORMAL.name, eve
 
 def setting_name(text: str) -> str:
     """A flag's setting; what other tools call it is understood."""
-    return get_setting(text).name if is_setting(text) else text
+    try:
+        return get_setting(text).name
+    except UserError:  # "all", or a mistake that the choices name
+        return text
 
 
 def settings_asked(args: argparse.Namespace) -> tuple[str, ...]:

@@ -104,7 +104,6 @@ class Setting:
     baselines: tuple[str, ...] | None = None  # None: every baseline there is
     all_layers: bool = False  # of the model; else its probe layer alone
     shifted: bool = False  # tests on the dataset's OOD file
-    redraws: bool = True  # takes its rows from the files of the normal setting
     file_suffix: str | None = None  # of the original scripts' files, before the value
     aliases: tuple[str, ...] = ()  # what other tools call it
 
@@ -234,7 +233,7 @@ SETTINGS: dict[str, Setting] = {
     for setting in (
         Setting(
             "normal", _draw_normal, _normal_test, "normal_settings", "normal",
-            ks=KS_NORMAL, all_layers=True, redraws=False,
+            ks=KS_NORMAL, all_layers=True,
         ),
         Setting(
             "scarcity", _draw_scarce, lambda value, n_rows: n_rows - int(value) - 1,
@@ -261,16 +260,11 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting(
             "OOD", _draw_shifted, lambda value, n_rows: None, "ood", "ood",
-            baselines=("logreg",), shifted=True, redraws=False, aliases=("ood",),
+            baselines=("logreg",), shifted=True, aliases=("ood",),
         ),
     )
 }  # fmt: skip
 NORMAL, SHIFTED = SETTINGS["normal"], SETTINGS["OOD"]
-
-
-def is_setting(name: str) -> bool:
-    """Whether a setting has this name or alias."""
-    return any(name == setting.name or name in setting.aliases for setting in SETTINGS.values())
 
 
 def get_setting(name: str) -> Setting:

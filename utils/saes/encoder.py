@@ -94,7 +94,7 @@ def need(arrays: Mapping[str, WeightArray], names: tuple[str, ...], folder: Path
 
 def checked(encoder: Encoder, folder: Path) -> Encoder:
     """The encoder, if all its arrays fit together and are finite."""
-    if encoder.normalize_activations not in ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm"):
+    if encoder.normalize_activations not in NORMALIZATIONS:
         raise UserError(f"the SAE at {folder}: normalize_activations {encoder.normalize_activations!r} is not known")
     for name, array in encoder.vectors.items():
         if array.shape != (encoder.d_sae,):

@@ -5,26 +5,22 @@ Our yardstick, and food for the original scripts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from utils.activations import load_rows
-from utils.models import LanguageModel
-from utils.names import Layer, hook_name, set_stem
+from utils.names import set_stem
 from utils.paths import Paths
 from utils.readers.pt_files import save_tensor
 from utils.readers.weight_files import stored_arrays
 from utils.saes.encoder import Encoder
 from utils.saes.store import condition_suffixes
-from utils.settings import Condition, TrainTest, conditions, get_setting
+from utils.settings import Condition, TrainTest
 
 if TYPE_CHECKING:
     import torch
-
-BATCH_ROWS = 128
 
 
 def write_original_split(paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, rows: TrainTest) -> int:
@@ -68,21 +64,15 @@ def whole_sae(encoder: Encoder, device: torch.device) -> Any:
     return sae.to(device)
 
 
-def encode_original(
-    paths: Paths, info: LanguageModel, dataset: str, layer: Layer, setting: str, sae: Any
-) -> Iterator[tuple[Condition, TrainTest]]:
-    """Each condition's latents, encoded anew for it in dense batches of 128 rows."""
+def encode_dense(sae: Any, rows: TrainTest, batch_size: int) -> TrainTest:
+    """Latents of a condition's rows, encoded anew for it in dense batches of SAELens's own object."""
     import torch
 
-    @torch.inference_mode()
-    def encode_dense(rows: np.ndarray) -> np.ndarray:
-        device = next(sae.parameters()).device
-        batches = torch.from_numpy(rows).split(BATCH_ROWS)
-        return torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy()
+    device = next(sae.parameters()).device
 
-    shifted = get_setting(setting).shifted
-    rows = load_rows(paths, info.name, dataset, hook_name(layer), shifted, info.d_model)
-    for condition in conditions(setting, len(rows.y)):
-        dense = rows.condition(condition)
-        X_train, X_test = (csr_array(encode_dense(X)) for X in (dense.X_train, dense.X_test))
-        yield condition, TrainTest(X_train, dense.y_train, X_test, dense.y_test)
+    @torch.inference_mode()
+    def encode(X: np.ndarray) -> csr_array:
+        batches = torch.from_numpy(X).split(batch_size)
+        return csr_array(torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy())
+
+    return replace(rows, X_train=encode(rows.X_train), X_test=encode(rows.X_test))
