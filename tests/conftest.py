@@ -10,6 +10,9 @@ from pathlib import Path
 # threads wait for each other on a busy machine take up to ninety times as long.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# `make test` tells the make of a test about itself: a test's make is nobody's child
+for variable in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
+    os.environ.pop(variable, None)
 
 import hypothesis
 import numpy as np
