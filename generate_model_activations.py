@@ -1,14 +1,18 @@
-"""Texts to model activations: the residual stream of a language model on every text of the datasets.
+"""Texts to model activations: the residual stream of a language model on every text of the
+datasets.
 
     python generate_model_activations.py --model_name all-MiniLM-L6-v2 --max_rows 1500
     python generate_model_activations.py --model_name gemma-2-9b --layers 20 --setting OOD
-    python generate_model_activations.py --model_name mine --hf_model ~/my-model --hook_names blocks.3.hook_mlp_out
+    python generate_model_activations.py --model_name mine --hf_model ~/my-model \
+        --hook_names blocks.3.hook_mlp_out
 
-Any model of the transformers library: one of the table in utils/models.py by name, another with --hf_model (a hub id or a
-folder) and the layers or hooks to read; what it is is written to data/model_activations_{model}/model.json, and the later
-stages know it by its name. Writes data/model_activations_{model}/{dataset}_{hook_name}.pt, float32 [n_rows, d_model], row i for
-text i: the last token of a text (decoders, as in the paper) or the mean over its tokens (encoders). Files that are there are not
-made again. Makes no SAE activations: that is generate_sae_activations_optimized.py.
+Any model of the transformers library: one of the table in utils/models.py by name, another with
+--hf_model (a hub id or a folder) and the layers or hooks to read; what it is is written to
+data/model_activations_{model}/model.json, and the later stages know it by its name. Writes
+data/model_activations_{model}/{dataset}_{hook_name}.pt, float32 [n_rows, d_model], row i for text
+i: the last token of a text (decoders, as in the paper) or the mean over its tokens (encoders).
+Files that are there are not made again. Makes no SAE activations: that is
+generate_sae_activations_optimized.py.
 """
 
 from __future__ import annotations
@@ -40,18 +44,46 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     parser.add_argument("--OOD", action="store_true", help="the same as --setting OOD")
-    parser.add_argument("--hf_model", metavar="ID_OR_PATH", help="where transformers finds a model outside the table")
     parser.add_argument(
-        "--layers", "--hook_names", dest="layers", nargs="+", type=cli.layer, metavar="N",
-        help="blocks (their hook_resid_post), embed, or hooks such as blocks.3.hook_mlp_out (default: the model's)",
-    )  # fmt: skip
-    parser.add_argument("--max_seq_len", type=cli.positive, metavar="TOKENS", help="longest text (default: the model's, 1024)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (auto: bfloat16 on CUDA, else float32)")
-    parser.add_argument(
-        "--max_rows", type=cli.positive, metavar="N", help="only the first N rows of a dataset (OOD files are whole)"
+        "--hf_model",
+        metavar="ID_OR_PATH",
+        help="where transformers finds a model outside the table",
     )
     parser.add_argument(
-        "--batch_size", type=batch_size, metavar="TEXTS", help="texts in a forward pass (default: auto, by their length)"
+        "--layers",
+        "--hook_names",
+        dest="layers",
+        nargs="+",
+        type=cli.layer,
+        metavar="N",
+        help=(
+            "blocks (their hook_resid_post), embed, or hooks such as blocks.3.hook_mlp_out"
+            " (default: the model's)"
+        ),
+    )
+    parser.add_argument(
+        "--max_seq_len",
+        type=cli.positive,
+        metavar="TOKENS",
+        help="longest text (default: the model's, 1024)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of the weights (auto: bfloat16 on CUDA, else float32)",
+    )
+    parser.add_argument(
+        "--max_rows",
+        type=cli.positive,
+        metavar="N",
+        help="only the first N rows of a dataset (OOD files are whole)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=batch_size,
+        metavar="TEXTS",
+        help="texts in a forward pass (default: auto, by their length)",
     )
     cli.add_device(parser)
     cli.add_scheduler(parser)
@@ -81,11 +113,20 @@ def main(argv: list[str] | None = None) -> int:
         return generate(paths, args, info, hooks, jobs)
 
 
-def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks: list[str], jobs: list[tuple[str, bool]]) -> int:
+def generate(
+    paths: Paths,
+    args: argparse.Namespace,
+    info: LanguageModel,
+    hooks: list[str],
+    jobs: list[tuple[str, bool]],
+) -> int:
     """Make what is missing of these (dataset, whether its OOD file); the exit status."""
     asked_n = args.max_rows
     failures: list[str] = []
-    usable = {ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood)) for ood in (False, True)}
+    usable = {
+        ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood))
+        for ood in (False, True)
+    }
     jobs = [(name, ood) for name, ood in jobs if name in usable[ood]]
     todo = []
     for job in jobs:
@@ -94,15 +135,29 @@ def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks:
                 todo.append(job)
         except UserError as error:
             failures.append(str(error))
-    print(f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)} done, {len(todo)} to do")
+    print(
+        f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)}"
+        f" done, {len(todo)} to do"
+    )
     if not todo:
         return cli.report_failures(failures, "files of texts")
 
     if not args.scheduler:
-        load_model(info, tuple(hooks), paths, pick_device(args.device), args.dtype)  # a model that is not there ends the run here
+        # a model that is not there ends the run here
+        load_model(info, tuple(hooks), paths, pick_device(args.device), args.dtype)
     started = time.monotonic()
     tasks = [
-        (paths, info, tuple(hooks), *job, asked_n, args.device, args.dtype, args.batch_size, f"[{number}/{len(todo)}]")
+        (
+            paths,
+            info,
+            tuple(hooks),
+            *job,
+            asked_n,
+            args.device,
+            args.dtype,
+            args.batch_size,
+            f"[{number}/{len(todo)}]",
+        )
         for number, job in enumerate(todo, start=1)
     ]
     n_texts = n_files = 0
@@ -113,7 +168,10 @@ def generate(paths: Paths, args: argparse.Namespace, info: LanguageModel, hooks:
         if outcome.value is not None:
             n_texts, n_files = n_texts + outcome.value, n_files + 1
     seconds = time.monotonic() - started
-    print(f"{n_texts} texts of {n_files} files in {seconds:.0f} s: {paths.model_activations_folder(info.name)}")
+    print(
+        f"{n_texts} texts of {n_files} files in {seconds:.0f} s:"
+        f" {paths.model_activations_folder(info.name)}"
+    )
     return cli.report_failures(failures, "files of texts")
 
 
@@ -156,14 +214,22 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
         info = get_model(name, paths)
         return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
     if name in MODELS:
-        raise UserError(f"--model_name {name} is {MODELS[name].hub_id or 'a model of the table'}: give --hf_model another name")
+        raise UserError(
+            f"--model_name {name} is {MODELS[name].hub_id or 'a model of the table'}: give"
+            " --hf_model another name"
+        )
 
     known = get_model(name, paths) if paths.model_description(name).is_file() else None
     if known and known.hub_id != args.hf_model:
-        raise UserError(f"--model_name {name} is already {known.hub_id}: give this model another name")
+        raise UserError(
+            f"--model_name {name} is already {known.hub_id}: give this model another name"
+        )
     layers = sorted({*(known.layers if known else ()), *(args.layers or ())}, key=layer_order)
     if not layers:
-        raise UserError("a model outside the table needs --layers or --hook_names: which activations are to be read?")
+        raise UserError(
+            "a model outside the table needs --layers or --hook_names: which activations are to be"
+            " read?"
+        )
     config = read_config(args.hf_model, name)
     info = LanguageModel(
         name,
@@ -182,10 +248,14 @@ def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:
     dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
     if ood or max_rows is None or max_rows >= len(dataset):
         return dataset
-    return Dataset(dataset.name, dataset.texts[:max_rows], dataset.labels[:max_rows], dataset.classes)
+    return Dataset(
+        dataset.name, dataset.texts[:max_rows], dataset.labels[:max_rows], dataset.classes
+    )
 
 
-def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, hooks: list[str], max_rows: int | None) -> bool:
+def _is_done(
+    paths: Paths, info: LanguageModel, name: str, ood: bool, hooks: list[str], max_rows: int | None
+) -> bool:
     """Whether every hook's file is there with enough rows; more rows than asked for are enough.
 
     Raises UserError when a file of ours was made with another longest text.
@@ -197,7 +267,8 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, hooks: lis
         made = read_description(path)
         if made.get("max_seq_len", info.max_seq_len) != info.max_seq_len:
             raise UserError(
-                f"{path} was made with --max_seq_len {made['max_seq_len']}, not {info.max_seq_len}: delete it to make it anew"
+                f"{path} was made with --max_seq_len {made['max_seq_len']}, not {info.max_seq_len}:"
+                " delete it to make it anew"
             )
         have, size = made.get("n_rows"), dataset_size(paths, name)
         if have is not None and not ood and have < min(max_rows or size, size):

@@ -1,16 +1,21 @@
-"""Model activations to SAE activations: each SAE opened once, each activation file read once, each row encoded once.
+"""Model activations to SAE activations: each SAE opened once, each activation file read once, each
+row encoded once.
 
-    python generate_sae_activations_optimized.py --model_name gemma-2-9b --setting all --device auto --max_memory 4GiB
+    python generate_sae_activations_optimized.py --model_name gemma-2-9b --setting all \
+        --device auto --max_memory 4GiB
     python generate_sae_activations_optimized.py --model_name gemma-2-9b --dry_run
-    python generate_sae_activations_optimized.py --model_name all-MiniLM-L6-v2 --target_sae_id layer_2/width_1k/topk_32
+    python generate_sae_activations_optimized.py --model_name all-MiniLM-L6-v2 \
+        --target_sae_id layer_2/width_1k/topk_32
 
-Writes data/sae_activations_{model}/{setting}_setting/{dataset}_{sae}_X_train_sae.pt and their companions, sparse (see
-utils/saes/store.py). Scarcity, class imbalance and label noise draw their rows from the files of the normal setting, so for
-them the normal files are made; OOD encodes the out-of-distribution rows. SAEs are looked for in data/saes/{model}/{sae_id},
-then on the hub. Finished files stay; an interrupted run continues. Trains no probes: that is train_sae_probes.py.
+Writes data/sae_activations_{model}/{setting}_setting/{dataset}_{sae}_X_train_sae.pt and their
+companions, sparse (see utils/saes/store.py). Scarcity, class imbalance and label noise draw their
+rows from the files of the normal setting, so for them the normal files are made; OOD encodes the
+out-of-distribution rows. SAEs are looked for in data/saes/{model}/{sae_id}, then on the hub.
+Finished files stay; an interrupted run continues. Trains no probes: that is train_sae_probes.py.
 
-"Optimized" is over the original order of work, which --no-batch_mode keeps: load the SAE anew for every dataset and setting and
-encode the rows of every condition again. `make benchmark-generate` measures the two side by side.
+"Optimized" is over the original order of work, which --no-batch_mode keeps: load the SAE anew for
+every dataset and setting and encode the rows of every condition again. `make benchmark-generate`
+measures the two side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +30,14 @@ from pathlib import Path
 
 from utils import cli
 from utils.activations import load_rows, read_description
-from utils.datasets import choose_datasets, dataset_size, list_datasets, load_ood, readable, unlabelled_ood_files
+from utils.datasets import (
+    choose_datasets,
+    dataset_size,
+    list_datasets,
+    load_ood,
+    readable,
+    unlabelled_ood_files,
+)
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name, layer_order, sae_stem
 from utils.paths import Paths
@@ -51,7 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     cli.add_saes(parser)
-    parser.add_argument("--sae_release", metavar="NAME", help="release in SAELens's registry (default: the model's)")
+    parser.add_argument(
+        "--sae_release", metavar="NAME", help="release in SAELens's registry (default: the model's)"
+    )
     parser.add_argument(
         "--batch_mode",
         action=argparse.BooleanOptionalAction,
@@ -59,9 +73,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="each SAE once for all files; --no-batch_mode: the original order of work",
     )
     parser.add_argument(
-        "--batch_size", type=cli.positive, default=128, metavar="ROWS", help="rows in a batch (a CPU product takes 8 batches)"
+        "--batch_size",
+        type=cli.positive,
+        default=128,
+        metavar="ROWS",
+        help="rows in a batch (a CPU product takes 8 batches)",
     )
-    parser.add_argument("--max_memory", type=cli.memory_size, help="memory for weights and rows (default: 60 %% of what is free)")
+    parser.add_argument(
+        "--max_memory",
+        type=cli.memory_size,
+        help="memory for weights and rows (default: 60 %% of what is free)",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     cli.add_device(parser)
     cli.add_scheduler(parser)
@@ -95,12 +117,31 @@ def generate(
     failures: list[str] = []
     datasets = readable(paths, datasets, failures)
     with_ood = readable(paths, with_ood, failures, ood=True)
-    jobs, n_sets = find_jobs(paths, info.name, layers, datasets, with_ood, args.setting != SHIFTED.name, args.sae_dir, failures)
+    jobs, n_sets = find_jobs(
+        paths,
+        info.name,
+        layers,
+        datasets,
+        with_ood,
+        args.setting != SHIFTED.name,
+        args.sae_dir,
+        failures,
+    )
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
-    print(f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo} to do")
-    encoding = Encoding(args.device, args.max_memory, args.batch_size, args.sae_dir, args.sae_release, args.dry_run)
-    # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's own
-    by_sae = [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers] if args.scheduler else [jobs]
+    print(
+        f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo}"
+        " to do"
+    )
+    encoding = Encoding(
+        args.device, args.max_memory, args.batch_size, args.sae_dir, args.sae_release, args.dry_run
+    )
+    # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's
+    # own
+    by_sae = (
+        [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers]
+        if args.scheduler
+        else [jobs]
+    )
     tasks = [(paths, info, of_sae, encoding) for of_sae in by_sae if of_sae]
     for outcome in run_tasks(Tasks(encode, tasks), cli.workers_of(args, paths, 0), "SAEs"):
         failures += outcome.value or []
@@ -138,7 +179,10 @@ def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list
     free = available_memory(device)
     budget = how.max_memory or int(0.6 * free)
     if budget > free:
-        raise UserError(f"--max_memory {show_bytes(budget)} is more than the {show_bytes(free)} that are free: give less")
+        raise UserError(
+            f"--max_memory {show_bytes(budget)} is more than the {show_bytes(free)} that are free:"
+            " give less"
+        )
     encoders = open_encoders(paths, how, info, jobs, failures)
     works = make_plan(jobs, encoders, torch.device(device), budget, how.batch_size)
     rate = product_rate(info.d_model, torch.device(device))
@@ -182,11 +226,14 @@ def find_jobs(
     sae_dir: Path | None,
     failures: list[str],
 ) -> tuple[list, int]:
-    """(jobs with something to do, number of sets of files in all); a line is added for each dataset that cannot be read."""
+    """(jobs with something to do, number of sets of files in all); a line is added for each dataset
+    that cannot be read.
+    """
 
     def is_done(setting: str, name: str, sae_id: str) -> bool:
         files = SaeFiles(paths, model_name, setting, name, sae_id)
-        # without a description they are unfinished; with one, its sources must still be what they were
+        # without a description they are unfinished; with one, its sources must still be what they
+        # were
         made = made_from(paths, model_name, name, layers[sae_id], sae_id, setting, sae_dir)
         return bool(files.description()) and files.is_done(made)
 
@@ -196,26 +243,37 @@ def find_jobs(
         for name in datasets:
             try:
                 ours = [i for i in of_layer if normal and not is_done(NORMAL.name, name, i)]
-                ood = [i for i in of_layer if name in with_ood and not is_done(SHIFTED.name, name, i)]
+                ood = [
+                    i for i in of_layer if name in with_ood and not is_done(SHIFTED.name, name, i)
+                ]
             except UserError as error:
                 failures.append(str(error))
                 continue
             if ours or ood:
-                described = read_description(paths.model_activations(model_name, name, hook_name(layer)))
+                described = read_description(
+                    paths.model_activations(model_name, name, hook_name(layer))
+                )
                 n_rows = described.get("n_rows") or dataset_size(paths, name)
-                jobs.append(Job(name, layer, ours, ood, n_rows, len(load_ood(paths, name)) if ood else 0))
+                jobs.append(
+                    Job(name, layer, ours, ood, n_rows, len(load_ood(paths, name)) if ood else 0)
+                )
     return jobs, len(layers) * (normal * len(datasets) + len(with_ood))
 
 
-def open_encoders(paths: Paths, how: Encoding, info: LanguageModel, jobs: list, failures: list[str]) -> dict:
-    """The encoders of the jobs' SAEs; an SAE that cannot be opened is a failure, and the others go on."""
+def open_encoders(
+    paths: Paths, how: Encoding, info: LanguageModel, jobs: list, failures: list[str]
+) -> dict:
+    """The encoders of the jobs' SAEs; an SAE that cannot be opened is a failure, and the others go
+    on.
+    """
     encoders = {}
     for sae_id in dict.fromkeys(i for job in jobs for i in job.sae_ids):
         try:
             encoder = open_sae(paths, info.name, sae_id, how.sae_dir, how.sae_release)
             if encoder.d_model != info.d_model:
                 raise UserError(
-                    f"{sae_id} reads activations of width {encoder.d_model}; those of {info.name} have {info.d_model}"
+                    f"{sae_id} reads activations of width {encoder.d_model}; those of {info.name}"
+                    f" have {info.d_model}"
                 )
             encoders[sae_id] = encoder
         except UserError as error:
@@ -225,7 +283,10 @@ def open_encoders(paths: Paths, how: Encoding, info: LanguageModel, jobs: list, 
 
 def print_plan(works: list, encoders: dict, device: str, budget: int, rate: float) -> int:
     """Print what will be read, encoded and written; the bytes that will be written, estimated."""
-    print(f"plan: device {device} ({rate / 1e9:.0f} GFLOP/s), {show_bytes(budget)} for weights and rows")
+    print(
+        f"plan: device {device} ({rate / 1e9:.0f} GFLOP/s), {show_bytes(budget)} for weights and"
+        " rows"
+    )
     order = {
         "resident": "weights stay in memory",
         "rows": "weights streamed past rows in memory",
@@ -233,14 +294,21 @@ def print_plan(works: list, encoders: dict, device: str, budget: int, rate: floa
     }
     seconds = to_write = to_read = 0.0
     for work in works:
-        flops = sum(2.0 * work.n_rows * encoders[i].d_model * encoders[i].d_sae for i in work.sae_ids)
+        flops = sum(
+            2.0 * work.n_rows * encoders[i].d_model * encoders[i].d_sae for i in work.sae_ids
+        )
         seconds += flops / rate
         to_write += work.bytes_to_write
         to_read += work.bytes_to_read
         names = ", ".join(work.sae_ids)
-        print(f"  layer {work.jobs[0].layer}: {names}: {len(work.jobs)} datasets, {work.n_rows} rows, "
-              f"{order[work.order]}, reads {show_bytes(work.bytes_to_read)}")  # fmt: skip
-    print(f"  in all: reads {show_bytes(to_read)}, writes about {show_bytes(to_write)}, {seconds / 60:.1f} min of products")
+        print(
+            f"  layer {work.jobs[0].layer}: {names}: {len(work.jobs)} datasets, {work.n_rows} rows,"
+            f" {order[work.order]}, reads {show_bytes(work.bytes_to_read)}"
+        )
+    print(
+        f"  in all: reads {show_bytes(to_read)}, writes about {show_bytes(to_write)},"
+        f" {seconds / 60:.1f} min of products"
+    )
     return int(to_write)
 
 
@@ -248,22 +316,33 @@ def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> Non
     """The closing table; warns of a measured L0 far from the one an SAE's id names."""
     if not tallies:
         return
-    print(f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12} {'seconds':>8} {'of ceiling':>10}")
+    print(
+        f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12}"
+        f" {'seconds':>8} {'of ceiling':>10}"
+    )
     for sae_id, tally in tallies.items():
         encoder = encoders[sae_id]
         mean_l0, named = tally.nonzeros / max(tally.rows, 1), encoder.named_l0
-        never_fired = encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
+        never_fired = (
+            encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
+        )
         share = 2.0 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9) / rate
-        print(f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {never_fired:12d} {tally.seconds:8.1f} "
-              f"{share:10.0%}")  # fmt: skip
+        print(
+            f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {never_fired:12d}"
+            f" {tally.seconds:8.1f} {share:10.0%}"
+        )
         if named and not named / 3 <= mean_l0 <= 3 * named:
-            print(f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}: is it the right layer, hook "
-                  "and scaling?")  # fmt: skip
+            print(
+                f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}:"
+                " is it the right layer, hook and scaling?"
+            )
     print(f"peak memory {show_bytes(peak_memory())}")
 
 
 def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
-    """Put the shape and the L0 of these SAEs, over all their files, into the file of all SAEs; a broken one is begun anew."""
+    """Put the shape and the L0 of these SAEs, over all their files, into the file of all SAEs; a
+    broken one is begun anew.
+    """
     names = list_datasets(paths)
     found = {sae_id: stored_checks(paths, model_name, sae_id, names) for sae_id in sae_ids}
     path = paths.sae_checks(model_name)
@@ -286,20 +365,28 @@ def run_original_order(
     datasets: list[str],
     with_ood: list[str],
 ) -> int:
-    """The yardstick: for each dataset and setting load the whole SAE and encode each condition anew."""
+    """The yardstick: for each dataset and setting load the whole SAE and encode each condition
+    anew.
+    """
     import torch
 
     device = torch.device(pick_device(args.device))
     wanted = [setting for setting in SETTINGS.values() if setting.name in cli.settings_asked(args)]
-    if args.setting == cli.EVERY:  # those that have files of their own: label noise reads those of normal
+    if (
+        args.setting == cli.EVERY
+    ):  # those that have files of their own: label noise reads those of normal
         wanted = [setting for setting in wanted if setting.exports or not setting.values]
     failures: list[str] = []
     tallies: dict[str, float] = defaultdict(float)
-    pieces = [(i, s, d) for i in layers for s in wanted for d in (with_ood if s.shifted else datasets)]
+    pieces = [
+        (i, s, d) for i in layers for s in wanted for d in (with_ood if s.shifted else datasets)
+    ]
     for sae_id, setting, name in progress(pieces, desc="original order", unit="dataset"):
         started = time.monotonic()
         try:
-            sae = whole_sae(open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release), device)
+            sae = whole_sae(
+                open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release), device
+            )
             hook = hook_name(layers[sae_id])
             activations = load_rows(paths, info.name, name, hook, setting.shifted, info.d_model)
             for condition in conditions(setting.name, len(activations.labels)):

@@ -1,11 +1,14 @@
-"""Model activations to baseline probes: logistic regression, PCA, k nearest neighbours, XGBoost and an MLP.
+"""Model activations to baseline probes: logistic regression, PCA, k nearest neighbours, XGBoost and
+an MLP.
 
     python train_baselines.py --model_name gemma-2-9b --setting normal
-    python train_baselines.py --model_name all-MiniLM-L6-v2 --setting scarcity --conditions 10 53 198
+    python train_baselines.py --model_name all-MiniLM-L6-v2 --setting scarcity \
+        --conditions 10 53 198
 
-Appends to results/baseline_probes_{model}/{folder of the setting}/… as probes are done, and does only what is lacking
-there. The normal setting is done at every layer of the model, the others at its probe layer. Needs the files of
-generate_model_activations.py. Trains no SAE probes: that is train_sae_probes.py.
+Appends to results/baseline_probes_{model}/{folder of the setting}/… as probes are done, and does
+only what is lacking there. The normal setting is done at every layer of the model, the others at
+its probe layer. Needs the files of generate_model_activations.py. Trains no SAE probes: that is
+train_sae_probes.py.
 """
 
 from __future__ import annotations
@@ -85,13 +88,20 @@ def train(args: argparse.Namespace) -> int:
 
 
 def probe_all(
-    paths: Paths, args: argparse.Namespace, model_name: str, tables: dict[Layer, ResultTable], methods: Sequence[str]
+    paths: Paths,
+    args: argparse.Namespace,
+    model_name: str,
+    tables: dict[Layer, ResultTable],
+    methods: Sequence[str],
 ) -> int:
     """Make the probes that the tables lack; the exit status."""
     setting = args.setting
     failures: list[str] = []
     datasets = readable(
-        paths, choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted), failures, ood=get_setting(setting).shifted
+        paths,
+        choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted),
+        failures,
+        ood=get_setting(setting).shifted,
     )
 
     tasks: list[tuple] = []
@@ -110,7 +120,10 @@ def probe_all(
             if wanted:
                 n_todo += sum(map(len, wanted.values()))
                 tasks.append((paths, model_name, dataset, layer, wanted))
-    print(f"baselines, {model_name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
+    print(
+        f"baselines, {model_name}, {setting}: {n_expected} probes; {n_expected - n_todo} done,"
+        f" {n_todo} to do"
+    )
     if not tasks:
         return cli.report_failures(failures, "datasets")
     if args.randomize_order:
@@ -118,7 +131,13 @@ def probe_all(
     return run(paths, tables, tasks, args, failures)
 
 
-def run(paths: Paths, tables: dict[Layer, ResultTable], tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
+def run(
+    paths: Paths,
+    tables: dict[Layer, ResultTable],
+    tasks: list[tuple],
+    args: argparse.Namespace,
+    failures: list[str],
+) -> int:
     started = time.monotonic()
     n_rows = 0
     workers = cli.workers_of(args, paths, args.n_jobs)
@@ -149,12 +168,17 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
 def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
-    rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
+    rows = load_rows(
+        paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model
+    )
     return rows, dataset, layer, wanted
 
 
 def probe_dataset(
-    activations: ModelRows, dataset: str, layer: Layer, wanted: dict[tuple[int, Condition], list[Baseline]]
+    activations: ModelRows,
+    dataset: str,
+    layer: Layer,
+    wanted: dict[tuple[int, Condition], list[Baseline]],
 ) -> list[dict]:
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
@@ -168,7 +192,14 @@ def probe_dataset(
             scores = baseline(train_test, seed)
             seconds = round(time.perf_counter() - started, 4)
             sizes = {"num_train": n_train, "n_train": n_train, "n_test": n_test}
-            rows.append({**row_of(dataset, layer, condition, baseline.name, seed), **sizes, **scores, "seconds": seconds})
+            rows.append(
+                {
+                    **row_of(dataset, layer, condition, baseline.name, seed),
+                    **sizes,
+                    **scores,
+                    "seconds": seconds,
+                }
+            )
     if not rows:
         raise UserError(f"only {n_rows} rows have activations: too few for what was asked")
     return rows

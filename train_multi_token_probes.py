@@ -1,10 +1,13 @@
-"""Probes on all tokens of a text: SAE latents pooled over tokens, concatenated components, and an attention probe.
+"""Probes on all tokens of a text: SAE latents pooled over tokens, concatenated components, and an
+attention probe.
 
-    python train_multi_token_probes.py --model_name all-MiniLM-L6-v2 --datasets 87_glue_cola 96_spam_is
+    python train_multi_token_probes.py --model_name all-MiniLM-L6-v2 \
+        --datasets 87_glue_cola 96_spam_is
 
-Runs the language model over one dataset at a time and keeps its token activations (16-bit) in memory while the probes are made:
-nothing of them is written, where storing them took about a terabyte. Appends to results/multi_token_{model}/all_results.csv, does
-only what that lacks, and visualize.py shows it beside the paper's consolidated results. The setting is the normal one.
+Runs the language model over one dataset at a time and keeps its token activations (16-bit) in
+memory while the probes are made: nothing of them is written, where storing them took about a
+terabyte. Appends to results/multi_token_{model}/all_results.csv, does only what that lacks, and
+visualize.py shows it beside the paper's consolidated results. The setting is the normal one.
 """
 
 from __future__ import annotations
@@ -55,11 +58,21 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_device(parser)
     cli.add_scheduler(parser)
     cli.add_seed(parser)
-    parser.add_argument("--max_tokens", type=cli.positive, default=256, help="longest text, the first token included")
     parser.add_argument(
-        "--max_rows", type=cli.positive, default=1500, help="only the first rows of a dataset (memory holds them)"
+        "--max_tokens",
+        type=cli.positive,
+        default=256,
+        help="longest text, the first token included",
     )
-    parser.add_argument("--overwrite", action="store_true", help="redo rows that the result table already has")
+    parser.add_argument(
+        "--max_rows",
+        type=cli.positive,
+        default=1500,
+        help="only the first rows of a dataset (memory holds them)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="redo rows that the result table already has"
+    )
     return parser
 
 
@@ -69,13 +82,21 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
 
-    saes = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer])
+    saes = choose_saes(
+        paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer]
+    )
     table = multi_token_table(paths.multi_token_results(info.name))
     with table.locked():
         return probe_all(paths, args, info, saes, table)
 
 
-def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes: dict[str, Layer], table: ResultTable) -> int:
+def probe_all(
+    paths: Paths,
+    args: argparse.Namespace,
+    info: LanguageModel,
+    saes: dict[str, Layer],
+    table: ResultTable,
+) -> int:
     """Make the probes that the table lacks; the exit status."""
     failures: list[str] = []
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
@@ -88,7 +109,10 @@ def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes:
     ]
     wanted = {}
     for name in datasets:
-        rows = [base_row(name, info.probe_layer, m, i, args.seed) for m, i in [*methods, (COMPONENTS, None), (ATTENTION, None)]]
+        rows = [
+            base_row(name, info.probe_layer, m, i, args.seed)
+            for m, i in [*methods, (COMPONENTS, None), (ATTENTION, None)]
+        ]
         lacking = [(row["method"], row["sae_id"]) for row in rows if table.key_of(row) not in done]
         if lacking:
             wanted[name] = lacking
@@ -99,13 +123,13 @@ def probe_all(paths: Paths, args: argparse.Namespace, info: LanguageModel, saes:
         return cli.report_failures(failures, "datasets")
 
     if not args.scheduler:
-        load_model(
-            info, (hook_name(info.probe_layer),), paths, pick_device(args.device)
-        )  # a model that is not there ends the run here
+        # a model that is not there ends the run here
+        load_model(info, (hook_name(info.probe_layer),), paths, pick_device(args.device))
     started, n_made = time.monotonic(), 0
     how = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_dir)
     tasks = [
-        (paths, info, name, lacking, how, f"[{n}/{len(wanted)}]") for n, (name, lacking) in enumerate(wanted.items(), start=1)
+        (paths, info, name, lacking, how, f"[{n}/{len(wanted)}]")
+        for n, (name, lacking) in enumerate(wanted.items(), start=1)
     ]
     workers = cli.workers_of(args, paths, 0)
     for outcome in run_tasks(Tasks(probe_dataset, tasks), workers, "multi-token probes"):
@@ -130,7 +154,9 @@ class ReadAndProbe:
     sae_dir: Path | None
 
 
-def probe_dataset(paths: Paths, info: LanguageModel, name: str, wanted: list, how: ReadAndProbe, number: str) -> list[dict]:
+def probe_dataset(
+    paths: Paths, info: LanguageModel, name: str, wanted: list, how: ReadAndProbe, number: str
+) -> list[dict]:
     """Rows of all wanted probes of one dataset; its tokens are read once and never stored."""
     hook = hook_name(info.probe_layer)
     model = load_model(info, (hook,), paths, pick_device(how.device))
@@ -138,12 +164,21 @@ def probe_dataset(paths: Paths, info: LanguageModel, name: str, wanted: list, ho
     dataset = load_dataset(paths, name)
     tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
     made = probe_tokens(paths, info.name, tokens, dataset.labels[:n_rows], wanted, how)
-    return [{**base_row(name, info.probe_layer, method, sae_id, how.seed), **scores} for (method, sae_id), scores in made]
+    return [
+        {**base_row(name, info.probe_layer, method, sae_id, how.seed), **scores}
+        for (method, sae_id), scores in made
+    ]
 
 
 def base_row(dataset: str, layer, method: str, sae_id: str | None, seed: int) -> dict:
     """The columns of a row that say what it is."""
-    return {"dataset": dataset, "layer": layer, "method": method, "sae_id": sae_id or "", "seed": seed}
+    return {
+        "dataset": dataset,
+        "layer": layer,
+        "method": method,
+        "sae_id": sae_id or "",
+        "seed": seed,
+    }
 
 
 def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> Tokens:
@@ -155,7 +190,10 @@ def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> T
     lengths = np.maximum([len(ids) - 1 for ids in token_ids], 1)
     n_bytes = 2 * int(lengths.sum()) * model.info.d_model
     if n_bytes > available_memory():
-        raise UserError(f"the tokens of {len(texts)} texts need {show_bytes(n_bytes)}: lower --max_rows or --max_tokens")
+        raise UserError(
+            f"the tokens of {len(texts)} texts need {show_bytes(n_bytes)}: lower --max_rows or"
+            " --max_tokens"
+        )
     starts = np.concatenate([[0], np.cumsum(lengths)])
     values = np.zeros((starts[-1], model.info.d_model), dtype=np.float16)
     for rows, captured, kept in model.run(token_ids, desc):
@@ -189,7 +227,9 @@ def probe_tokens(
                     results.append(((method, sae_id), probe))
     for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
         if (method, "") in wanted:
-            results.append(((method, None), {**probe_with(tokens, y, of.train, of.test, how.seed), **sizes}))
+            results.append(
+                ((method, None), {**probe_with(tokens, y, of.train, of.test, how.seed), **sizes})
+            )
     return results
 
 

@@ -1,12 +1,15 @@
-"""SAE activations to SAE probes: logistic regression on the k most telling latents, in each of the five settings.
+"""SAE activations to SAE probes: logistic regression on the k most telling latents, in each of the
+five settings.
 
     python train_sae_probes.py --model_name gemma-2-9b --setting normal
-    python train_sae_probes.py --model_name all-MiniLM-L6-v2 --setting scarcity --conditions 10 53 198 --ks 16 128
+    python train_sae_probes.py --model_name all-MiniLM-L6-v2 --setting scarcity \
+        --conditions 10 53 198 --ks 16 128
 
-Appends to results/sae_probes_{model}/{setting}_setting/all_metrics.csv as probes are done, and does only what that table
-lacks. Needs the files of generate_sae_activations_optimized.py; what is missing is listed at the end. `--controls raw_dims
-pca_dims` adds the same probe on raw dimensions and on principal components of the model activations, at the SAEs' layers.
-Trains no baselines: that is train_baselines.py.
+Appends to results/sae_probes_{model}/{setting}_setting/all_metrics.csv as probes are done, and does
+only what that table lacks. Needs the files of generate_sae_activations_optimized.py; what is
+missing is listed at the end. `--controls raw_dims pca_dims` adds the same probe on raw dimensions
+and on principal components of the model activations, at the SAEs' layers. Trains no baselines: that
+is train_baselines.py.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from utils.models import LanguageModel, get_model
 from utils.names import Layer, layer_order
 from utils.paths import Paths
 from utils.probes.controls import CONTROLS, ControlActivations, control_id
-from utils.probes.k_sparse import PROTOCOLS, REG_TYPES, SELECTIONS, SOLVERS, ProbeOptions, fit_sae_probes
+from utils.probes.k_sparse import (
+    PROTOCOLS,
+    REG_TYPES,
+    SELECTIONS,
+    SOLVERS,
+    ProbeOptions,
+    fit_sae_probes,
+)
 from utils.results import saebench
 from utils.results.tables import ResultTable, sae_probe_table, seconds_table
 from utils.results.tidy import load_results
@@ -33,7 +43,14 @@ from utils.runtime.tasks import Tasks
 from utils.runtime.workers import run_tasks
 from utils.saes.catalog import choose_saes, is_control
 from utils.saes.store import SaeActivations
-from utils.settings import NORMAL, Condition, ConditionRows, choose_conditions, conditions, get_setting
+from utils.settings import (
+    NORMAL,
+    Condition,
+    ConditionRows,
+    choose_conditions,
+    conditions,
+    get_setting,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_datasets(parser)
     cli.add_saes(parser)
     parser.add_argument("--reg_type", choices=REG_TYPES, default="l1", help="penalty of the probe")
-    parser.add_argument("--binarize", action="store_true", help="probe on (latent > 1) instead of the latent")
+    parser.add_argument(
+        "--binarize", action="store_true", help="probe on (latent > 1) instead of the latent"
+    )
     parser.add_argument(
         "--ks",
         nargs="+",
@@ -51,10 +70,23 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="numbers of latents (default: 1 2 4 … 512, or 16 128); beyond d_sae: all",
     )
-    parser.add_argument("--solver", choices=SOLVERS, default="path", help="path reaches the optimum; saga is the paper's")
-    parser.add_argument("--latent_selection", choices=SELECTIONS, default="mean_diff_normalized", help="how latents are ranked")
     parser.add_argument(
-        "--protocol", choices=PROTOCOLS, default="paper", help="rank latents on all training rows, or inside each fold (nested)"
+        "--solver",
+        choices=SOLVERS,
+        default="path",
+        help="path reaches the optimum; saga is the paper's",
+    )
+    parser.add_argument(
+        "--latent_selection",
+        choices=SELECTIONS,
+        default="mean_diff_normalized",
+        help="how latents are ranked",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="paper",
+        help="rank latents on all training rows, or inside each fold (nested)",
     )
     parser.add_argument(
         "--controls",
@@ -64,7 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="probe these too, chosen as latents are, from model activations",
     )
     parser.add_argument(
-        "--export_saebench", action="store_true", help="normal setting: probe k = 1, 2, 5 too, and write results/saebench/*.json"
+        "--export_saebench",
+        action="store_true",
+        help="normal setting: probe k = 1, 2, 5 too, and write results/saebench/*.json",
     )
     cli.add_seeds(parser)
     cli.add_workers(parser)
@@ -74,7 +108,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.export_saebench and args.setting != NORMAL.name:
-        raise UserError("--export_saebench is for --setting normal, which is what SAEBench evaluates")
+        raise UserError(
+            "--export_saebench is for --setting normal, which is what SAEBench evaluates"
+        )
     return cli.over_settings(train, args)
 
 
@@ -87,10 +123,14 @@ def train(args: argparse.Namespace) -> int:
     ks = tuple(args.ks or get_setting(setting).ks)
     ks = tuple(sorted({*ks, *(saebench.KS if args.export_saebench else ())}))
     options = [
-        ProbeOptions(args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed)
+        ProbeOptions(
+            args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed
+        )
         for seed in cli.seeds_of(args)
     ]
-    table = sae_probe_table(paths.sae_probe_table(info.name, setting), get_setting(setting).sae_column)
+    table = sae_probe_table(
+        paths.sae_probe_table(info.name, setting), get_setting(setting).sae_column
+    )
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     with table.locked():
         status = probe_all(paths, args, info, layers, table, options, ks)
@@ -114,13 +154,22 @@ def probe_all(
     setting = args.setting
     failures: list[str] = []
     datasets = readable(
-        paths, choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted), failures, ood=get_setting(setting).shifted
+        paths,
+        choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted),
+        failures,
+        ood=get_setting(setting).shifted,
     )
     sae_dir = args.sae_dir or paths.saes(info.name)
     # an SAE with random weights is a control too, and a method of its own
-    probed = [(i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe") for i, layer in layers.items()]
+    probed = [
+        (i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe")
+        for i, layer in layers.items()
+    ]
     read = sorted(set(layers.values()), key=layer_order)
-    probed += [(control_id(control, layer), layer, control) for layer, control in product(read, args.controls)]
+    probed += [
+        (control_id(control, layer), layer, control)
+        for layer, control in product(read, args.controls)
+    ]
 
     tasks = []
     n_expected = 0
@@ -139,13 +188,26 @@ def probe_all(
             if wanted:
                 tasks.append((paths, info.name, base, wanted))
     n_todo = sum(len(needed) for task in tasks for needed in task[3].values())
-    print(f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done, {n_todo} to do")
+    print(
+        f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done,"
+        f" {n_todo} to do"
+    )
     if args.randomize_order:
         random.Random(args.seed).shuffle(tasks)
-    return run(paths, table, tasks, args, failures) if tasks else cli.report_failures(failures, "datasets")
+    return (
+        run(paths, table, tasks, args, failures)
+        if tasks
+        else cli.report_failures(failures, "datasets")
+    )
 
 
-def run(paths: Paths, table: ResultTable, tasks: list[tuple], args: argparse.Namespace, failures: list[str]) -> int:
+def run(
+    paths: Paths,
+    table: ResultTable,
+    tasks: list[tuple],
+    args: argparse.Namespace,
+    failures: list[str],
+) -> int:
     started = time.monotonic()
     seconds = seconds_table(table)
     workers = cli.workers_of(args, paths, args.n_jobs)
@@ -160,7 +222,10 @@ def run(paths: Paths, table: ResultTable, tasks: list[tuple], args: argparse.Nam
         n_unconverged += sum(not row["converged"] for row in rows)
     table.finish()
     save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
-    print(f"{n_rows} probes in {time.monotonic() - started:.0f} s, {n_unconverged} of them not converged: {table.path}")
+    print(
+        f"{n_rows} probes in {time.monotonic() - started:.0f} s, {n_unconverged} of them not"
+        f" converged: {table.path}"
+    )
     return cli.report_failures(failures, "datasets and SAEs")
 
 
@@ -172,18 +237,25 @@ def published_row(base: dict, condition: Condition, k: int, options: ProbeOption
 
 
 def probe_dataset(
-    paths: Paths, model_name: str, base: dict, wanted: dict[tuple[ProbeOptions, Condition], list[int]]
+    paths: Paths,
+    model_name: str,
+    base: dict,
+    wanted: dict[tuple[ProbeOptions, Condition], list[int]],
 ) -> list[dict]:
     """All wanted probes of one dataset and SAE; its files are read once."""
     name, sae_id = base["dataset"], base["sae_id"]
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     activations: ConditionRows
     if base["method"] in CONTROLS:
-        activations = ControlActivations(paths, model_name, name, base["method"], base["layer"], ood)
+        activations = ControlActivations(
+            paths, model_name, name, base["method"], base["layer"], ood
+        )
     else:
         remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
         ood_labels = load_ood(paths, name).labels if ood else None
-        activations = SaeActivations(paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy)
+        activations = SaeActivations(
+            paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy
+        )
     rows = []
     for (options, condition), ks in wanted.items():
         if condition not in conditions(condition.setting, len(activations.labels)):
@@ -191,7 +263,9 @@ def probe_dataset(
         for result in fit_sae_probes(activations.condition(condition, options.seed), ks, options):
             rows.append({**published_row(base, condition, result["k"], options), **result})
     if not rows:
-        raise UserError(f"only {len(activations.labels)} rows have activations: too few for what was asked")
+        raise UserError(
+            f"only {len(activations.labels)} rows have activations: too few for what was asked"
+        )
     return rows
 
 

@@ -1,13 +1,17 @@
-"""Train small SAEs with SAELens on the token activations of a language model, and an untrained control.
+"""Train small SAEs with SAELens on the token activations of a language model, and an untrained
+control.
 
-    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 --widths 1024 4096 --control_width 4096
-    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 --widths 16384 --n_tokens 2000000 --device cuda
+    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 \
+        --widths 1024 4096 --control_width 4096
+    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 \
+        --widths 16384 --n_tokens 2000000 --device cuda
 
-Writes data/saes/{model}/layer_{layer}/width_{width}/topk_{k}/ in SAELens's own format (cfg.json, sae_weights.safetensors),
-with training.json beside it: variance explained, mean L0 and dead latents on tokens kept out of the training. The control,
-…/random_topk_{k}, has the same shape and input centring but keeps its random initial weights: what a probe reads from it,
-it does not owe to training. Texts on which a probe may be tested are left out of the training. SAEs that are there stay.
-Meant for a laptop-sized demonstration; to train a large SAE use SAELens itself.
+Writes data/saes/{model}/layer_{layer}/width_{width}/topk_{k}/ in SAELens's own format (cfg.json,
+sae_weights.safetensors), with training.json beside it: variance explained, mean L0 and dead latents
+on tokens kept out of the training. The control, …/random_topk_{k}, has the same shape and input
+centring but keeps its random initial weights: what a probe reads from it, it does not owe to
+training. Texts on which a probe may be tested are left out of the training. SAEs that are there
+stay. Meant for a laptop-sized demonstration; to train a large SAE use SAELens itself.
 """
 
 from __future__ import annotations
@@ -45,13 +49,33 @@ def make_parser() -> argparse.ArgumentParser:
         help="block whose residual stream is encoded (default: the model's probe layer)",
     )
     parser.add_argument(
-        "--widths", type=cli.positive, nargs="+", default=[1024, 4096], help="latents of each SAE to train (d_sae)"
+        "--widths",
+        type=cli.positive,
+        nargs="+",
+        default=[1024, 4096],
+        help="latents of each SAE to train (d_sae)",
     )
-    parser.add_argument("--control_width", type=cli.positive, help="latents of the untrained control (default: none)")
-    parser.add_argument("--k_active", type=cli.positive, default=32, help="latents active on a token (the TopK SAE's own k)")
-    parser.add_argument("--n_tokens", type=cli.positive, default=250_000, help="tokens to collect for training")
+    parser.add_argument(
+        "--control_width",
+        type=cli.positive,
+        help="latents of the untrained control (default: none)",
+    )
+    parser.add_argument(
+        "--k_active",
+        type=cli.positive,
+        default=32,
+        help="latents active on a token (the TopK SAE's own k)",
+    )
+    parser.add_argument(
+        "--n_tokens", type=cli.positive, default=250_000, help="tokens to collect for training"
+    )
     parser.add_argument("--n_epochs", type=float, default=1.0, help="passes over these tokens")
-    parser.add_argument("--corpus", nargs="+", metavar="NAME", help="datasets whose texts to train on (default: all)")
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="NAME",
+        help="datasets whose texts to train on (default: all)",
+    )
     cli.add_seed(parser)
     cli.add_device(parser)
     return parser
@@ -64,16 +88,29 @@ def main(argv: list[str] | None = None) -> int:
     layer = info.probe_layer if args.layer is None else args.layer
     if args.control_width is not None and args.control_width not in args.widths:
         raise UserError(
-            f"--control_width {args.control_width} must be one of --widths {args.widths}: the control has a trained twin"
+            f"--control_width {args.control_width} must be one of --widths {args.widths}: the"
+            " control has a trained twin"
         )
     if args.k_active > min(args.widths):
-        raise UserError(f"--k_active {args.k_active} is more than the {min(args.widths)} latents of the smallest SAE")
+        raise UserError(
+            f"--k_active {args.k_active} is more than the {min(args.widths)} latents of the"
+            " smallest SAE"
+        )
 
-    wanted = {width: sae_folder(paths, info.name, layer, width, args.k_active) for width in args.widths}
-    control = sae_folder(paths, info.name, layer, args.control_width, args.k_active, control=True) if args.control_width else None
+    wanted = {
+        width: sae_folder(paths, info.name, layer, width, args.k_active) for width in args.widths
+    }
+    control = (
+        sae_folder(paths, info.name, layer, args.control_width, args.k_active, control=True)
+        if args.control_width
+        else None
+    )
     folders = [*wanted.values(), *([control] if control else [])]
     todo = [folder for folder in folders if not (folder / "cfg.json").is_file()]
-    print(f"{info.name} layer {layer}: {len(folders)} SAEs, {len(folders) - len(todo)} done, {len(todo)} to do")
+    print(
+        f"{info.name} layer {layer}: {len(folders)} SAEs, {len(folders) - len(todo)} done,"
+        f" {len(todo)} to do"
+    )
     if not todo:
         return 0
 
@@ -84,21 +121,27 @@ def main(argv: list[str] | None = None) -> int:
             if folder in todo:
                 make_sae(tokens, folder, info.name, layer, width, args, device, train=True)
         if control in todo and control is not None:
-            make_sae(tokens, control, info.name, layer, args.control_width, args, device, train=False)
+            make_sae(
+                tokens, control, info.name, layer, args.control_width, args, device, train=False
+            )
     return 0
 
 
-def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active: int, control: bool = False) -> Path:
+def sae_folder(
+    paths: Paths, model_name: str, layer: Layer, width: int, k_active: int, control: bool = False
+) -> Path:
     """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
     sae_id = make_sae_id(layer, width, k_active, prefix="random_" if control else "")
     return paths.saes(model_name) / sae_id
 
 
 def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
-    """Distinct texts of the corpus in random order, without any text on which a probe may be tested.
+    """Distinct texts of the corpus in random order, without any text on which a probe may be
+    tested.
 
-    A probe may be tested on every row that has model activations, and on every out-of-distribution row. Where that leaves
-    nothing, because all rows have activations, the training rows of the normal setting are taken, whose test rows stay unseen.
+    A probe may be tested on every row that has model activations, and on every out-of-distribution
+    row. Where that leaves nothing, because all rows have activations, the training rows of the
+    normal setting are taken, whose test rows stay unseen.
     """
     import numpy as np
 
@@ -109,24 +152,46 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
         files = sorted(paths.model_activations_folder(model_name).glob(f"{name}_*.pt"))
         if files:
             texts = load_dataset(paths, name).texts
-            tested.update(texts[: max(read_description(file).get("n_rows", len(texts)) for file in files)])
-    distinct = dict.fromkeys(text for name in chosen for text in load_dataset(paths, name).texts if text not in tested)
+            tested.update(
+                texts[: max(read_description(file).get("n_rows", len(texts)) for file in files)]
+            )
+    distinct = dict.fromkeys(
+        text for name in chosen for text in load_dataset(paths, name).texts if text not in tested
+    )
     if not distinct:
-        print("every row of the corpus may be tested in some setting: training on the normal setting's training rows")
-        rows = {name: split(Condition(NORMAL.name), load_dataset(paths, name).labels) for name in list_datasets(paths)}
-        tested = shifted | {load_dataset(paths, name).texts[i] for name in rows for i in rows[name].test}
+        print(
+            "every row of the corpus may be tested in some setting: training on the normal"
+            " setting's training rows"
+        )
+        rows = {
+            name: split(Condition(NORMAL.name), load_dataset(paths, name).labels)
+            for name in list_datasets(paths)
+        }
+        tested = shifted | {
+            load_dataset(paths, name).texts[i] for name in rows for i in rows[name].test
+        }
         trained = (load_dataset(paths, name).texts[i] for name in chosen for i in rows[name].train)
         distinct = dict.fromkeys(text for text in trained if text not in tested)
     texts = list(distinct)
     if not texts:
-        raise UserError("every text of the corpus is one that a probe may be tested on: name another --corpus")
+        raise UserError(
+            "every text of the corpus is one that a probe may be tested on: name another --corpus"
+        )
     return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
 
 
 def collect_tokens(
-    paths: Paths, info: LanguageModel, layer: Layer, n_tokens: int, corpus: list[str] | None, seed: int, device: str
+    paths: Paths,
+    info: LanguageModel,
+    layer: Layer,
+    n_tokens: int,
+    corpus: list[str] | None,
+    seed: int,
+    device: str,
 ):
-    """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for training."""
+    """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for
+    training.
+    """
     import torch
 
     hook = hook_name(layer)
@@ -162,7 +227,9 @@ def batches(tokens, generator) -> Iterator:
             yield tokens[order[start : start + BATCH_TOKENS]]
 
 
-def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, args, device: str, train: bool) -> None:
+def make_sae(
+    tokens, folder: Path, model_name: str, layer: Layer, width: int, args, device: str, train: bool
+) -> None:
     """Make one SAE, and move its finished folder into place."""
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -172,8 +239,8 @@ def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, ar
     torch.manual_seed(args.seed)
     training, held_out = tokens[:-HELD_OUT_TOKENS], tokens[-HELD_OUT_TOKENS:]
     mean = training.mean(dim=0)
-    # Unit mean square per dimension makes one learning rate fit every layer. It is folded into the weights below, so the
-    # saved SAE takes activations as they are.
+    # Unit mean square per dimension makes one learning rate fit every layer. It is folded into the
+    # weights below, so the saved SAE takes activations as they are.
     scale = float((training - mean).square().mean().rsqrt())
     cfg = TopKTrainingSAEConfig(
         d_in=tokens.shape[1],
@@ -183,7 +250,10 @@ def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, ar
         apply_b_dec_to_input=True,
         rescale_acts_by_decoder_norm=False,  # with it, encoding would need the decoder
         metadata=SAEMetadata(
-            model_name=model_name, hook_name=hook_name(layer), seed=args.seed, control=None if train else "random"
+            model_name=model_name,
+            hook_name=hook_name(layer),
+            seed=args.seed,
+            control=None if train else "random",
         ),
     )
     sae = TopKTrainingSAE(cfg)
@@ -193,7 +263,9 @@ def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, ar
         generator = torch.Generator().manual_seed(args.seed)
         scaled = training * scale
         trainer_cfg = SAETrainerConfig(
-            total_training_samples=int(len(training) * args.n_epochs) // BATCH_TOKENS * BATCH_TOKENS,
+            total_training_samples=int(len(training) * args.n_epochs)
+            // BATCH_TOKENS
+            * BATCH_TOKENS,
             train_batch_size_samples=BATCH_TOKENS,
             lr=LEARNING_RATE,
             lr_end=LEARNING_RATE / 10,
@@ -208,9 +280,15 @@ def make_sae(tokens, folder: Path, model_name: str, layer: Layer, width: int, ar
     figures = measure(sae, held_out.to(device))
     with atomic_folder(folder) as temporary:
         sae.save_inference_model(temporary)
-        write_json(temporary / "training.json", {**figures, "n_tokens": len(training), "n_epochs": args.n_epochs * train})
+        write_json(
+            temporary / "training.json",
+            {**figures, "n_tokens": len(training), "n_epochs": args.n_epochs * train},
+        )
     kind = "trained" if train else "untrained control"
-    print(f"{kind}: {folder} ({figures['variance_explained']:.0%} of variance explained, {figures['dead_latents']} dead latents)")
+    print(
+        f"{kind}: {folder} ({figures['variance_explained']:.0%} of variance explained,"
+        f" {figures['dead_latents']} dead latents)"
+    )
 
 
 def measure(sae, tokens) -> dict[str, float]:
@@ -226,7 +304,11 @@ def measure(sae, tokens) -> dict[str, float]:
             l0 += float((latents > 0).sum())
             fired |= (latents > 0).any(dim=0)
     total = float((tokens - tokens.mean(dim=0)).square().sum())
-    return {"variance_explained": 1 - error / total, "mean_l0": l0 / len(tokens), "dead_latents": int((~fired).sum())}
+    return {
+        "variance_explained": 1 - error / total,
+        "mean_l0": l0 / len(tokens),
+        "dead_latents": int((~fired).sum()),
+    }
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python visualize.py --model_name gemma-2-9b
     python visualize.py --model_name all-MiniLM-L6-v2 --setting scarcity
 
-Reads the tables of train_baselines.py and train_sae_probes.py, or the paper's published ones, or both. Writes
-results/comparison_{model}.csv, figures/{model}/*.png and *.pdf and figures/{model}/report.html, and prints the headline
-table. A figure whose table is missing is left out, with a line that says so.
+Reads the tables of train_baselines.py and train_sae_probes.py, or the paper's published ones, or
+both. Writes results/comparison_{model}.csv, figures/{model}/*.png and *.pdf and
+figures/{model}/report.html, and prints the headline table. A figure whose table is missing is left
+out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -101,7 +102,14 @@ def show(paths: Paths, model_name: str, tidy: pd.DataFrame, failures: list[str])
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     gap = val_test_gap(tidy)
-    jobs = makers(of_protocol(tidy, shown), comparison[comparison["protocol"] == shown], gap, paths, model_name, failures)
+    jobs = makers(
+        of_protocol(tidy, shown),
+        comparison[comparison["protocol"] == shown],
+        gap,
+        paths,
+        model_name,
+        failures,
+    )
     drawn, left_out = draw(jobs, paths.figures(model_name), failures)
     for line in left_out:
         print(f"left out: {line}")
@@ -124,7 +132,10 @@ def show(paths: Paths, model_name: str, tidy: pd.DataFrame, failures: list[str])
         run_settings(paths, model_name),
     )
     print_summary(comparison, against_control)
-    print(f"\nreport   {report}\nfigures  {paths.figures(model_name)} ({len(drawn)} as PNG and PDF)\ntable    {table_path}")
+    print(
+        f"\nreport   {report}\nfigures  {paths.figures(model_name)} ({len(drawn)} as PNG and"
+        f" PDF)\ntable    {table_path}"
+    )
     return cli.report_failures(failures, "result tables")
 
 
@@ -148,7 +159,8 @@ def draw(
             continue
         for suffix in ("png", "pdf"):
             content = BytesIO()  # on a full disk matplotlib's own writing ends in a traceback
-            metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes on every run
+            # the same bytes on every run
+            metadata = {"CreationDate": None} if suffix == "pdf" else None
             figure.savefig(content, format=suffix, dpi=160, metadata=metadata)
             with atomic_path(folder / f"{name}.{suffix}") as temporary:
                 temporary.write_bytes(content.getvalue())
@@ -158,13 +170,21 @@ def draw(
 
 
 def makers(
-    tidy: pd.DataFrame, comparison: pd.DataFrame, gap: pd.DataFrame, paths: Paths, model_name: str, failures: list[str]
+    tidy: pd.DataFrame,
+    comparison: pd.DataFrame,
+    gap: pd.DataFrame,
+    paths: Paths,
+    model_name: str,
+    failures: list[str],
 ) -> dict[str, tuple[str, Callable]]:
     """{name: (caption, what draws it or raises NoData)}, in the order of the report."""
     picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
     normal = picks.get("normal", {})
     jobs: dict[str, tuple[str, Callable]] = {
-        "settings": ("Mean test AUC of each contender, setting by setting", lambda: figures.setting_bars(comparison)),
+        "settings": (
+            "Mean test AUC of each contender, setting by setting",
+            lambda: figures.setting_bars(comparison),
+        ),
         "normal_auc_by_k": (
             "Test AUC against k, the number of latents a probe may use, dataset by dataset",
             lambda: figures.auc_by_k(tidy),
@@ -177,8 +197,14 @@ def makers(
             "Mean test AUC against the width of the SAE (whose L0 may differ too)",
             lambda: figures.auc_by_size(tidy, "width"),
         ),
-        "auc_by_l0": ("Mean test AUC against the L0 of the SAE", lambda: figures.auc_by_size(tidy, "L0")),
-        "normal_layers": ("Mean test AUC of each baseline by layer", lambda: figures.method_by_layer(tidy)),
+        "auc_by_l0": (
+            "Mean test AUC against the L0 of the SAE",
+            lambda: figures.auc_by_size(tidy, "L0"),
+        ),
+        "normal_layers": (
+            "Mean test AUC of each baseline by layer",
+            lambda: figures.method_by_layer(tidy),
+        ),
         "normal_best_method": (
             "How often each baseline is the best by validation AUC, layer by layer",
             lambda: figures.best_method_by_layer(tidy),
@@ -187,11 +213,17 @@ def makers(
     labels = {setting.name: setting.axis_label for setting in SETTINGS.values() if setting.values}
     for setting, label in labels.items():
         jobs[setting] = (
-            f"Mean test AUC over the conditions of {setting}, and the difference from the best baseline",
+            (
+                f"Mean test AUC over the conditions of {setting}, and the difference from the best"
+                " baseline"
+            ),
             lambda s=setting, name=label: figures.condition_curves(comparison, s, name),
         )
         jobs[f"{setting}_datasets"] = (
-            f"{setting} on eight datasets, from the one where SAE probes gain most to the one where they lose most",
+            (
+                f"{setting} on eight datasets, from the one where SAE probes gain most to the one"
+                " where they lose most"
+            ),
             lambda s=setting, name=label: figures.selected_datasets(picks.get(s, {}), s, name),
         )
     jobs["OOD"] = (
@@ -204,7 +236,9 @@ def makers(
     )
     jobs["multi_token"] = (
         "Probes on all tokens of a text",
-        lambda: paper_figures.multi_token(load_multi_token(paths, model_name, failures), normal.get("quiver_baselines")),
+        lambda: paper_figures.multi_token(
+            load_multi_token(paths, model_name, failures), normal.get("quiver_baselines")
+        ),
     )
     jobs["architectures"] = (
         "How often probes on one SAE architecture beat those on another (published win rates)",
@@ -215,14 +249,19 @@ def makers(
         lambda: paper_figures.relabelling(side_experiments.relabelling(paths, model_name)),
     )
     jobs["pruned_latents"] = (
-        "Probes on the latents judged most relevant, in and out of distribution (published results)",
+        (
+            "Probes on the latents judged most relevant, in and out of distribution (published"
+            " results)"
+        ),
         lambda: paper_figures.pruned_latents(side_experiments.pruned(paths, model_name)),
     )
     return jobs
 
 
 def control_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Normal setting, by k: mean test AUC of SAE probes (best SAE by val_auc) and of each control, and who is ahead of it."""
+    """Normal setting, by k: mean test AUC of SAE probes (best SAE by val_auc) and of each control,
+    and who is ahead of it.
+    """
     rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
     table: list[dict] = []
     for k, of_k in rows.groupby("k"):
@@ -233,7 +272,11 @@ def control_table(tidy: pd.DataFrame) -> pd.DataFrame:
                 continue
             both = matched({n: picks[n] for n in ("sae_only", name)})
             sae, control = both["sae_only"]["test_auc"], both[name]["test_auc"]
-            row |= {"SAE probe": sae.mean(), TITLES[name]: control.mean(), f"ahead of {TITLES[name]}": int((sae > control).sum())}
+            row |= {
+                "SAE probe": sae.mean(),
+                TITLES[name]: control.mean(),
+                f"ahead of {TITLES[name]}": int((sae > control).sum()),
+            }
             row["of"] = len(sae)
         if len(row) > 1:
             table.append({**row, "of": row.pop("of")})
@@ -244,7 +287,11 @@ def positive_control(paths: Paths) -> pd.DataFrame:
     """The table of checks.positive_control, empty where it was not run."""
     path = paths.positive_control()
     table = read_table(path) if path.is_file() else pd.DataFrame()
-    return table if {"n_train", "probe", "mean_test_auc", "above_logreg", "n_labels"} <= set(table.columns) else pd.DataFrame()
+    return (
+        table
+        if {"n_train", "probe", "mean_test_auc", "above_logreg", "n_labels"} <= set(table.columns)
+        else pd.DataFrame()
+    )
 
 
 def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:
@@ -265,7 +312,10 @@ def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:
 
 def print_summary(comparison: pd.DataFrame, against_control: pd.DataFrame) -> None:
     if len(comparison):
-        print("\nMean test AUC over matched datasets and conditions (each contender's probe picked by validation AUC):")
+        print(
+            "\nMean test AUC over matched datasets and conditions (each contender's probe picked by"
+            " validation AUC):"
+        )
         print(headline(comparison).to_string(float_format="{:.3f}".format))
     if len(against_control):
         print("\nNormal setting, trained SAEs against controls, by number of latents k:")

@@ -1,12 +1,14 @@
-"""Benchmark of a whole study: all 113 datasets, all rows, two layers of the demo's model, stopped at random moments on the way.
+"""Benchmark of a whole study: all 113 datasets, all rows, two layers of the demo's model, stopped
+at random moments on the way.
 
     python -m benchmarks.full_run
     python -m benchmarks.full_run --work_dir /big/disk --no_stops
 
-Runs the stages as a user would, in a folder of their own. Each stage is killed once, with all its workers, at a random moment
-and started again with the same command; what that costs is in the wall time. The memory is that of all processes together
-(their proportional shares), read once a second. Prints what the README's benchmark section shows and writes it to
-full_run.json in --work_dir. Takes about an hour on 2 cores; what is done is not done again.
+Runs the stages as a user would, in a folder of their own. Each stage is killed once, with all its
+workers, at a random moment and started again with the same command; what that costs is in the wall
+time. The memory is that of all processes together (their proportional shares), read once a second.
+Prints what the README's benchmark section shows and writes it to full_run.json in --work_dir. Takes
+about an hour on 2 cores; what is done is not done again.
 """
 
 from __future__ import annotations
@@ -37,7 +39,12 @@ STOP_BETWEEN = (5.0, 60.0)  # seconds after the start of a stage, the first time
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--work_dir", type=Path, default=ROOT / "data" / "full_run", help="folder of all files of the run (4 GB)")
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=ROOT / "data" / "full_run",
+        help="folder of all files of the run (4 GB)",
+    )
     parser.add_argument("--no_stops", action="store_true", help="let every stage run undisturbed")
     cli.add_seed(parser)
     return parser
@@ -70,9 +77,15 @@ def main(argv: list[str] | None = None) -> int:
                 return cli.EXIT_FAILED
             write_json(log, measured)
     seconds = sum(done["seconds"] for done in measured.values())
-    print(f"\n{len(list_datasets(paths))} datasets, all rows, layers {' and '.join(LAYERS)} of {MODEL}:")
+    print(
+        f"\n{len(list_datasets(paths))} datasets, all rows, layers {' and '.join(LAYERS)} of"
+        f" {MODEL}:"
+    )
     for stage, done in measured.items():
-        print(f"  {stage:<28} {done['seconds']:6.0f} s  {show_bytes(done['peak_bytes']):>10}  stopped {done['stops']} times")
+        print(
+            f"  {stage:<28} {done['seconds']:6.0f} s  {show_bytes(done['peak_bytes']):>10}  stopped"
+            f" {done['stops']} times"
+        )
     peak = max(done["peak_bytes"] for done in measured.values())
     print(f"  {'together':<28} {seconds:6.0f} s  {show_bytes(peak):>10}")
     return 0
@@ -81,8 +94,20 @@ def main(argv: list[str] | None = None) -> int:
 def stages() -> dict[str, list[list[str]]]:
     """The commands of each stage, without folders."""
     model = ["--model_name", MODEL]
-    train = ["train_saes.py", *model, "--widths", "4096", "--control_width", "4096", "--n_tokens", "150000"]
-    baselines, probes = ["train_baselines.py", *model], ["train_sae_probes.py", *model, "--controls", "pca_dims"]
+    train = [
+        "train_saes.py",
+        *model,
+        "--widths",
+        "4096",
+        "--control_width",
+        "4096",
+        "--n_tokens",
+        "150000",
+    ]
+    baselines, probes = (
+        ["train_baselines.py", *model],
+        ["train_sae_probes.py", *model, "--controls", "pca_dims"],
+    )
     settings = (["--setting", "normal"], ["--setting", "OOD"])
     return {
         "texts": [["fetch_data.py"]],
@@ -96,7 +121,9 @@ def stages() -> dict[str, list[list[str]]]:
 
 
 def run(command: list[str], stop_after: float) -> tuple[float, int, int | None]:
-    """(wall seconds, peak bytes of all its processes, exit status); status None where it was killed after ``stop_after``."""
+    """(wall seconds, peak bytes of all its processes, exit status); status None where it was killed
+    after ``stop_after``.
+    """
     print(f"\n$ {' '.join(command)}", flush=True)
     started, peak = time.monotonic(), 0
     process = psutil.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
@@ -116,7 +143,9 @@ def run(command: list[str], stop_after: float) -> tuple[float, int, int | None]:
 
 
 def memory_of(process: psutil.Process) -> int:
-    """Bytes of memory of a process and its children, pages that they share counted once (Linux; elsewhere resident sizes)."""
+    """Bytes of memory of a process and its children, pages that they share counted once (Linux;
+    elsewhere resident sizes).
+    """
     total = 0
     with suppress(psutil.Error):
         for one in (process, *process.children(recursive=True)):

@@ -1,4 +1,6 @@
-"""What the benchmark scripts measured: handed on by a line of output, kept in docs/benchmarks.json, read by benchmarks.plan."""
+"""What the benchmark scripts measured: handed on by a line of output, kept in docs/benchmarks.json,
+read by benchmarks.plan.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def read_measurements(path: Path = KEPT) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"no measurements in {path} ({error}): run `make benchmark` after `make demo`") from error
+        raise UserError(
+            f"no measurements in {path} ({error}): run `make benchmark` after `make demo`"
+        ) from error
 
 
 def machine() -> str:
@@ -61,4 +65,7 @@ def machine() -> str:
         else "no GPU"
     )
     memory = show_bytes(psutil.virtual_memory().total)
-    return f"{name}, {default_n_jobs()} of {os.cpu_count()} cores, {memory}, {gpu}, {platform.system()}"
+    return (
+        f"{name}, {default_n_jobs()} of {os.cpu_count()} cores, {memory}, {gpu},"
+        f" {platform.system()}"
+    )

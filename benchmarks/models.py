@@ -1,10 +1,12 @@
-"""Benchmark of reading a model's activations: our batches by length against a plain loop over texts as they come.
+"""Benchmark of reading a model's activations: our batches by length against a plain loop over texts
+as they come.
 
     python -m benchmarks.models
     python -m benchmarks.models --n_texts 4000
 
-Runs the demo's model on the CPU over texts of the paper's datasets, both ways in one run and in turns, checks that the
-activations are the same, and prints the ratio. Needs `make fetch-data`. Writes no results.
+Runs the demo's model on the CPU over texts of the paper's datasets, both ways in one run and in
+turns, checks that the activations are the same, and prints the ratio. Needs `make fetch-data`.
+Writes no results.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ PLAIN_BATCH = 32  # texts, as they come, padded to the longest
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--n_texts", type=cli.positive, default=2000, help="texts, evenly from all datasets")
-    parser.add_argument("--n_turns", type=cli.positive, default=3, help="runs of each; the best counts")
+    parser.add_argument(
+        "--n_texts", type=cli.positive, default=2000, help="texts, evenly from all datasets"
+    )
+    parser.add_argument(
+        "--n_turns", type=cli.positive, default=3, help="runs of each; the best counts"
+    )
     return parser
 
 
@@ -39,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     names = list_datasets(paths)
     share = -(-args.n_texts // len(names))
-    texts = [text for name in names for text in load_dataset(paths, name).texts[:share]][: args.n_texts]
+    texts = [text for name in names for text in load_dataset(paths, name).texts[:share]][
+        : args.n_texts
+    ]
     import torch
     import transformers
 
@@ -49,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     unhooked = transformers.AutoModel.from_pretrained(model_source(info, paths)).eval()
     best: dict[str, float] = {}
     for _ in range(args.n_turns):
-        for name, run in (("ours", lambda: model.pooled(texts, "ours")[hook]), ("plain", lambda: plain(unhooked, model, texts))):
+        for name, run in (
+            ("ours", lambda: model.pooled(texts, "ours")[hook]),
+            ("plain", lambda: plain(unhooked, model, texts)),
+        ):
             started = time.perf_counter()
             found = run()
             seconds = time.perf_counter() - started
@@ -59,21 +70,31 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.allclose(ours, found, atol=1e-4):
         raise RuntimeError("the two ways gave other activations")
     n_tokens = sum(map(len, model.tokenize(texts)))
-    print(f"{len(texts)} texts, {n_tokens} tokens: ours {best['ours']:.1f} s, plain loop {best['plain']:.1f} s")
+    print(
+        f"{len(texts)} texts, {n_tokens} tokens: ours {best['ours']:.1f} s, plain loop"
+        f" {best['plain']:.1f} s"
+    )
     print(f"ratio {best['plain'] / best['ours']:.2f}")
     hand_on(models_ratio=best["plain"] / best["ours"], tokens_per_second=n_tokens / best["ours"])
     return 0
 
 
 def plain(unhooked, model: HookedModel, texts: list[str]) -> torch.Tensor:
-    """[n_texts, d_model]: batches of texts as they come, through the whole model, its state read afterwards."""
+    """[n_texts, d_model]: batches of texts as they come, through the whole model, its state read
+    afterwards.
+    """
     import torch
 
     layer = int(model.info.probe_layer)
     parts = []
     for start in range(0, len(texts), PLAIN_BATCH):
-        batch = model.tokenizer(texts[start : start + PLAIN_BATCH], truncation=True, max_length=model.info.max_seq_len,
-                                padding=True, return_tensors="pt")  # fmt: skip
+        batch = model.tokenizer(
+            texts[start : start + PLAIN_BATCH],
+            truncation=True,
+            max_length=model.info.max_seq_len,
+            padding=True,
+            return_tensors="pt",
+        )
         with torch.inference_mode():
             states = unhooked(**batch, output_hidden_states=True).hidden_states[layer + 1]
         parts.append(pool(states, batch["attention_mask"].bool(), model.info.pooling))

@@ -1,11 +1,13 @@
-"""Benchmark of the probes on the demo's data: each side by side with the paper's procedure in scikit-learn, on one thread.
+"""Benchmark of the probes on the demo's data: each side by side with the paper's procedure in
+scikit-learn, on one thread.
 
     python -m benchmarks.probes
     python -m benchmarks.probes --datasets 87_glue_cola 96_spam_is --only ladder
 
-Three parts. ladder: SAE probes with ten k in the normal setting, our path solver against saga. baselines: the five baselines on
-activations widened to 3,584 dimensions (a fixed random ReLU layer), ours against scikit-learn's and XGBoost's plain classes.
-xgboost: the AUC of both on the activations as they are. Needs the demo's activations (`make demo`). Writes no results.
+Three parts. ladder: SAE probes with ten k in the normal setting, our path solver against saga.
+baselines: the five baselines on activations widened to 3,584 dimensions (a fixed random ReLU
+layer), ours against scikit-learn's and XGBoost's plain classes. xgboost: the AUC of both on the
+activations as they are. Needs the demo's activations (`make demo`). Writes no results.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ from utils.datasets import choose_datasets, load_dataset
 from utils.models import get_model
 from utils.names import hook_name
 from utils.paths import Paths
-from utils.probes.baselines import METHODS, MLP_SETTINGS, XGBOOST_DRAWS, XGBOOST_GRID, log_steps, standardised
+from utils.probes.baselines import (
+    METHODS,
+    MLP_SETTINGS,
+    XGBOOST_DRAWS,
+    XGBOOST_GRID,
+    log_steps,
+    standardised,
+)
 from utils.probes.k_sparse import Cs, ProbeOptions, fit_sae_probes
 from utils.probes.scores import roc_auc, validation_folds
 from utils.runtime.errors import UserError
@@ -45,7 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_datasets(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which parts")
-    parser.add_argument("--n_wide", type=cli.positive, default=2, help="datasets of the baselines part (minutes each)")
+    parser.add_argument(
+        "--n_wide",
+        type=cli.positive,
+        default=2,
+        help="datasets of the baselines part (minutes each)",
+    )
     return parser
 
 
@@ -55,8 +69,15 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     hook = hook_name(get_model(MODEL).probe_layer)
-    there = {path.name.removesuffix(f"_{hook}.pt") for path in paths.model_activations_folder(MODEL).glob(f"*_{hook}.pt")}
-    names = choose_datasets(paths, args.datasets) if args.datasets else sorted(there & set(choose_datasets(paths, None)))
+    there = {
+        path.name.removesuffix(f"_{hook}.pt")
+        for path in paths.model_activations_folder(MODEL).glob(f"*_{hook}.pt")
+    }
+    names = (
+        choose_datasets(paths, args.datasets)
+        if args.datasets
+        else sorted(there & set(choose_datasets(paths, None)))
+    )
     if not names:
         raise UserError(f"no activations of {MODEL} in {paths.data_dir}: {REMEDY}")
     with threadpool_limits(1):
@@ -74,10 +95,16 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     warm = csr_array(rng.random((40, 4)))  # loads what both import
     for solver in ("path", "saga"):
-        fit_sae_probes(TrainTest(warm, np.arange(40) % 2, warm, np.arange(40) % 2), [1], ProbeOptions(solver=solver))
+        fit_sae_probes(
+            TrainTest(warm, np.arange(40) % 2, warm, np.arange(40) % 2),
+            [1],
+            ProbeOptions(solver=solver),
+        )
     rows = []
     for name in progress(names, desc="path and saga", unit="dataset"):
-        found = SaeActivations(paths, MODEL, name, SAE_ID, load_dataset(paths, name).labels, None, REMEDY)
+        found = SaeActivations(
+            paths, MODEL, name, SAE_ID, load_dataset(paths, name).labels, None, REMEDY
+        )
         normal = found.condition(Condition("normal"))
         seconds, aucs = {}, {}
         for solver in ("path", "saga"):
@@ -87,9 +114,15 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
             aucs[solver] = np.array([probe["test_auc"] for probe in probes])
         difference = np.abs(aucs["path"] - aucs["saga"])
         rows.append(
-            {"dataset": name, "path_s": seconds["path"], "saga_s": seconds["saga"], "ratio": seconds["saga"] / seconds["path"],
-             "mean_auc_difference": difference.mean(), "largest": difference.max()}
-        )  # fmt: skip
+            {
+                "dataset": name,
+                "path_s": seconds["path"],
+                "saga_s": seconds["saga"],
+                "ratio": seconds["saga"] / seconds["path"],
+                "mean_auc_difference": difference.mean(),
+                "largest": difference.max(),
+            }
+        )
     table = pd.DataFrame(rows)
     print(f"\nSAE probes, normal setting, k = 1 to 512, {SAE_ID}, one thread:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
@@ -106,9 +139,16 @@ def baselines(paths: Paths, names: list[str]) -> pd.DataFrame:
         for method, plain in progress(PLAIN.items(), desc=f"baselines, {name}", unit="method"):
             ours, theirs = timed(METHODS[method], data), timed(plain, data)
             rows.append(
-                {"dataset": name, "method": method, "ours_s": ours[1], "plain_s": theirs[1], "ours_auc": ours[0],
-                 "plain_auc": theirs[0], "difference": ours[0] - theirs[0]}
-            )  # fmt: skip
+                {
+                    "dataset": name,
+                    "method": method,
+                    "ours_s": ours[1],
+                    "plain_s": theirs[1],
+                    "ours_auc": ours[0],
+                    "plain_auc": theirs[0],
+                    "difference": ours[0] - theirs[0],
+                }
+            )
     table = pd.DataFrame(rows)
     print(f"\nBaselines on {len(data.y_train)} x {data.X_train.shape[1]}, one thread:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
@@ -123,13 +163,21 @@ def trees(paths: Paths, names: list[str]) -> pd.DataFrame:
     for name in progress(names, desc="XGBoost", unit="dataset"):
         data = normal_split(paths, name, widen=False)
         ours, theirs = timed(METHODS["xgboost"], data), timed(plain_xgboost, data)
-        rows.append({"dataset": name, "ours_auc": ours[0], "plain_auc": theirs[0], "ratio": theirs[1] / ours[1]})
+        rows.append(
+            {
+                "dataset": name,
+                "ours_auc": ours[0],
+                "plain_auc": theirs[0],
+                "ratio": theirs[1] / ours[1],
+            }
+        )
     table = pd.DataFrame(rows)
     means = table[["ours_auc", "plain_auc"]].mean()
     print(f"\nXGBoost on {len(names)} datasets, {data.X_train.shape[1]} wide:")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     print(
-        f"mean AUC: ours {means['ours_auc']:.4f}, plain {means['plain_auc']:.4f}, {means['ours_auc'] - means['plain_auc']:+.4f}"
+        f"mean AUC: ours {means['ours_auc']:.4f}, plain {means['plain_auc']:.4f},"
+        f" {means['ours_auc'] - means['plain_auc']:+.4f}"
     )
     return table
 
@@ -137,9 +185,13 @@ def trees(paths: Paths, names: list[str]) -> pd.DataFrame:
 def normal_split(paths: Paths, name: str, widen: bool) -> TrainTest:
     """The rows of the normal setting, dense."""
     texts = load_dataset(paths, name)
-    X = load_activations(paths.model_activations(MODEL, name, hook_name(get_model(MODEL).probe_layer)), texts, REMEDY)
+    X = load_activations(
+        paths.model_activations(MODEL, name, hook_name(get_model(MODEL).probe_layer)), texts, REMEDY
+    )
     if widen:
-        layer = np.random.default_rng(0).standard_normal((X.shape[1], WIDE), dtype=np.float32) / np.float32(X.shape[1] ** 0.5)
+        layer = np.random.default_rng(0).standard_normal(
+            (X.shape[1], WIDE), dtype=np.float32
+        ) / np.float32(X.shape[1] ** 0.5)
         X = np.maximum((X - X.mean(axis=0)) / X.std(axis=0) @ layer, 0)
     return split(Condition("normal"), texts.labels[: len(X)]).take(X)
 
@@ -151,7 +203,8 @@ def timed(method, rows: TrainTest) -> tuple[float, float]:
     return auc, time.perf_counter() - started
 
 
-# The paper's procedures in the libraries' plain classes, for training sets with a validation fold (n > 3).
+# The paper's procedures in the libraries' plain classes, for training sets with a validation fold
+# (n > 3).
 
 
 def plain_logreg(rows: TrainTest) -> dict:
@@ -174,7 +227,10 @@ def plain_pca(rows: TrainTest) -> dict:
     pca = PCA(n_components=n_most).fit(rows.X_train)
     rows = replace(rows, X_train=pca.transform(rows.X_train), X_test=pca.transform(rows.X_test))
     models = [
-        make_pipeline(FunctionTransformer(lambda X, n=n: X[:, :n]), LogisticRegression(max_iter=1000)) for n in log_steps(n_most)
+        make_pipeline(
+            FunctionTransformer(lambda X, n=n: X[:, :n]), LogisticRegression(max_iter=1000)
+        )
+        for n in log_steps(n_most)
     ]
     return _choose_and_score(models, rows)
 
@@ -192,8 +248,13 @@ def plain_xgboost(rows: TrainTest) -> dict:
 
     rows = _standardised(rows)
     rng = random.Random(42)
-    draws = [{name: rng.choice(values) for name, values in XGBOOST_GRID.items()} for _ in range(XGBOOST_DRAWS)]
-    models = [XGBClassifier(n_jobs=1, random_state=42, eval_metric="logloss", **drawn) for drawn in draws]
+    draws = [
+        {name: rng.choice(values) for name, values in XGBOOST_GRID.items()}
+        for _ in range(XGBOOST_DRAWS)
+    ]
+    models = [
+        XGBClassifier(n_jobs=1, random_state=42, eval_metric="logloss", **drawn) for drawn in draws
+    ]
     return _choose_and_score(models, rows)
 
 
@@ -210,10 +271,12 @@ def _standardised(rows: TrainTest) -> TrainTest:
 
 
 def _choose_and_score(models: list, rows: TrainTest) -> dict:
-    """Test AUC of the model with the best mean validation AUC, fitted again on all training rows."""
+    """Test AUC of the model with the best mean validation AUC, refitted on all training rows."""
     X, y = rows.X_train, rows.y_train
     folds = validation_folds(y)
-    aucs = [np.mean([roc_auc(y[v], _fit_scores(m, X[t], y[t], X[v])) for t, v in folds]) for m in models]
+    aucs = [
+        np.mean([roc_auc(y[v], _fit_scores(m, X[t], y[t], X[v])) for t, v in folds]) for m in models
+    ]
     best = models[int(np.argmax(aucs))]
     return {"test_auc": roc_auc(rows.y_test, _fit_scores(best, X, y, rows.X_test))}
 
@@ -222,7 +285,13 @@ def _fit_scores(model, X_train, y_train, X) -> np.ndarray:
     return model.fit(X_train, y_train).predict_proba(X)[:, 1]
 
 
-PLAIN = {"logreg": plain_logreg, "pca": plain_pca, "knn": plain_knn, "xgboost": plain_xgboost, "mlp": plain_mlp}
+PLAIN = {
+    "logreg": plain_logreg,
+    "pca": plain_pca,
+    "knn": plain_knn,
+    "xgboost": plain_xgboost,
+    "mlp": plain_mlp,
+}
 
 
 if __name__ == "__main__":

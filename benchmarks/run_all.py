@@ -1,11 +1,13 @@
-"""All our ratios in one table: generator, storage, model activations, probes, baselines, workers; written to docs/benchmarks.md.
+"""All our ratios in one table: generator, storage, model activations, probes, baselines, workers;
+written to docs/benchmarks.md.
 
     python -m benchmarks.run_all
     python -m benchmarks.run_all --full
 
-Runs the benchmark scripts one after the other, each of which measures both sides in one run, and writes docs/benchmarks.md and
-the numbers that benchmarks.plan reads (docs/benchmarks.json). Needs the demo's files (`make demo`). Takes a quarter of an hour;
---full takes the sizes of the README, hours.
+Runs the benchmark scripts one after the other, each of which measures both sides in one run, and
+writes docs/benchmarks.md and the numbers that benchmarks.plan reads (docs/benchmarks.json). Needs
+the demo's files (`make demo`). Takes a quarter of an hour; --full takes the sizes of the README,
+hours.
 """
 
 from __future__ import annotations
@@ -30,23 +32,61 @@ def faster(ratio: float) -> str:
 
 
 LINES: list[tuple[str, str, Callable[[float], str]]] = [
-    ("generate_ratio_all", "SAE activations of all settings, 16k x 3,584, {size}, against the original order of work", faster),
-    ("generate_ratio_normal", "the same in the normal setting alone, start-up and loading on both sides", faster),
+    (
+        "generate_ratio_all",
+        "SAE activations of all settings, 16k x 3,584, {size}, against the original order of work",
+        faster,
+    ),
+    (
+        "generate_ratio_normal",
+        "the same in the normal setting alone, start-up and loading on both sides",
+        faster,
+    ),
     ("generate_share", "the generator's products, of this machine's own rate", "{:.0%}".format),
-    ("storage_ratio", "disk of the SAE activations of all settings, against the original files", "1/{:.0f}".format),
-    ("models_ratio", "reading a model's activations, batches by length that stop at the hook, against a plain loop", faster),
+    (
+        "storage_ratio",
+        "disk of the SAE activations of all settings, against the original files",
+        "1/{:.0f}".format,
+    ),
+    (
+        "models_ratio",
+        (
+            "reading a model's activations, batches by length that stop at the hook, against a"
+            " plain loop"
+        ),
+        faster,
+    ),
     ("ladder_ratio", "SAE probes, ten k on a dataset, path solver against saga (median)", faster),
-    ("baselines_ratio", "the five baselines on 1,024 x 3,584 against plain scikit-learn and XGBoost", faster),
+    (
+        "baselines_ratio",
+        "the five baselines on 1,024 x 3,584 against plain scikit-learn and XGBoost",
+        faster,
+    ),
     ("scaling_processes", "the demo's SAE-probe sweep, two processes against one", faster),
     ("scaling_cluster", "the same, two workers of a Dask cluster against one", faster),
 ]
-SHORT_PROBES = ["--datasets", "87_glue_cola", "96_spam_is", "--only", "ladder", "baselines", "--n_wide", "1"]
+SHORT_PROBES = [
+    "--datasets",
+    "87_glue_cola",
+    "96_spam_is",
+    "--only",
+    "ladder",
+    "baselines",
+    "--n_wide",
+    "1",
+]
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--full", action="store_true", help="the sizes of the README")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="measure these anew, keep the other ratios")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="measure these anew, keep the other ratios",
+    )
     return parser
 
 
@@ -59,7 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         "probes": [*folders, *([] if args.full else SHORT_PROBES)],
         "scaling": folders,
     }
-    measured: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": installed_versions()}
+    measured: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "versions": installed_versions(),
+    }
     measured["full"] = args.full
     failures = []
     if set(args.only) < set(PARTS):
@@ -89,14 +133,24 @@ def as_markdown(measured: dict[str, Any]) -> str:
     """The table, one ratio a line; what was not measured is left out."""
     size = "20 datasets" if measured["full"] else "4 datasets"
     lines = [line for line in LINES if line[0] in measured]
-    text = "# Benchmarks\n\nMade by `make benchmark`; both sides of a ratio were measured in one run."
+    text = (
+        "# Benchmarks\n\nMade by `make benchmark`; both sides of a ratio were measured in one run."
+    )
     text += f"\n\n- date: {measured['date']}\n- machine: {measured['machine']}\n"
-    text += f"- versions: {', '.join(f'{name} {version}' for name, version in measured['versions'].items())}\n\n"
+    text += (
+        "- versions:"
+        f" {', '.join(f'{name} {version}' for name, version in measured['versions'].items())}\n\n"
+    )
     text += "| what | ratio |\n| --- | --- |\n"
-    text += "".join(f"| {what.format(size=size)} | {shown(measured[name])} |\n" for name, what, shown in lines)
+    text += "".join(
+        f"| {what.format(size=size)} | {shown(measured[name])} |\n" for name, what, shown in lines
+    )
     if "seconds_predicted" in measured:
         predicted, found = measured["seconds_predicted"], measured["seconds_measured"]
-        text += f"\nThe sweep on two processes took {found:.0f} s; the rates of one process on half of the datasets predicted "
+        text += (
+            f"\nThe sweep on two processes took {found:.0f} s; the rates of one process on half of"
+            " the datasets predicted "
+        )
         text += f"{predicted:.0f} s ({predicted / found - 1:+.0%}).\n"
     return text
 

@@ -1,12 +1,14 @@
-"""Benchmark of more workers: the demo's SAE-probe sweep with one and with two of one thread each, and what was predicted.
+"""Benchmark of more workers: the demo's SAE-probe sweep with one and with two of one thread each,
+and what was predicted.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --n_turns 1
 
-Runs the sweep (normal setting and scarcity, SAEs and controls) in processes of this machine and on a Dask cluster of its own,
-with one and two workers in turns, and prints the ratios of the best times. Rates come from one worker on half of the datasets;
-the time that they predict for all datasets on two workers is printed beside the measured one. Needs the demo's SAE activations
-(`make demo`). Writes nothing beside the demo's files.
+Runs the sweep (normal setting and scarcity, SAEs and controls) in processes of this machine and on
+a Dask cluster of its own, with one and two workers in turns, and prints the ratios of the best
+times. Rates come from one worker on half of the datasets; the time that they predict for all
+datasets on two workers is printed beside the measured one. Needs the demo's SAE activations (`make
+demo`). Writes nothing beside the demo's files.
 """
 
 from __future__ import annotations
@@ -39,8 +41,12 @@ CONTROLS = ("--controls", "raw_dims", "pca_dims")
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--n_turns", type=cli.positive, default=2, help="runs of each; the best counts")
-    parser.add_argument("--without_cluster", action="store_true", help="only processes of this machine")
+    parser.add_argument(
+        "--n_turns", type=cli.positive, default=2, help="runs of each; the best counts"
+    )
+    parser.add_argument(
+        "--without_cluster", action="store_true", help="only processes of this machine"
+    )
     return parser
 
 
@@ -48,9 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     folder = paths.sae_activations_folder(MODEL, "normal")
-    names = sorted({path.name.split("_2_width")[0] for path in folder.glob("*_2_width_*_X_rest_sae.pt")})
+    names = sorted(
+        {path.name.split("_2_width")[0] for path in folder.glob("*_2_width_*_X_rest_sae.pt")}
+    )
     if len(names) < 2:
-        raise UserError(f"no SAE activations of {get_model(MODEL).name} in {folder}: run `make demo` first")
+        raise UserError(
+            f"no SAE activations of {get_model(MODEL).name} in {folder}: run `make demo` first"
+        )
     best: dict[str, float] = {}
     for _ in range(args.n_turns):
         for n_workers in (1, 2):
@@ -61,14 +71,24 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{key}: {seconds:.1f} s", flush=True)
     _, rates = sweep(paths, names[::2], 1, "processes")
     predicted = seconds_of_sweep(rates, len(names), 2)
-    values = {"scaling_processes": best["processes 1"] / best["processes 2"], "seconds_predicted": predicted,
-              "seconds_measured": best["processes 2"], "rates": rates}  # fmt: skip
+    values = {
+        "scaling_processes": best["processes 1"] / best["processes 2"],
+        "seconds_predicted": predicted,
+        "seconds_measured": best["processes 2"],
+        "rates": rates,
+    }
     if not args.without_cluster:
         values["scaling_cluster"] = best["cluster 1"] / best["cluster 2"]
-        print(f"from one to two workers of a Dask cluster: {values['scaling_cluster']:.2f} times faster")
+        print(
+            f"from one to two workers of a Dask cluster: {values['scaling_cluster']:.2f} times"
+            " faster"
+        )
     print(f"from one to two processes: {values['scaling_processes']:.2f} times faster")
     error = predicted / best["processes 2"] - 1
-    print(f"two processes: {predicted:.1f} s predicted, {best['processes 2']:.1f} s measured ({error:+.0%})")
+    print(
+        f"two processes: {predicted:.1f} s predicted, {best['processes 2']:.1f} s measured"
+        f" ({error:+.0%})"
+    )
     hand_on(**values)
     return 0
 
@@ -80,7 +100,15 @@ def sweep(paths: Paths, names: list[str], n_workers: int, kind: str) -> tuple[fl
         rates: dict = {"settings": {}}
         wall = 0.0
         for setting, conditions in SWEEP:
-            command = [sys.executable, str(ROOT / "train_sae_probes.py"), "--model_name", MODEL, "--setting", setting, *CONTROLS]
+            command = [
+                sys.executable,
+                str(ROOT / "train_sae_probes.py"),
+                "--model_name",
+                MODEL,
+                "--setting",
+                setting,
+                *CONTROLS,
+            ]
             command += ["--datasets", *names, *cli.folder_flags(into), *place]
             command += ["--conditions", *conditions] if conditions else []
             started = time.perf_counter()
@@ -97,7 +125,9 @@ def sweep(paths: Paths, names: list[str], n_workers: int, kind: str) -> tuple[fl
 
 @contextmanager
 def cluster(n_workers: int, kind: str) -> Iterator[list[str]]:
-    """The flags that make a run use ``n_workers``: processes of its own, or a Dask cluster that is there meanwhile."""
+    """The flags that make a run use ``n_workers``: processes of its own, or a Dask cluster that is
+    there meanwhile.
+    """
     if kind == "processes":
         yield ["--n_jobs", str(n_workers)]
         return
@@ -106,8 +136,18 @@ def cluster(n_workers: int, kind: str) -> Iterator[list[str]]:
         file = Path(folder) / "scheduler.json"
 
         def start(*flags: str) -> subprocess.Popen:
-            command = [dask, *flags, "--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
-            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+            command = [
+                dask,
+                *flags,
+                "--scheduler-file",
+                str(file),
+                "--no-dashboard",
+                "--host",
+                "127.0.0.1",
+            ]
+            return subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
+            )
 
         started = [start("scheduler", "--port", "0")]
         try:

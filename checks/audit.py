@@ -1,9 +1,10 @@
-"""What to distrust in a model's result tables: known defects of published tables, gaps, small test sets, unconverged fits.
+"""What to distrust in a model's result tables: known defects of published tables, gaps, small test
+sets, unconverged fits.
 
     python -m checks.audit --model_name gemma-2-9b
 
-Reads what visualize.py reads, whose report shows the same findings. Changes nothing. The exit status is 1 when a table is found
-that must not be used as what it is called.
+Reads what visualize.py reads, whose report shows the same findings. Changes nothing. The exit
+status is 1 when a table is found that must not be used as what it is called.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Are these texts fit to probe on? Every dataset's rows, classes, repeated texts, and test rows that are copies of training rows.
+"""Are these texts fit to probe on? Every dataset's rows, classes, repeated texts, and test rows
+that are copies of training rows.
 
     python -m checks.datasets
     python -m checks.datasets --datasets my_dataset --all
 
-A dataset of your own is a CSV with the columns prompt and target (two classes) in raw_text_datasets/cleaned_data/. A file that
-cannot be used (one class, three classes, a row without prompt or target) is named, and the exit status is 1. What can be used
-but tells less than it seems to is listed: texts that stand in both classes, and test rows of the normal setting whose very
-text is among the training rows. Changes nothing.
+A dataset of your own is a CSV with the columns prompt and target (two classes) in
+raw_text_datasets/cleaned_data/. A file that cannot be used (one class, three classes, a row without
+prompt or target) is named, and the exit status is 1. What can be used but tells less than it seems
+to is listed: texts that stand in both classes, and test rows of the normal setting whose very text
+is among the training rows. Changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ MAX_SHOWN = 20
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_datasets(parser)
-    parser.add_argument("--all", action="store_true", help=f"list every dataset, not only the {MAX_SHOWN} with most copies")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"list every dataset, not only the {MAX_SHOWN} with most copies",
+    )
     return parser
 
 
@@ -32,9 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     failures: list[str] = []
     names = readable(paths, choose_datasets(paths, args.datasets), failures)
-    with_ood = readable(paths, [name for name in list_ood_datasets(paths) if name in names], failures, ood=True)
-    checks = sorted((check_texts(load_dataset(paths, name)) for name in names), key=lambda check: -check.seen)
-    failures += [f"{check.name} cannot be split: {check.trouble}" for check in checks if check.trouble]
+    with_ood = readable(
+        paths, [name for name in list_ood_datasets(paths) if name in names], failures, ood=True
+    )
+    checks = sorted(
+        (check_texts(load_dataset(paths, name)) for name in names), key=lambda check: -check.seen
+    )
+    failures += [
+        f"{check.name} cannot be split: {check.trouble}" for check in checks if check.trouble
+    ]
     shown = checks if args.all else checks[:MAX_SHOWN]
     if shown:
         print_table(shown, len(checks))
@@ -47,11 +59,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_table(shown: list[TextCheck], n_all: int) -> None:
-    print(f"{'dataset':44} {'rows':>6} {'class 1':>8} {'repeated':>9} {'in both classes':>16} {'test rows seen in training':>27}")
+    print(
+        f"{'dataset':44} {'rows':>6} {'class 1':>8} {'repeated':>9} {'in both classes':>16}"
+        f" {'test rows seen in training':>27}"
+    )
     for check in shown:
         seen = f"{check.n_test_seen} of {check.n_test} ({check.seen:.0%})"
-        print(f"{check.name:44} {check.n_rows:6d} {check.n_positive / check.n_rows:8.0%} {check.n_repeated:9d} "
-              f"{check.n_in_both_classes:16d} {seen:>27}")  # fmt: skip
+        print(
+            f"{check.name:44} {check.n_rows:6d} {check.n_positive / check.n_rows:8.0%}"
+            f" {check.n_repeated:9d} {check.n_in_both_classes:16d} {seen:>27}"
+        )
     if len(shown) < n_all:
         print(f"… and {n_all - len(shown)} more with fewer copies (--all lists them)")
 
@@ -61,8 +78,9 @@ def summary(checks: list[TextCheck]) -> str:
     n_tenth, mean = share_of_copies(checks)
     n_both = sum(check.n_in_both_classes > 0 for check in checks)
     return (
-        f"\n{len(checks)} datasets: on average {mean:.0%} of the test rows (normal setting) are copies of training rows, a tenth "
-        f"or more in {n_tenth} datasets; {n_both} datasets have texts that stand in both classes"
+        f"\n{len(checks)} datasets: on average {mean:.0%} of the test rows (normal setting) are"
+        f" copies of training rows, a tenth or more in {n_tenth} datasets; {n_both} datasets have"
+        " texts that stand in both classes"
     )
 
 

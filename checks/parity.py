@@ -3,8 +3,9 @@
     python -m checks.parity --golden ../shared/golden
     python -m checks.parity --golden ../shared/golden --solver saga
 
-The folder holds {dataset}.json (results by setting), activations/{dataset}.npz (X, y) and sae/ (a TopK SAE in SAELens's
-format). Prints, by setting and method, the differences in test AUC and whether the same latents were chosen.
+The folder holds {dataset}.json (results by setting), activations/{dataset}.npz (X, y) and sae/ (a
+TopK SAE in SAELens's format). Prints, by setting and method, the differences in test AUC and
+whether the same latents were chosen.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from utils.settings import Condition, split
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--golden", type=Path, required=True, help="folder with the reference results")
+    parser.add_argument(
+        "--golden", type=Path, required=True, help="folder with the reference results"
+    )
     parser.add_argument("--solver", choices=SOLVERS, default="path", help="of the SAE probes")
     return parser
 
@@ -58,19 +61,26 @@ def reference_cases(golden: dict) -> list[tuple[Condition, dict]]:
     """(condition, its reference results) of a dataset's file."""
     cases = [(Condition("normal"), golden["normal"])]
     for setting in ("scarcity", "label_noise"):
-        cases += [(Condition(setting, float(v) if "." in v else int(v)), entry) for v, entry in golden.get(setting, {}).items()]
+        cases += [
+            (Condition(setting, float(v) if "." in v else int(v)), entry)
+            for v, entry in golden.get(setting, {}).items()
+        ]
     return cases
 
 
 def reference_latents(folder: Path, X: np.ndarray):
-    """Latents [n_rows, d_sae] of the reference's TopK SAE by numpy's product, as the reference made them to the last bit."""
+    """Latents [n_rows, d_sae] of the reference's TopK SAE by numpy's product, as the reference made
+    them to the last bit.
+    """
     import torch
     from safetensors.numpy import load_file
     from scipy.sparse import csr_array
 
     weights = load_file(folder / "sae" / "sae_weights.safetensors")
     k_active = json.loads((folder / "sae" / "cfg.json").read_text())["k"]
-    values, columns = torch.from_numpy(X @ weights["W_enc"] + weights["b_enc"]).topk(k_active, dim=1)
+    values, columns = torch.from_numpy(X @ weights["W_enc"] + weights["b_enc"]).topk(
+        k_active, dim=1
+    )
     dense = torch.zeros(len(X), weights["W_enc"].shape[1]).scatter_(1, columns, values.relu())
     return csr_array(dense.numpy())
 
@@ -90,10 +100,24 @@ def compare_dataset(folder: Path, name: str, solver: str) -> list[dict]:
         for ours, theirs in zip(found, probes):
             same = ours["latents"].split() == [str(latent) for latent in theirs["latents"]]
             difference = ours["test_auc"] - theirs["test_auc"]
-            rows.append({**common, "method": f"SAE probe ({solver})", "difference": difference, "same_latents": float(same)})
+            rows.append(
+                {
+                    **common,
+                    "method": f"SAE probe ({solver})",
+                    "difference": difference,
+                    "same_latents": float(same),
+                }
+            )
         for method, scores in expected.get("baselines", {}).items():
             ours = METHODS[method](of.take(X))
-            rows.append({**common, "method": method, "difference": ours["test_auc"] - scores["test_auc"], "same_latents": np.nan})
+            rows.append(
+                {
+                    **common,
+                    "method": method,
+                    "difference": ours["test_auc"] - scores["test_auc"],
+                    "same_latents": np.nan,
+                }
+            )
     return rows
 
 

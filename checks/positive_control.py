@@ -1,11 +1,12 @@
-"""A positive control: synthetic activations whose features an SAE knows exactly, so that its probes must win on few rows.
+"""A positive control: synthetic activations whose features an SAE knows exactly, so that its probes
+must win on few rows.
 
     python -m checks.positive_control
 
-SAELens's synthetic generator makes sparse feature activations and sends them through a dictionary of more features than
-dimensions. The label is whether one of the features fires. One SAE has the true dictionary as its encoder, the other random
-directions; both go through the same files, encoder and probes as any SAE. Writes results/positive_control.csv, which
-visualize.py shows in its report.
+SAELens's synthetic generator makes sparse feature activations and sends them through a dictionary
+of more features than dimensions. The label is whether one of the features fires. One SAE has the
+true dictionary as its encoder, the other random directions; both go through the same files, encoder
+and probes as any SAE. Writes results/positive_control.csv, which visualize.py shows in its report.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ LOGREG = "logreg on activations"
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
-    parser.add_argument("--n_labels", type=cli.positive, default=10, help="features that are made a label, one dataset each")
+    parser.add_argument(
+        "--n_labels",
+        type=cli.positive,
+        default=10,
+        help="features that are made a label, one dataset each",
+    )
     parser.add_argument("--overwrite", action="store_true", help="measure again what is there")
     return parser
 
@@ -50,7 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     path = cli.paths_of(args).positive_control()
     settings, described = {"seed": args.seed, "n_labels": args.n_labels}, path.with_suffix(".json")
-    made_from = json.loads(described.read_text(encoding="utf-8")) if path.is_file() and described.is_file() else None
+    made_from = (
+        json.loads(described.read_text(encoding="utf-8"))
+        if path.is_file() and described.is_file()
+        else None
+    )
     if made_from == settings and not args.overwrite:
         print(f"done: {path} (--overwrite does it again)")
         return 0
@@ -65,14 +75,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.DataFrame:
-    """Mean test AUC of each probe: a row a number of training rows and probe, with how often it is above logreg."""
+    """Mean test AUC of each probe: a row a number of training rows and probe, with how often it is
+    above logreg.
+    """
     import torch
     from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 
     torch.manual_seed(seed)
     dictionary = FeatureDictionary(N_FEATURES, D_MODEL, seed=seed)
     other = FeatureDictionary(N_FEATURES, D_MODEL, initializer=None, seed=seed + 1)
-    features = ActivationGenerator(N_FEATURES, FIRING_PROBABILITY, std_firing_magnitudes=0.2).sample(N_SAMPLES)
+    features = ActivationGenerator(
+        N_FEATURES, FIRING_PROBABILITY, std_firing_magnitudes=0.2
+    ).sample(N_SAMPLES)
     with torch.no_grad():
         activations = dictionary(features).numpy()
     latents = {
@@ -82,7 +96,9 @@ def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.Data
     fires = (features > 0).numpy()
     rng = np.random.default_rng(seed)
     aucs: dict[tuple[int, str], list[float]] = {}
-    for feature in progress(rng.choice(N_FEATURES, n_labels, replace=False), desc="labels", unit="label"):
+    for feature in progress(
+        rng.choice(N_FEATURES, n_labels, replace=False), desc="labels", unit="label"
+    ):
         sides = [np.flatnonzero(fires[:, feature] == side) for side in (True, False)]
         rows = np.concatenate([rng.choice(side, ROWS_PER_CLASS, replace=False) for side in sides])
         y = fires[rows, feature].astype(np.int64)
@@ -92,7 +108,9 @@ def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.Data
             scores = logreg(TrainTest(activations[train], of.y_train, activations[test], of.y_test))
             aucs.setdefault((n_train, LOGREG), []).append(scores["test_auc"])
             for name, X in latents.items():
-                (probe,) = fit_sae_probes(TrainTest(X[train], of.y_train, X[test], of.y_test), [K], ProbeOptions())
+                (probe,) = fit_sae_probes(
+                    TrainTest(X[train], of.y_train, X[test], of.y_test), [K], ProbeOptions()
+                )
                 aucs.setdefault((n_train, f"{name}, k = {K}"), []).append(probe["test_auc"])
     return pd.DataFrame(
         [
@@ -109,12 +127,16 @@ def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.Data
 
 
 def encode_with(directions, activations: np.ndarray):
-    """Latents [n_rows, n_directions] of a TopK SAE with these encoder directions, saved and opened as any SAE is."""
+    """Latents [n_rows, n_directions] of a TopK SAE with these encoder directions, saved and opened
+    as any SAE is.
+    """
     import torch
     from sae_lens import TopKSAE, TopKSAEConfig
 
     k_active = round(N_FEATURES * FIRING_PROBABILITY)
-    cfg = TopKSAEConfig(d_in=D_MODEL, d_sae=N_FEATURES, k=k_active, rescale_acts_by_decoder_norm=False)
+    cfg = TopKSAEConfig(
+        d_in=D_MODEL, d_sae=N_FEATURES, k=k_active, rescale_acts_by_decoder_norm=False
+    )
     sae = TopKSAE(cfg)
     with torch.no_grad():
         sae.W_enc.copy_(directions.T)

@@ -3,9 +3,10 @@
     python -m checks.status --model_name gemma-2-9b
     python -m checks.status --model_name gemma-2-9b --output REPRODUCTION_STATUS.md
 
-Looks at names, sizes and the ends of files, not at tensors: a full published set takes seconds. Prints a matrix of settings by
-stages with counts done of expected, by SAE width, then files that cannot be read, archives not yet unpacked, and a command for
-each gap. Changes nothing; --output writes the same as Markdown.
+Looks at names, sizes and the ends of files, not at tensors: a full published set takes seconds.
+Prints a matrix of settings by stages with counts done of expected, by SAE width, then files that
+cannot be read, archives not yet unpacked, and a command for each gap. Changes nothing; --output
+writes the same as Markdown.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
     cli.add_setting(parser, default=cli.EVERY)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the status there too, as Markdown")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the status there too, as Markdown"
+    )
     return parser
 
 
@@ -55,7 +58,11 @@ def describe(paths: Paths, info: LanguageModel, settings: tuple[str, ...]) -> st
     lines += section("Works", works, "nothing yet")
     lines += section("Blocked", blocked, "nothing")
     packed = [path for path in paths.archives(info.name) if not is_extracted(path, paths)]
-    lines += section("Archives not unpacked", [f"{path}: `make extract-data MODEL={info.name}`" for path in packed], "none")
+    lines += section(
+        "Archives not unpacked",
+        [f"{path}: `make extract-data MODEL={info.name}`" for path in packed],
+        "none",
+    )
     broken = found.unreadable[:MAX_SHOWN]
     if len(found.unreadable) > MAX_SHOWN:
         broken.append(f"… and {len(found.unreadable) - MAX_SHOWN} more")
@@ -86,46 +93,79 @@ def matrix(found: Inventory, settings: tuple[str, ...]) -> list[list[str]]:
     return rows
 
 
-def by_width(counts: dict[tuple[str, str], Count], found: Inventory, setting: str, width: str) -> Count:
+def by_width(
+    counts: dict[tuple[str, str], Count], found: Inventory, setting: str, width: str
+) -> Count:
     return sum((counts[setting, i] for i in found.sae_ids if width_name(i) == width), Count(0, 0))
 
 
 def findings(
     paths: Paths, info: LanguageModel, found: Inventory, settings: tuple[str, ...]
 ) -> tuple[list[str], list[str], list[str]]:
-    """(what can be run or shown now, what cannot and why, each gap with the command that fills it)."""
+    """(what can be run or shown now, what cannot and why, each gap with its command)."""
     works, blocked, gaps = [], [], []
     for setting in settings:
         where = f"MODEL={info.name} SETTING={setting}"
         models, baselines = found.model_activations[setting], found.baselines[setting]
         if not models.complete:
-            gaps.append(f"{setting}, model activations: {models}: `make generate-model-acts {where}`, or unpack the paper's")
+            gaps.append(
+                f"{setting}, model activations: {models}: `make generate-model-acts {where}`, or"
+                " unpack the paper's"
+            )
         if models.done:
-            works.append(f"{setting}: baselines and SAE activations of the {models.done} model activation files that are there")
+            works.append(
+                f"{setting}: baselines and SAE activations of the {models.done} model activation"
+                " files that are there"
+            )
         else:
-            blocked.append(f"{setting}: training baselines and making SAE activations: there are no model activations")
+            blocked.append(
+                f"{setting}: training baselines and making SAE activations: there are no model"
+                " activations"
+            )
         if not baselines.complete:
             gaps.append(f"{setting}, baselines: {baselines}: `make train-baselines {where}`")
         for sae_id in found.sae_ids:
             if sae_id in found.only_in_tables:
                 continue
-            latents, probes = found.sae_activations[setting, sae_id], found.sae_probes[setting, sae_id]
+            latents, probes = (
+                found.sae_activations[setting, sae_id],
+                found.sae_probes[setting, sae_id],
+            )
             target = f'{where} ARGS="--target_sae_id {sae_id}"'
             if not probes.complete:
                 if not latents.complete:
-                    gaps.append(f"{setting}, SAE activations of {sae_id}: {latents}: `make generate-sae-acts-optimized {target}`")
-                gaps.append(f"{setting}, SAE probes of {sae_id}: {probes}: `make train-sae-probes {target}`")
+                    gaps.append(
+                        f"{setting}, SAE activations of {sae_id}: {latents}: `make"
+                        f" generate-sae-acts-optimized {target}`"
+                    )
+                gaps.append(
+                    f"{setting}, SAE probes of {sae_id}: {probes}: `make train-sae-probes {target}`"
+                )
                 if not latents.done:
-                    blocked.append(f"{setting}: SAE probes of {sae_id}: there are no SAE activations")
+                    blocked.append(
+                        f"{setting}: SAE probes of {sae_id}: there are no SAE activations"
+                    )
             if latents.done:
                 works.append(f"{setting}: SAE probes of {sae_id} on {latents.done} datasets")
         if baselines.done and setting in found.probed:
             works.append(f"{setting}: comparison and figures: `make visualize MODEL={info.name}`")
         else:
-            lacking = [name for name, n in (("baselines", baselines.done), ("SAE probes", setting in found.probed)) if not n]
-            blocked.append(f"{setting}: comparison and figures: there are no {' and no '.join(lacking)}")
+            lacking = [
+                name
+                for name, n in (
+                    ("baselines", baselines.done),
+                    ("SAE probes", setting in found.probed),
+                )
+                if not n
+            ]
+            blocked.append(
+                f"{setting}: comparison and figures: there are no {' and no '.join(lacking)}"
+            )
     if found.only_in_tables:
-        gaps.append(f"{len(found.only_in_tables)} SAEs are known from result tables only: put them into {paths.saes(info.name)}")
+        gaps.append(
+            f"{len(found.only_in_tables)} SAEs are known from result tables only: put them into"
+            f" {paths.saes(info.name)}"
+        )
     return works, blocked, gaps
 
 

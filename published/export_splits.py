@@ -1,10 +1,12 @@
-"""Write the original scripts' per-condition files from our SAE activations, for people who feed those scripts.
+"""Write the original scripts' per-condition files from our SAE activations, for people who feed
+those scripts.
 
     python -m published.export_splits --model_name gemma-2-9b --setting scarcity
 
-Our store keeps each row once and draws every condition from it; the original layout has a training and a test file for each
-condition (sparse COO, 20 bytes a nonzero). normal and OOD need no export (their files have the original names already), nor does
-label_noise (the original scripts read the files of normal and flip labels).
+Our store keeps each row once and draws every condition from it; the original layout has a training
+and a test file for each condition (sparse COO, 20 bytes a nonzero). normal and OOD need no export
+(their files have the original names already), nor does label_noise (the original scripts read the
+files of normal and flip labels).
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_setting(parser, default="scarcity", every=False)
     cli.add_datasets(parser)
     cli.add_saes(parser)
-    parser.add_argument("--conditions", nargs="+", type=float, metavar="VALUE", help="only these conditions of the setting")
+    parser.add_argument(
+        "--conditions",
+        nargs="+",
+        type=float,
+        metavar="VALUE",
+        help="only these conditions of the setting",
+    )
     return parser
 
 
@@ -42,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     model_name = info.name
     if not get_setting(args.setting).exports:
-        print(f"{args.setting}: nothing to export, the original scripts read the files that are there")
+        print(
+            f"{args.setting}: nothing to export, the original scripts read the files that are there"
+        )
         return 0
 
     sae_ids = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
@@ -52,20 +62,37 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: list[str]) -> int:
     """Write the files of all conditions; the exit status."""
-    jobs = [(dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids]
+    jobs = [
+        (dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids
+    ]
     failures, n_files, n_bytes = [], 0, 0
     remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
     for dataset, sae_id in progress(jobs, desc=f"export, {args.setting}", unit="dataset"):
         try:
-            activations = SaeActivations(paths, model_name, dataset, sae_id, load_dataset(paths, dataset).labels, None, remedy)
-            for condition in choose_conditions(args.setting, len(activations.labels), args.conditions):
+            activations = SaeActivations(
+                paths,
+                model_name,
+                dataset,
+                sae_id,
+                load_dataset(paths, dataset).labels,
+                None,
+                remedy,
+            )
+            for condition in choose_conditions(
+                args.setting, len(activations.labels), args.conditions
+            ):
                 if condition in conditions(args.setting, len(activations.labels)):
                     rows = activations.condition(condition)
-                    n_bytes += write_original_split(paths, model_name, dataset, sae_id, condition, rows)
+                    n_bytes += write_original_split(
+                        paths, model_name, dataset, sae_id, condition, rows
+                    )
                     n_files += 4
         except UserError as error:
             failures.append(f"{dataset} with {sae_id}: {error}")
-    print(f"{n_files} files, {show_bytes(n_bytes)}: {paths.sae_activations_folder(model_name, args.setting)}")
+    print(
+        f"{n_files} files, {show_bytes(n_bytes)}:"
+        f" {paths.sae_activations_folder(model_name, args.setting)}"
+    )
     return cli.report_failures(failures, "datasets")
 
 

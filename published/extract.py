@@ -1,12 +1,14 @@
 """Unpack the paper's published archives of a model into data/.
 
     python -m published.extract --model_name gemma-2-9b
-    python -m published.extract --model_name gemma-2-9b --archives model_activations_gemma-2-9b_OOD.tar.gz
+    python -m published.extract --model_name gemma-2-9b \
+        --archives model_activations_gemma-2-9b_OOD.tar.gz
 
-Looks in data/ and raw_text_datasets/ for model_activations_{model}.tar.gz, …_OOD.tar.gz, sae_activations_{model}_OOD.tar.gz,
-…_OOD_1m.tar.gz and baseline_results_{model}.tar.gz. Streams each once; a run that was stopped goes on with the files that are
-lacking. Nothing is written outside the folders that an archive is named for: links, devices and members that point elsewhere are
-refused. The archives stay. Downloads nothing.
+Looks in data/ and raw_text_datasets/ for model_activations_{model}.tar.gz, …_OOD.tar.gz,
+sae_activations_{model}_OOD.tar.gz, …_OOD_1m.tar.gz and baseline_results_{model}.tar.gz. Streams
+each once; a run that was stopped goes on with the files that are lacking. Nothing is written
+outside the folders that an archive is named for: links, devices and members that point elsewhere
+are refused. The archives stay. Downloads nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from utils.runtime.files import locked
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
-    parser.add_argument("--archives", nargs="+", metavar="NAME", help="only these (default: all of the model's that are there)")
+    parser.add_argument(
+        "--archives",
+        nargs="+",
+        metavar="NAME",
+        help="only these (default: all of the model's that are there)",
+    )
     return parser
 
 
@@ -36,11 +43,17 @@ def main(argv: list[str] | None = None) -> int:
         unknown = set(args.archives) - {path.name for path in found}
         if unknown:
             there = ", ".join(path.name for path in found) or "none"
-            raise UserError(f"no archive {', '.join(sorted(unknown))} of {model_name} in {paths.data_dir}; there: {there}")
+            raise UserError(
+                f"no archive {', '.join(sorted(unknown))} of {model_name} in {paths.data_dir};"
+                f" there: {there}"
+            )
         found = [path for path in found if path.name in args.archives]
     if not found:
         names = ", ".join(paths.archive_names(model_name))
-        raise UserError(f"no archive of {model_name} in {paths.data_dir} or {paths.text_dir}: put one there ({names})")
+        raise UserError(
+            f"no archive of {model_name} in {paths.data_dir} or {paths.text_dir}: put one there"
+            f" ({names})"
+        )
     failures: list[str] = []
     for archive in found:
         try:
@@ -49,7 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         except UserError as error:
             failures.append(str(error))
         except OSError as error:
-            failures.append(f"{archive.name}: {error.strerror or error} ({error.filename}): what was whole is unpacked")
+            failures.append(
+                f"{archive.name}: {error.strerror or error} ({error.filename}): what was whole is"
+                " unpacked"
+            )
     return cli.report_failures(failures, "archives")
 
 

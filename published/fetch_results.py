@@ -1,12 +1,13 @@
-"""Bring the paper's published result tables to where our own go, so that checks.status and visualize.py find them.
+"""Bring the paper's published result tables to where our own go, so that checks.status and
+visualize.py find them.
 
     python -m published.fetch_results
     python -m published.fetch_results --from ~/SAE-Probes
 
-Takes results/**/*.csv, data/consolidated_probing_*/*.pkl and data/probing_datasets_MASTER.csv from the paper's public git
-repository (MIT licence), or from a folder that holds a copy of it. A file that is already there with other content stays and is
-named: our own tables are never written over. Tables that the authors superseded (*_old.csv) are left out. Nothing fetched is
-run.
+Takes results/**/*.csv, data/consolidated_probing_*/*.pkl and data/probing_datasets_MASTER.csv from
+the paper's public git repository (MIT licence), or from a folder that holds a copy of it. A file
+that is already there with other content stays and is named: our own tables are never written over.
+Tables that the authors superseded (*_old.csv) are left out. Nothing fetched is run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ REPOSITORY = "https://github.com/JoshEngels/SAE-Probes"
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--from", dest="source", type=Path, metavar="DIR", help="a copy of the repository (default: clone it)")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="a copy of the repository (default: clone it)",
+    )
     return parser
 
 
@@ -47,13 +54,21 @@ def clone(folder: Path) -> None:
     print(f"cloning {REPOSITORY} …", flush=True)
     try:
         done = subprocess.run(
-            ["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(folder)], capture_output=True, text=True, check=False
+            ["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError:
-        raise UserError("git is not installed: install it, or give a copy of the repository with --from DIR") from None
+        raise UserError(
+            "git is not installed: install it, or give a copy of the repository with --from DIR"
+        ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise UserError(f"{REPOSITORY} could not be cloned ({reason}): check the network, or give a copy with --from DIR")
+        raise UserError(
+            f"{REPOSITORY} could not be cloned ({reason}): check the network, or give a copy with"
+            " --from DIR"
+        )
 
 
 def bring(source: Path, paths: Paths) -> int:
@@ -62,10 +77,17 @@ def bring(source: Path, paths: Paths) -> int:
         raise UserError(f"no folder {source}: --from needs a copy of {REPOSITORY}")
     wanted = published_files(source, paths)
     if not wanted:
-        raise UserError(f"no published results in {source}: it needs results/**/*.csv or data/consolidated_probing_*/*.pkl")
+        raise UserError(
+            f"no published results in {source}: it needs results/**/*.csv or"
+            " data/consolidated_probing_*/*.pkl"
+        )
     n_new, kept, failures = 0, [], []
     for file, target in progress(wanted, desc="published results", unit="file"):
-        if target.is_symlink() or (target.exists() and not target.is_file()) or leads_out(target, paths):
+        if (
+            target.is_symlink()
+            or (target.exists() and not target.is_file())
+            or leads_out(target, paths)
+        ):
             failures.append(f"{target}: a link or folder stands in its place: move it away")
         elif not target.exists():
             try:
@@ -84,8 +106,14 @@ def bring(source: Path, paths: Paths) -> int:
 
 
 def leads_out(target: Path, paths: Paths) -> bool:
-    """Whether a link on the way to ``target`` leads out of the folder of results, data or texts it belongs to."""
-    root = next(folder for folder in (paths.results_dir, paths.data_dir, paths.text_dir) if folder in target.parents)
+    """Whether a link on the way to ``target`` leads out of the folder of results, data or texts it
+    belongs to.
+    """
+    root = next(
+        folder
+        for folder in (paths.results_dir, paths.data_dir, paths.text_dir)
+        if folder in target.parents
+    )
     return root.resolve() not in target.resolve().parents
 
 
@@ -101,7 +129,11 @@ def published_files(source: Path, paths: Paths) -> list[tuple[Path, Path]]:
                 continue
             pairs.append((file, target / file.relative_to(folder)))
     master = source / "data" / "probing_datasets_MASTER.csv"
-    if pairs and master.is_file() and not paths.master_table().with_name(paths.master_table().name + ".zst").exists():
+    if (
+        pairs
+        and master.is_file()
+        and not paths.master_table().with_name(paths.master_table().name + ".zst").exists()
+    ):
         pairs.append((master, paths.master_table()))
     return pairs
 

@@ -1,4 +1,6 @@
-"""Small real-shaped inputs that the tests share; nothing here needs the network, a GPU or downloaded data."""
+"""Small real-shaped inputs that the tests share; nothing here needs the network, a GPU or
+downloaded data.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-# One thread a process, before numpy is there: the tests run in as many processes as there are cores, and libraries whose
-# threads wait for each other on a busy machine take up to ninety times as long.
+# One thread a process, before numpy is there: the tests run in as many processes as there are
+# cores, and libraries whose threads wait for each other on a busy machine take up to ninety times
+# as long.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # `make test` tells the make of a test about itself: a test's make is nobody's child
@@ -33,9 +36,24 @@ from utils.paths import Paths
 collect_ignore = ["faults/fuzz.py", "faults/crashes.py"]  # programs, not tests
 
 MODEL = "all-MiniLM-L6-v2"
-WORDS = ["the", "a", "house", "cat", "runs", "over", "blue", "small", "old", "tree", "river", "stone"]
+WORDS = [
+    "the",
+    "a",
+    "house",
+    "cat",
+    "runs",
+    "over",
+    "blue",
+    "small",
+    "old",
+    "tree",
+    "river",
+    "stone",
+]
 SHARED = ROOT.parent / "shared"
-needs_shared = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the reference data is not beside the checkout")
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "golden").is_dir(), reason="the reference data is not beside the checkout"
+)
 
 
 @pytest.fixture
@@ -56,29 +74,41 @@ def paths_below(root: Path) -> Paths:
     return Paths(root / "texts", root / "data", root / "results", root / "figures")
 
 
-def write_texts(paths: Paths, names: list[str], n_rows: int = 300, ood: tuple[str, ...] = (), seed: int = 0) -> None:
+def write_texts(
+    paths: Paths, names: list[str], n_rows: int = 300, ood: tuple[str, ...] = (), seed: int = 0
+) -> None:
     """Text datasets with a master table: balanced, texts of class 1 tell their class by a word."""
     rng = np.random.default_rng(seed)
     words = np.array(WORDS)
 
     def texts(labels: np.ndarray, mark: str) -> list[str]:
-        return [" ".join(rng.choice(words, 6)) + (f" {mark}" if label else " plain") for label in labels]
+        return [
+            " ".join(rng.choice(words, 6)) + (f" {mark}" if label else " plain") for label in labels
+        ]
 
     for path in (paths.master_table(), paths.texts("x"), paths.ood_texts("x")):
         path.parent.mkdir(parents=True, exist_ok=True)
     kinds = ["Binary Classification"] * len(names)
-    master = pd.DataFrame({"Data type": kinds, "Dataset save name": [f"cleaned_data/{name}.csv" for name in names]})
+    master = pd.DataFrame(
+        {"Data type": kinds, "Dataset save name": [f"cleaned_data/{name}.csv" for name in names]}
+    )
     master.to_csv(paths.master_table(), index=False)
     for name in names:
         labels = rng.permutation(np.arange(n_rows) % 2)
-        pd.DataFrame({"prompt": texts(labels, "signal"), "target": labels}).to_csv(paths.texts(name), index=False)
+        pd.DataFrame({"prompt": texts(labels, "signal"), "target": labels}).to_csv(
+            paths.texts(name), index=False
+        )
         if name in ood:
             labels = rng.permutation(np.arange(60) % 2)
-            pd.DataFrame({"prompt": texts(labels, "sign"), "target": labels}).to_csv(paths.ood_texts(name), index=False)
+            pd.DataFrame({"prompt": texts(labels, "sign"), "target": labels}).to_csv(
+                paths.ood_texts(name), index=False
+            )
 
 
 def write_tiny_model(paths: Paths) -> None:
-    """A randomly initialised six-block BERT of the demo model's width, with a vocabulary for the test texts."""
+    """A randomly initialised six-block BERT of the demo model's width, with a vocabulary for the
+    test texts.
+    """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 

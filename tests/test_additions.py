@@ -1,4 +1,6 @@
-"""What is added by one function and one row appears everywhere: in tables, figures, status, audit and errors."""
+"""What is added by one function and one row appears everywhere: in tables, figures, status, audit
+and errors.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_a_new_baseline_is_trained_counted_compared_and_drawn(paths, monkeypatch
     for figure in (method_by_layer(tidy), best_method_by_layer(tidy)):
         assert "toy" in figure.axes[0].get_legend_handles_labels()[1]
     # two datasets, two layers, the paper's five and the new one
-    assert f"{2 * 2 * 2} of {2 * 2 * 6}" in status.describe(paths, status.get_model(MODEL, paths), ("normal",))
+    assert f"{2 * 2 * 2} of {2 * 2 * 6}" in status.describe(
+        paths, status.get_model(MODEL, paths), ("normal",)
+    )
     absent = [finding.what for finding in audit(paths, MODEL) if "absent" in finding.what]
     assert absent
     assert not any("toy" in what for what in absent)
@@ -93,10 +97,16 @@ def test_a_new_format_of_saes_is_found_encoded_probed_and_counted(paths):
         flags = ["--model_name", MODEL, *folder_flags(paths)]
         assert generate_sae_activations_optimized.main([*flags, "--setting", "normal"]) == 0
         assert train_sae_probes.main([*flags, "--ks", "1", "16", "--n_jobs", "1"]) == 0
-        assert train_baselines.main([*flags, "--method", "logreg", "--layers", "2", "--n_jobs", "1"]) == 0
+        assert (
+            train_baselines.main([*flags, "--method", "logreg", "--layers", "2", "--n_jobs", "1"])
+            == 0
+        )
         table = pd.read_csv(paths.sae_probe_table(MODEL, "normal"))
         assert set(table["sae_id"]) == {"layer_2/toy"}
-        stored = torch.load(paths.sae_activations_folder(MODEL, "normal") / "1_first_2_toy_X_train_sae.pt", weights_only=True)
+        stored = torch.load(
+            paths.sae_activations_folder(MODEL, "normal") / "1_first_2_toy_X_train_sae.pt",
+            weights_only=True,
+        )
         expected = np.maximum(X["1_first", 2] @ W, 0)
         found = stored.to_dense().numpy()
         assert all(np.abs(expected - row).max(axis=1).min() < 1e-4 for row in found[:10])

@@ -1,4 +1,6 @@
-"""Baselines against scikit-learn's plain procedures, and against the paper's own results on real activations."""
+"""Baselines against scikit-learn's plain procedures, and against the paper's own results on real
+activations.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def problem(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 
 
 def test_log_steps_are_truncated_and_distinct():
-    assert log_steps(100) == [1, 2, 4, 7, 12, 21, 35, 59, 99, 100] or log_steps(100)[-1] in (99, 100)
+    assert log_steps(100) == [1, 2, 4, 7, 12, 21, 35, 59, 99, 100] or log_steps(100)[-1] in (
+        99,
+        100,
+    )
     assert log_steps(1) == [1]
     assert log_steps(3) == sorted(set(log_steps(3)))
 
@@ -47,7 +52,9 @@ def test_logreg_equals_the_plain_procedure(n, d):
         aucs.append(roc_auc_score(y_train[-n_val:], model.decision_function(X_train[-n_val:])))
     model = LogisticRegression(C=Cs[int(np.argmax(aucs))], max_iter=1000).fit(X_train, y_train)
     assert found["val_auc"] == pytest.approx(max(aucs), abs=2e-3)
-    assert found["test_auc"] == pytest.approx(roc_auc_score(y_test, model.decision_function(X_test)), abs=2e-3)
+    assert found["test_auc"] == pytest.approx(
+        roc_auc_score(y_test, model.decision_function(X_test)), abs=2e-3
+    )
 
 
 @pytest.mark.parametrize("n", [3, 10, 60, 200])
@@ -84,7 +91,8 @@ def test_workers_of_the_baselines_do_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-# The reference's PCA is random and unseeded: here seeds 0, 1 and 42 give 0.009 to 0.021 more than its one run, exact PCA 0.009
+# The reference's PCA is random and unseeded: here seeds 0, 1 and 42 give 0.009 to 0.021 more than
+# its one run, exact PCA 0.009
 UNSEEDED = {("41_truthqa_tf", "normal", "pca")}
 
 
@@ -95,11 +103,16 @@ def test_parity_with_the_papers_functions(name):
     arrays = np.load(SHARED / "golden" / "activations" / f"{name}.npz")
     X, y = arrays["X"], arrays["y"]
     cases = [(Condition("normal"), golden["normal"]["baselines"])]
-    cases += [(Condition("scarcity", int(n)), e["baselines"]) for n, e in golden["scarcity"].items()]
+    cases += [
+        (Condition("scarcity", int(n)), e["baselines"]) for n, e in golden["scarcity"].items()
+    ]
     for condition, expected in cases:
         rows = split(condition, y)
         for method, scores in expected.items():
             if (name, condition.setting, method) in UNSEEDED:
                 continue
             found = METHODS[method](rows.take(X))
-            assert found["test_auc"] == pytest.approx(scores["test_auc"], abs=BOUNDS[method]), (condition, method)
+            assert found["test_auc"] == pytest.approx(scores["test_auc"], abs=BOUNDS[method]), (
+                condition,
+                method,
+            )

@@ -1,4 +1,6 @@
-"""A real Dask scheduler and two real workers on this machine: a local run's tables, deaths on the way, folders not shared."""
+"""A real Dask scheduler and two real workers on this machine: a local run's tables, deaths on the
+way, folders not shared.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, ROOT, clear_caches, folder_flags, paths_below, write_texts, write_tiny_model
+from conftest import (
+    MODEL,
+    ROOT,
+    clear_caches,
+    folder_flags,
+    paths_below,
+    write_texts,
+    write_tiny_model,
+)
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 import generate_model_activations
@@ -34,7 +44,9 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.workers: list[subprocess.Popen] = []
-        self.scheduler = self.start("scheduler", "--port", "0", "--scheduler-file", str(folder / "scheduler.json"))
+        self.scheduler = self.start(
+            "scheduler", "--port", "0", "--scheduler-file", str(folder / "scheduler.json")
+        )
 
     @property
     def address(self) -> str:
@@ -44,13 +56,29 @@ class Cluster:
 
     def start(self, what: str, *flags: str) -> subprocess.Popen:
         log = open(self.folder / f"{what}{len(self.workers)}.log", "w")  # noqa: SIM115
-        command = [str(Path(sys.executable).with_name("dask")), what, *flags, "--no-dashboard", "--host", "127.0.0.1"]
+        command = [
+            str(Path(sys.executable).with_name("dask")),
+            what,
+            *flags,
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+        ]
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
 
     def add_worker(self) -> subprocess.Popen:
         file = self.folder / "scheduler.json"
         self.wait_for(file.exists)
-        worker = self.start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--memory-limit", "0")
+        worker = self.start(
+            "worker",
+            "--scheduler-file",
+            str(file),
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--memory-limit",
+            "0",
+        )
         self.workers.append(worker)
         log = self.folder / f"worker{len(self.workers) - 1}.log"
         self.wait_for(lambda: "Registered to" in log.read_text())
@@ -105,7 +133,9 @@ def run_all(paths: Paths, *flags: str) -> None:
     assert generate_sae_activations_optimized.main(common) == 0
     probing = [*common, "--n_jobs", "1"]
     assert train_baselines.main([*probing, "--layer", "2", "--method", "logreg,knn"]) == 0
-    assert train_sae_probes.main([*probing, "--setting", "scarcity", "--conditions", "10", "38"]) == 0
+    assert (
+        train_sae_probes.main([*probing, "--setting", "scarcity", "--conditions", "10", "38"]) == 0
+    )
     assert train_sae_probes.main([*probing, "--setting", "OOD"]) == 0
 
 
@@ -115,7 +145,10 @@ def made(paths: Paths) -> dict[str, bytes]:
         path.relative_to(top).as_posix(): path.read_bytes()
         for top in tops
         for path in sorted(top.rglob("*"))
-        if path.is_file() and ".locks" not in path.parts and path.suffix in (".csv", ".pt") and "_seconds" not in path.name
+        if path.is_file()
+        and ".locks" not in path.parts
+        and path.suffix in (".csv", ".pt")
+        and "_seconds" not in path.name
     }
 
 
@@ -130,28 +163,60 @@ def test_a_cluster_makes_what_one_machine_makes(inputs, cluster, tmp_path):
         assert made(there)[name] == made(here)[name], name
     for name in made(here):
         if name.endswith(".pt") and "sae" not in name:
-            one, other = (torch.load(paths.data_dir / name, weights_only=True) for paths in (here, there))
+            one, other = (
+                torch.load(paths.data_dir / name, weights_only=True) for paths in (here, there)
+            )
             assert torch.allclose(one, other, atol=1e-5)
     assert not list(there.data_dir.glob(".shared-*"))
     # what is done is not done again, wherever it was done
-    assert train_baselines.main(["--model_name", MODEL, *folder_flags(there), "--layer", "2", "--method", "logreg,knn"]) == 0
+    assert (
+        train_baselines.main(
+            ["--model_name", MODEL, *folder_flags(there), "--layer", "2", "--method", "logreg,knn"]
+        )
+        == 0
+    )
     assert made(there)[tables[0]] == made(here)[tables[0]]
 
 
 def scarcity(paths: Paths) -> list[str]:
-    which = ["--layer", "2", "--setting", "scarcity", "--method", "pca,knn", "--conditions", "20", "53", "103", "198"]
+    which = [
+        "--layer",
+        "2",
+        "--setting",
+        "scarcity",
+        "--method",
+        "pca,knn",
+        "--conditions",
+        "20",
+        "53",
+        "103",
+        "198",
+    ]
     return ["--model_name", MODEL, *folder_flags(paths), *which]
 
 
 def start_probes(paths: Paths, address: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "train_baselines.py"), *scarcity(paths), "--scheduler", address]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        str(ROOT / "train_baselines.py"),
+        *scarcity(paths),
+        "--scheduler",
+        address,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 @pytest.fixture
 def activations(inputs, tmp_path) -> Paths:
     paths = moved(inputs, tmp_path / "world")
-    assert generate_model_activations.main(["--model_name", MODEL, *folder_flags(paths), "--layers", "2"]) == 0
+    assert (
+        generate_model_activations.main(
+            ["--model_name", MODEL, *folder_flags(paths), "--layers", "2"]
+        )
+        == 0
+    )
     return paths
 
 
@@ -191,7 +256,15 @@ def test_nobody_answers(activations, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 1)
     with pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
         train_baselines.main(
-            ["--model_name", MODEL, *folder_flags(activations), "--layer", "2", "--scheduler", "tcp://127.0.0.1:1"]
+            [
+                "--model_name",
+                MODEL,
+                *folder_flags(activations),
+                "--layer",
+                "2",
+                "--scheduler",
+                "tcp://127.0.0.1:1",
+            ]
         )
 
 
@@ -199,7 +272,10 @@ def numbers(paths: Paths, low: int, high: int) -> list[dict]:
     """A task of a test: which process did it."""
     if low == 5:
         raise UserError("five is not for us")
-    return [{"n": number, "process": os.getpid(), "sum": float(np.arange(number).sum())} for number in range(low, high)]
+    return [
+        {"n": number, "process": os.getpid(), "sum": float(np.arange(number).sum())}
+        for number in range(low, high)
+    ]
 
 
 def test_workers_that_do_not_see_the_folder_get_no_tasks(cluster, tmp_path, monkeypatch, capsys):
@@ -216,23 +292,38 @@ def test_workers_that_do_not_see_the_folder_get_no_tasks(cluster, tmp_path, monk
 
     monkeypatch.setattr(module, "_attempt_function", lambda: attempt)
     tasks = [(paths, n, n + 1) for n in range(6)]
-    found = list(module.run_on_cluster(cluster.address, Tasks(numbers, tasks), paths.data_dir, False))
+    found = list(
+        module.run_on_cluster(cluster.address, Tasks(numbers, tasks), paths.data_dir, False)
+    )
     said = capsys.readouterr().err
     assert sorted(outcome.index for outcome in found) == list(range(6))
-    assert {row["process"] for outcome in found for row in outcome.value or []} == {cluster.workers[1].pid}
+    assert {row["process"] for outcome in found for row in outcome.value or []} == {
+        cluster.workers[1].pid
+    }
     assert [outcome.error for outcome in found if outcome.error] == ["five is not for us"]
     assert said.count("does not see") == 1
     cluster.workers[1].kill()
     cluster.workers[1].wait()
     with pytest.raises(UserError, match=r"no worker of .* sees"):
-        list(module.run_on_cluster(cluster.address, Tasks(numbers, tasks[:1]), paths.data_dir, False))
+        list(
+            module.run_on_cluster(cluster.address, Tasks(numbers, tasks[:1]), paths.data_dir, False)
+        )
 
 
 def test_tasks_for_a_gpu_go_to_workers_that_offer_one(cluster, tmp_path):
     from utils.runtime.cluster import run_on_cluster
 
     file = cluster.folder / "scheduler.json"
-    with_gpu = cluster.start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--resources", "GPU=1")
+    with_gpu = cluster.start(
+        "worker",
+        "--scheduler-file",
+        str(file),
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--resources",
+        "GPU=1",
+    )
     cluster.workers.append(with_gpu)
     paths = Paths(data_dir=tmp_path / "data")
     tasks = Tasks(numbers, [(paths, n, n + 1) for n in range(4)])

@@ -7,7 +7,14 @@ import pytest
 from conftest import clear_caches, write_texts
 
 from checks import datasets as check_datasets
-from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood, unlabelled_ood_files
+from utils.datasets import (
+    choose_datasets,
+    list_datasets,
+    list_ood_datasets,
+    load_dataset,
+    load_ood,
+    unlabelled_ood_files,
+)
 from utils.runtime.errors import UserError
 from utils.settings import Condition, split
 from utils.text_checks import check_texts
@@ -70,9 +77,13 @@ def test_ood_labels_follow_the_training_classes(paths):
 
 def test_unlabelled_ood_files_are_no_dataset(paths):
     write_texts(paths, ["d", "66_living-room"], ood=("d",))
-    (paths.ood_texts("x").parent / "66_living-room_translations.csv").write_text("Language,Translation\nFrench,salon\n")
+    (paths.ood_texts("x").parent / "66_living-room_translations.csv").write_text(
+        "Language,Translation\nFrench,salon\n"
+    )
     assert list_ood_datasets(paths) == ["d"]
-    assert [file.name for file in unlabelled_ood_files(paths)] == ["66_living-room_translations.csv"]
+    assert [file.name for file in unlabelled_ood_files(paths)] == [
+        "66_living-room_translations.csv"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,9 @@ def test_wrong_targets_are_named(paths, targets, message):
 def test_empty_prompts_are_named(paths, blank):
     write_texts(paths, ["d"])
     write(paths.texts("d"), ["a", blank, "c", blank], [0, 1, 0, 1])
-    with pytest.raises(UserError, match=r"d\.csv has no prompt in row 3 and 1 others: fill or remove it"):
+    with pytest.raises(
+        UserError, match=r"d\.csv has no prompt in row 3 and 1 others: fill or remove it"
+    ):
         load_dataset(paths, "d")
 
 

@@ -1,4 +1,6 @@
-"""Unpacking the paper's archives: what lands where, what resumes, what is refused. The archives are made here."""
+"""Unpacking the paper's archives: what lands where, what resumes, what is refused. The archives are
+made here.
+"""
 
 from __future__ import annotations
 
@@ -67,11 +69,20 @@ def link(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 @pytest.mark.parametrize(
     "name",
-    ["../outside.pt", "/tmp/outside.pt", f"model_activations_{MODEL}/../../outside.pt", "a\\..\\b.pt", "sae_activations_x/a.pt"],
+    [
+        "../outside.pt",
+        "/tmp/outside.pt",
+        f"model_activations_{MODEL}/../../outside.pt",
+        "a\\..\\b.pt",
+        "sae_activations_x/a.pt",
+    ],
 )
 def test_members_that_point_elsewhere_are_refused_and_the_rest_is_unpacked(paths, capsys, name):
     folder = f"model_activations_{MODEL}"
-    pack(paths.data_dir / f"{folder}.tar.gz", {f"{folder}/a.pt": b"a", name: b"evil", f"{folder}/b.pt": b"b"})
+    pack(
+        paths.data_dir / f"{folder}.tar.gz",
+        {f"{folder}/a.pt": b"a", name: b"evil", f"{folder}/b.pt": b"b"},
+    )
     assert run(paths) == 1
     assert "refused" in capsys.readouterr().err
     assert sorted(p.name for p in paths.data_dir.rglob("*.pt")) == ["a.pt", "b.pt"]
@@ -106,7 +117,10 @@ def test_a_link_on_disk_leads_nothing_out(paths, tmp_path):
 def test_a_cut_off_archive_keeps_what_was_whole_and_says_so(paths, capsys):
     folder = f"model_activations_{MODEL}"
     incompressible = np.random.default_rng(0).bytes(400_000)
-    archive = pack(paths.data_dir / f"{folder}.tar.gz", {f"{folder}/a.pt": b"a", f"{folder}/b.pt": incompressible})
+    archive = pack(
+        paths.data_dir / f"{folder}.tar.gz",
+        {f"{folder}/a.pt": b"a", f"{folder}/b.pt": incompressible},
+    )
     archive.write_bytes(archive.read_bytes()[:-2000])
     assert run(paths) == 1
     assert "cut off or damaged" in capsys.readouterr().err
@@ -125,7 +139,10 @@ def test_an_archive_of_nothing_we_know_is_named(paths):
 
 def test_something_else_in_a_members_place_is_kept_and_named(paths, capsys):
     folder = f"model_activations_{MODEL}"
-    pack(paths.data_dir / f"{folder}.tar.gz", {f"{folder}/a.pt": b"new", f"{folder}/b/c.pt": b"c", f"{folder}/d.pt": b"d"})
+    pack(
+        paths.data_dir / f"{folder}.tar.gz",
+        {f"{folder}/a.pt": b"new", f"{folder}/b/c.pt": b"c", f"{folder}/d.pt": b"d"},
+    )
     (paths.data_dir / folder).mkdir()
     (paths.data_dir / folder / "a.pt").write_bytes(b"old")
     (paths.data_dir / folder / "b").write_bytes(b"a file")

@@ -1,4 +1,6 @@
-"""Faults met by a newcomer who attacked the scripts: each is one line, the rest is done, and nothing finished is lost."""
+"""Faults met by a newcomer who attacked the scripts: each is one line, the rest is done, and
+nothing finished is lost.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def ready(paths):
     for name in NAMES:
         texts = load_dataset(paths, name).texts
         path = paths.model_activations(MODEL, name, "blocks.2.hook_resid_post")
-        write_activations(path, torch.from_numpy(rng.normal(size=(300, 384)).astype(np.float32)), texts, {})
+        write_activations(
+            path, torch.from_numpy(rng.normal(size=(300, 384)).astype(np.float32)), texts, {}
+        )
     write_sae(paths)
     return paths
 
@@ -103,7 +107,9 @@ def test_nan_weights_are_refused_and_other_saes_encoded(ready, capsys):
     sae.save_model(ready.saes(MODEL) / "layer_2" / "good")
     assert generator.main(flags(ready, "--setting", "normal")) == 1
     assert "NaN or infinite weights in latents 0 to" in capsys.readouterr().err
-    assert len(list(ready.sae_activations_folder(MODEL, "normal").glob("*_2_good_X_rest_sae.pt"))) == 2
+    assert (
+        len(list(ready.sae_activations_folder(MODEL, "normal").glob("*_2_good_X_rest_sae.pt"))) == 2
+    )
 
 
 def test_a_dataset_named_twice_is_done_once(ready):
@@ -112,8 +118,14 @@ def test_a_dataset_named_twice_is_done_once(ready):
     assert len(pd.read_csv(ready.sae_probe_table(MODEL, "normal"))) == 1
 
 
-@pytest.mark.parametrize("main", [train_baselines.main, train_sae_probes.main, generator.main, generate_model_activations.main])
-@pytest.mark.parametrize("content", [b"text,label\na,1\n", b"", b"prompt,target\na,1\nb,1\n", b"prompt,target\n\xff\xfe,1\n"])
+@pytest.mark.parametrize(
+    "main",
+    [train_baselines.main, train_sae_probes.main, generator.main, generate_model_activations.main],
+)
+@pytest.mark.parametrize(
+    "content",
+    [b"text,label\na,1\n", b"", b"prompt,target\na,1\nb,1\n", b"prompt,target\n\xff\xfe,1\n"],
+)
 def test_one_bad_text_file_does_not_stop_the_others(ready, capsys, main, content):
     if main is train_sae_probes.main:
         assert generator.main(flags(ready, "--setting", "normal")) == 0
@@ -127,14 +139,17 @@ def test_one_bad_text_file_does_not_stop_the_others(ready, capsys, main, content
 
 @pytest.mark.parametrize("content", ["[1]", '{"n_rows": "x"}', "garbage"])
 def test_a_broken_description_is_named(ready, capsys, content):
-    ready.model_activations(MODEL, NAMES[0], "blocks.2.hook_resid_post").with_suffix(".json").write_text(content)
+    ready.model_activations(MODEL, NAMES[0], "blocks.2.hook_resid_post").with_suffix(
+        ".json"
+    ).write_text(content)
     assert generator.main(flags(ready, "--setting", "normal")) == 1
     assert "delete it" in capsys.readouterr().err
     assert len(list(ready.sae_activations_folder(MODEL, "normal").glob("*_X_rest_sae.pt"))) == 1
 
 
 @pytest.mark.parametrize(
-    "change", [{"metadata": None}, {"metadata": []}, {"activation_fn": "topk", "activation_fn_kwargs": None}]
+    "change",
+    [{"metadata": None}, {"metadata": []}, {"activation_fn": "topk", "activation_fn_kwargs": None}],
 )
 def test_odd_sae_settings_do_not_break_a_run(ready, change):
     path = ready.saes(MODEL) / SAE_ID / "cfg.json"
@@ -161,7 +176,9 @@ def test_saes_below_a_hidden_folder_are_found(tmp_path):
     assert list_sae_ids(tmp_path / ".hidden" / "saes") == ["layer_2/s"]
 
 
-@pytest.mark.parametrize(("column", "value"), [("test_auc", 17.0), ("k", "many"), ("layer", "foo"), ("val_auc", "x")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("test_auc", 17.0), ("k", "many"), ("layer", "foo"), ("val_auc", "x")]
+)
 def test_a_wrong_cell_in_a_table_is_named(ready, column, value):
     assert generator.main(flags(ready, "--setting", "normal")) == 0
     assert probe(ready) == 0
@@ -176,14 +193,17 @@ def test_a_wrong_cell_in_a_table_is_named(ready, column, value):
 def test_a_table_without_a_column_is_named(ready):
     path = ready.sae_probe_table(MODEL, "normal")
     path.parent.mkdir(parents=True)
-    pd.DataFrame([{"dataset": "d", "k": 1, "sae_id": "s", "reg_type": "l1", "val_auc": 0.5, "test_auc": 0.5}]).to_csv(path)
+    pd.DataFrame(
+        [{"dataset": "d", "k": 1, "sae_id": "s", "reg_type": "l1", "val_auc": 0.5, "test_auc": 0.5}]
+    ).to_csv(path)
     with pytest.raises(UserError, match=r"all_metrics\.csv lacks the column layer"):
         visualize.main(flags(ready))
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--batch_size", "0"], ["--device", "meta"], ["--device", "xpu"], ["--target_sae_id", "../.."], ["--target_sae_id", ""],
+    [["--batch_size", "0"], ["--device", "meta"], ["--device", "xpu"],
+     ["--target_sae_id", "../.."], ["--target_sae_id", ""],
      ["--max_memory", "abc"], ["--layers", "x"]],
 )  # fmt: skip
 def test_bad_flags_are_refused_before_any_work(ready, arguments, capsys):
@@ -197,8 +217,14 @@ def test_bad_flags_are_refused_before_any_work(ready, arguments, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_so_and_continues_to_the_same_table(ready, tmp_path, number):
     assert generator.main(flags(ready, "--setting", "normal")) == 0
-    command = [sys.executable, str(ROOT / "train_sae_probes.py"), *flags(ready, "--setting", "scarcity", "--n_jobs", "2")]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        str(ROOT / "train_sae_probes.py"),
+        *flags(ready, "--setting", "scarcity", "--n_jobs", "2"),
+    ]
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     table = ready.sae_probe_table(MODEL, "scarcity")
     while not table.is_file() and run.poll() is None:
         time.sleep(0.05)

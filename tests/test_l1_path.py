@@ -1,4 +1,4 @@
-"""The L1 solver against its optimality conditions, scikit-learn and a coordinate-wise second route."""
+"""The L1 solver against its optimality conditions, scikit-learn and coordinate descent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from utils.probes.k_sparse import Cs, fit_logistic
 from utils.probes.l1_path import KKT_ACCEPTED, kkt_violation, l1_logistic_path, objective
 
 
-def sparse_problem(seed: int, n: int, d: int, informative: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Rows like latent activations: non-negative, mostly zero, on different scales, some columns never active."""
+def sparse_problem(
+    seed: int, n: int, d: int, informative: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows like latent activations: non-negative, mostly zero, on different scales, some columns
+    never active.
+    """
     rng = np.random.default_rng(seed)
-    X = rng.exponential(rng.uniform(0.1, 20, d), (n, d)) * (rng.random((n, d)) < rng.uniform(0, 0.4, d))
+    X = rng.exponential(rng.uniform(0.1, 20, d), (n, d)) * (
+        rng.random((n, d)) < rng.uniform(0, 0.4, d)
+    )
     logits = X[:, :informative] @ rng.normal(size=min(informative, d)) / 5 + rng.normal(size=n)
     y = (logits > np.median(logits)).astype(np.int64)
     y[:2] = 0, 1
@@ -45,7 +51,9 @@ def test_weights_equal_a_long_saga_run_where_saga_converges():
     X = X / X.std(axis=0).clip(1e-9)
     C = 0.5
     fit = l1_logistic_path(X, y, np.array([C]))[0]
-    reference = LogisticRegression(C=C, solver="saga", l1_ratio=1.0, max_iter=100_000, tol=1e-10).fit(X, y)
+    reference = LogisticRegression(
+        C=C, solver="saga", l1_ratio=1.0, max_iter=100_000, tol=1e-10
+    ).fit(X, y)
     assert np.allclose(fit.coef, reference.coef_[0], atol=1e-5)
     assert fit.intercept == pytest.approx(reference.intercept_[0], abs=1e-5)
 
@@ -87,4 +95,8 @@ def test_a_large_mean_of_the_columns_changes_nothing(shift):
     for plain, shifted in zip(l1_logistic_path(X, y, Cs), l1_logistic_path(X + shift, y, Cs)):
         assert shifted.converged
         assert shifted.objective == pytest.approx(plain.objective, rel=1e-6)
-        assert np.allclose(X @ plain.coef + plain.intercept, (X + shift) @ shifted.coef + shifted.intercept, atol=1e-2)
+        assert np.allclose(
+            X @ plain.coef + plain.intercept,
+            (X + shift) @ shifted.coef + shifted.intercept,
+            atol=1e-2,
+        )

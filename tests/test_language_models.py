@@ -1,4 +1,6 @@
-"""Hooks on small random models of several families, against hooks placed by hand and against TransformerLens's definitions."""
+"""Hooks on small random models of several families, against hooks placed by hand and against
+TransformerLens's definitions.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,15 @@ CONFIGS = {
     "gemma2": lambda: transformers.Gemma2Config(
         **SMALL, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=64
     ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**SMALL, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SMALL, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8
+    ),
     "llama": lambda: transformers.LlamaConfig(**SMALL, num_key_value_heads=2),
     "mistral": lambda: transformers.MistralConfig(**SMALL, num_key_value_heads=2, head_dim=8),
     "qwen3": lambda: transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
-    "gpt2": lambda: transformers.GPT2Config(n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, vocab_size=40, n_positions=64),
+    "gpt2": lambda: transformers.GPT2Config(
+        n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, vocab_size=40, n_positions=64
+    ),
     "pythia": lambda: transformers.GPTNeoXConfig(**SMALL, max_position_embeddings=64),
 }
 WORDS = [
@@ -60,21 +66,33 @@ WORDS = [
     "signal",
     "plain",
 ]
-HOOKS = ["hook_embed", *(f"blocks.1.hook_{point}" for point in ("resid_pre", "attn_out", "mlp_out", "resid_post"))]
-TEXTS = ["the cat runs", "a blue dog sees the old tree over the house", "tree", "the house runs over a cat a dog"]
+HOOKS = [
+    "hook_embed",
+    *(f"blocks.1.hook_{point}" for point in ("resid_pre", "attn_out", "mlp_out", "resid_post")),
+]
+TEXTS = [
+    "the cat runs",
+    "a blue dog sees the old tree over the house",
+    "tree",
+    "the house runs over a cat a dog",
+]
 
 
 def save_model(folder: Path, family: str) -> Path:
-    """A random model with a word tokenizer that puts its own BOS first, as transformers saves them."""
+    """A random model and a word tokenizer that puts its own BOS first, as transformers saves it."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases of 1 and 0 would hide mistakes
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>"
     )
@@ -84,7 +102,9 @@ def save_model(folder: Path, family: str) -> Path:
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def saved(request, tmp_path_factory) -> tuple[str, Path]:
-    return request.param, save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
+    return request.param, save_model(
+        tmp_path_factory.mktemp("models") / request.param, request.param
+    )
 
 
 def hooked(folder: Path, hooks: list[str], max_seq_len: int = 64) -> HookedModel:
@@ -93,29 +113,47 @@ def hooked(folder: Path, hooks: list[str], max_seq_len: int = 64) -> HookedModel
 
 
 def by_hand(family: str, folder: Path, text: str) -> dict[str, np.ndarray]:
-    """The last token's values, each text alone: states from transformers' own output, parts as differences of the stream."""
+    """The last token's values, each text alone: states from transformers' own output, parts as
+    differences of the stream.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = transformers.AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     seen: dict[str, torch.Tensor] = {}
     base = model.base_model
     block = base.h[1] if family == "gpt2" else base.layers[1]
-    inner = {"gpt2": "ln_2", "pythia": None, "gemma2": "pre_feedforward_layernorm", "gemma3": "pre_feedforward_layernorm"}.get(
-        family, "post_attention_layernorm"
-    )
+    inner = {
+        "gpt2": "ln_2",
+        "pythia": None,
+        "gemma2": "pre_feedforward_layernorm",
+        "gemma3": "pre_feedforward_layernorm",
+    }.get(family, "post_attention_layernorm")
     handles = []
     if inner:  # what enters the norm before the MLP is the stream after attention
-        handles.append(getattr(block, inner).register_forward_pre_hook(lambda _m, args: seen.update(mid=args[0])))
+        handles.append(
+            getattr(block, inner).register_forward_pre_hook(
+                lambda _m, args: seen.update(mid=args[0])
+            )
+        )
     else:  # attention and MLP side by side
-        handles.append(block.attention.register_forward_hook(lambda _m, _i, output: seen.update(attention=output[0])))
+        handles.append(
+            block.attention.register_forward_hook(
+                lambda _m, _i, output: seen.update(attention=output[0])
+            )
+        )
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
-    embedding = base.get_input_embeddings().weight[ids] * (D_MODEL**0.5 if family.startswith("gemma") else 1.0)
+    embedding = base.get_input_embeddings().weight[ids] * (
+        D_MODEL**0.5 if family.startswith("gemma") else 1.0
+    )
     before, after = states[1], states[2]
     attention = seen["mid"] - before if inner else seen["attention"]
     values = {
-        "hook_embed": embedding, "blocks.1.hook_resid_pre": before, "blocks.1.hook_attn_out": attention,
-        "blocks.1.hook_mlp_out": after - before - attention, "blocks.1.hook_resid_post": after,
-    }  # fmt: skip
+        "hook_embed": embedding,
+        "blocks.1.hook_resid_pre": before,
+        "blocks.1.hook_attn_out": attention,
+        "blocks.1.hook_mlp_out": after - before - attention,
+        "blocks.1.hook_resid_post": after,
+    }
     return {name: value[0, -1].detach().numpy() for name, value in values.items()}
 
 
@@ -183,7 +221,11 @@ def test_a_model_outside_the_table_goes_through_by_its_name(paths, tmp_path):
     assert generate_model_activations.main(make) == 0
     assert path.stat().st_mtime_ns == made
     info = get_model("mine", paths)
-    assert (info.d_model, info.layers, info.probe_layer) == (D_MODEL, ("blocks.1.hook_mlp_out", 2), 2)
+    assert (info.d_model, info.layers, info.probe_layer) == (
+        D_MODEL,
+        ("blocks.1.hook_mlp_out", 2),
+        2,
+    )
     assert train_baselines.main([*flags, "--method", "logreg", "--n_jobs", "1"]) == 0
     assert paths.baseline_table("mine", "normal", "blocks.1.hook_mlp_out").is_file()
 
@@ -198,7 +240,9 @@ def test_a_missing_or_gated_model_gets_one_line_at_once(paths):
     script = [sys.executable, "generate_model_activations.py", *folder_flags(paths)]
     flags = ["--model_name", "mine", "--hf_model", "nobody/nothing", "--layers", "1"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*script, *flags], cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*script, *flags], cwd=ROOT, env=offline, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "hf auth login" in done.stderr
     assert done.stderr.strip().count("\n") == 0

@@ -1,4 +1,6 @@
-"""The Makefile: every target is listed, and every script a recipe names is there and takes the flags it is given."""
+"""The Makefile: every target is listed, and every script a recipe names is there and takes the
+flags it is given.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +43,33 @@ def test_make_alone_lists_every_target():
 def test_every_script_of_a_recipe_exists(target):
     recipe = dry_run(target)
     scripts = re.findall(r"\S+\.(?:py|sh)\b", recipe)
-    scripts += [f"{m.replace('.', '/')}.py" for m in re.findall(r"-m ((?:checks|published|benchmarks)\.\w+)", recipe)]
+    scripts += [
+        f"{m.replace('.', '/')}.py"
+        for m in re.findall(r"-m ((?:checks|published|benchmarks)\.\w+)", recipe)
+    ]
     for script in scripts:
         assert (ROOT / script).is_file(), script
 
 
 @pytest.mark.parametrize("variables", [[], VARIABLES], ids=["plain", "all variables"])
 @pytest.mark.parametrize(
-    "target", [t for t in TARGETS if t.startswith(("train-", "generate-", "fetch-", "visual")) and t != "train-all"]
+    "target",
+    [
+        t
+        for t in TARGETS
+        if t.startswith(("train-", "generate-", "fetch-", "visual")) and t != "train-all"
+    ],
 )
 def test_recipes_pass_flags_that_their_scripts_take(target, variables):
-    (line,) = [line for line in dry_run(target, *variables).splitlines() if line.startswith(".venv/bin/python ")]
+    (line,) = [
+        line
+        for line in dry_run(target, *variables).splitlines()
+        if line.startswith(".venv/bin/python ")
+    ]
     words = line.split()[1:]
-    script, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+    script, flags = (
+        (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
+    )
     module = importlib.import_module(script)
     if hasattr(module, "make_parser"):
         module.make_parser().parse_args(flags)
@@ -66,6 +82,10 @@ def test_shell_scripts_pass_arguments_on_and_stop_on_errors():
         assert "set -euo pipefail" in (ROOT / name).read_text()
     shown = subprocess.run(
         ["./save_sae_acts_optimized.sh", "llama-3.1-8b", "--help"],
-        capture_output=True, text=True, cwd=ROOT, env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
+        check=True,
+    )
     assert "--max_memory" in shown.stdout

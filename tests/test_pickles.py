@@ -1,4 +1,6 @@
-"""The restricted unpickler: the published files' constructors give their values, anything else is refused and never runs."""
+"""The restricted unpickler: the published files' constructors give their values, anything else is
+refused and never runs.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ def write(tmp_path: Path, content: object) -> Path:
 
 def test_a_published_result_comes_back_as_it_was(tmp_path):
     weights = torch.arange(12, dtype=torch.float32).reshape(3, 4).T
-    result = {"test_auc": np.float64(0.75), "k": np.int64(3), "dataset": "a", "weights": weights, "flag": np.bool_(True)}
+    result = {
+        "test_auc": np.float64(0.75),
+        "k": np.int64(3),
+        "dataset": "a",
+        "weights": weights,
+        "flag": np.bool_(True),
+    }
     found = read_pickle(write(tmp_path, result))
     assert (found["test_auc"], found["k"], found["dataset"], found["flag"]) == (0.75, 3, "a", True)
     assert torch.equal(found["weights"], weights)
@@ -46,7 +54,10 @@ class Evil:
         return self.call, self.arguments
 
 
-@pytest.mark.parametrize("call", [os.system, eval, exec, print, open, np.load, torch.load, getattr, __import__, pickle.loads])
+@pytest.mark.parametrize(
+    "call",
+    [os.system, eval, exec, print, open, np.load, torch.load, getattr, __import__, pickle.loads],
+)
 def test_a_hostile_pickle_is_refused_by_name_and_does_not_run(tmp_path, call):
     canary = tmp_path / "canary"
     path = write(tmp_path, {"test_auc": Evil(call, f"touch {canary}")})
@@ -70,7 +81,10 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
         read_pickle(write(tmp_path, {"t": Evil(torch._utils._rebuild_tensor_v2, *arguments)}))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps(np.array([None, object]))])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x80", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps(np.array([None, object]))],
+)
 def test_broken_files_get_one_line(tmp_path, content):
     with pytest.raises(UserError) as raised:
         read_pickle(write(tmp_path, content))
@@ -97,7 +111,9 @@ def test_random_bytes_give_a_dict_or_one_line(tmp_path_factory, content):
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=3))
 @settings(max_examples=300)
 def test_a_published_result_with_changed_bytes_gives_a_dict_or_one_line(tmp_path_factory, at, new):
-    whole = pickle.dumps({"test_auc": np.float64(0.5), "weights": torch.ones(5), "dataset": "a", "layer": 20})
+    whole = pickle.dumps(
+        {"test_auc": np.float64(0.5), "weights": torch.ones(5), "dataset": "a", "layer": 20}
+    )
     at %= len(whole)
     path = tmp_path_factory.mktemp("fuzz") / "x.pkl"
     path.write_bytes(whole[:at] + new + whole[at + len(new) :])
@@ -132,7 +148,9 @@ def test_a_bad_file_among_the_results_is_named_and_the_others_are_read(tmp_path)
     assert len(remarks) == 2
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published results are not beside the checkout")
+@pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason="the published results are not beside the checkout"
+)
 def test_all_published_pickles_are_read():
     remarks: list[str] = []
     table = load_multi_token(Paths(data_dir=PUBLISHED), "gemma-2-9b", remarks)

@@ -1,4 +1,6 @@
-"""The whole pipeline through the scripts' own mains on a tiny language model: what is made, resumed, and said of mistakes."""
+"""The whole pipeline through the scripts' own mains on a tiny language model: what is made,
+resumed, and said of mistakes.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,14 @@ from utils.runtime.errors import UserError
 MODEL = "all-MiniLM-L6-v2"
 NAMES = ["1_first", "2_second", "3_third"]
 STAGES = sorted(path.stem for path in ROOT.glob("*.py"))
-MODULES = [path for folder in ("checks", "published", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
-SCRIPTS = STAGES + [f"{path.parent.name}.{path.stem}" for path in MODULES if "cli.run(main)" in path.read_text()]
+MODULES = [
+    path
+    for folder in ("checks", "published", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+]
+SCRIPTS = STAGES + [
+    f"{path.parent.name}.{path.stem}" for path in MODULES if "cli.run(main)" in path.read_text()
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +60,28 @@ def run_all(paths: Paths) -> None:
     common = ["--model_name", MODEL, *folder_flags(paths)]
     data = ["--datasets", *NAMES]
     assert generate_model_activations.main([*common, *data, "--max_rows", "260"]) == 0
-    training = ["--widths", "96", "--control_width", "96", "--k_active", "8", "--n_tokens", "20000", "--layer", "2"]
+    training = [
+        "--widths",
+        "96",
+        "--control_width",
+        "96",
+        "--k_active",
+        "8",
+        "--n_tokens",
+        "20000",
+        "--layer",
+        "2",
+    ]
     train_saes.HELD_OUT_TOKENS = 512
     assert train_saes.main([*common, *training]) == 0
     assert generate_sae_activations_optimized.main([*common, *data, "--setting", "all"]) == 0
     for setting, more in (("normal", []), ("scarcity", ["--conditions", "10", "103"]), ("OOD", [])):
         chosen = NAMES[:1] if setting == "OOD" else NAMES
         arguments = [*common, "--datasets", *chosen, "--setting", setting, "--n_jobs", "2", *more]
-        assert train_baselines.main([*arguments, *(["--layer", "2"] if setting == "normal" else [])]) == 0
+        assert (
+            train_baselines.main([*arguments, *(["--layer", "2"] if setting == "normal" else [])])
+            == 0
+        )
         assert train_sae_probes.main(arguments) == 0
     assert visualize.main([*common, *data]) == 0
 
@@ -76,7 +98,9 @@ def test_every_stage_leaves_its_files(done):
     assert set(baselines["method"]) == {"logreg", "pca", "knn", "xgboost", "mlp"}
     # the texts of class 1 hold a word that tells them: every logistic regression must see it
     assert baselines[baselines["method"] == "logreg"]["test_auc"].min() > 0.95
-    settings = json.loads((done.sae_probe_table(MODEL, "normal").parent / "settings.json").read_text())
+    settings = json.loads(
+        (done.sae_probe_table(MODEL, "normal").parent / "settings.json").read_text()
+    )
     assert settings["settings"]["seed"] == 42
     assert "torch" in settings["versions"]
 
@@ -88,13 +112,22 @@ def test_the_report_stands_alone_and_names_what_is_missing(done):
     assert "figure label_noise" in page
     assert (done.figures(MODEL) / "settings.pdf").stat().st_size > 1000
     comparison = pd.read_csv(done.comparison_table(MODEL))
-    assert list(comparison.columns[:6]) == ["setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs"]
+    assert list(comparison.columns[:6]) == [
+        "setting",
+        "condition",
+        "contender",
+        "mean_test_auc",
+        "n_datasets",
+        "n_pairs",
+    ]
 
 
 def test_a_second_run_makes_nothing_twice(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in done.data_dir.rglob("*") if path.is_file()}
     run_all(done)
-    assert {path: path.stat().st_mtime_ns for path in done.data_dir.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in done.data_dir.rglob("*") if path.is_file()
+    } == before
     said = capsys.readouterr().out
     assert said.count(" 0 to do") == 9
 
@@ -110,7 +143,10 @@ def test_all_settings_in_one_run_make_what_each_makes_alone(done, tmp_path, caps
     alone = pd.read_csv(done.baseline_table(MODEL, "normal", 2))
     alone = alone[(alone["dataset"] == NAMES[1]) & (alone["method"] == "logreg")]
     assert normal["test_auc"].tolist() == alone["test_auc"].tolist()
-    assert all(moved.baseline_table(MODEL, setting).is_file() for setting in ("scarcity", "class_imbalance", "label_noise"))
+    assert all(
+        moved.baseline_table(MODEL, setting).is_file()
+        for setting in ("scarcity", "class_imbalance", "label_noise")
+    )
     with pytest.raises(UserError, match="--conditions are of one setting"):
         train_baselines.main([*flags, "--conditions", "10"])
 
@@ -118,11 +154,26 @@ def test_all_settings_in_one_run_make_what_each_makes_alone(done, tmp_path, caps
 @pytest.mark.parametrize("n_jobs", ["1", "2"])
 def test_tables_are_the_same_bytes_for_any_number_of_workers_and_order(done, tmp_path, n_jobs):
     moved = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
-    flags = ["--model_name", MODEL, *folder_flags(moved), "--datasets", *NAMES, "--n_jobs", n_jobs, "--randomize_order"]
+    flags = [
+        "--model_name",
+        MODEL,
+        *folder_flags(moved),
+        "--datasets",
+        *NAMES,
+        "--n_jobs",
+        n_jobs,
+        "--randomize_order",
+    ]
     assert train_sae_probes.main(flags) == 0
-    assert moved.sae_probe_table(MODEL, "normal").read_bytes() == done.sae_probe_table(MODEL, "normal").read_bytes()
+    assert (
+        moved.sae_probe_table(MODEL, "normal").read_bytes()
+        == done.sae_probe_table(MODEL, "normal").read_bytes()
+    )
     assert train_baselines.main([*flags, "--layer", "2"]) == 0
-    assert moved.baseline_table(MODEL, "normal", 2).read_bytes() == done.baseline_table(MODEL, "normal", 2).read_bytes()
+    assert (
+        moved.baseline_table(MODEL, "normal", 2).read_bytes()
+        == done.baseline_table(MODEL, "normal", 2).read_bytes()
+    )
 
 
 def test_ood_files_hold_the_ood_rows(done):
@@ -130,7 +181,9 @@ def test_ood_files_hold_the_ood_rows(done):
     folder = done.sae_activations_folder(MODEL, "OOD")
     stem = f"{NAMES[0]}_2_width_96_topk_8"
     ood = torch.load(folder / f"{stem}_X_test_sae.pt", weights_only=True)
-    inside = torch.load(done.sae_activations_folder(MODEL, "normal") / f"{stem}_X_test_sae.pt", weights_only=True)
+    inside = torch.load(
+        done.sae_activations_folder(MODEL, "normal") / f"{stem}_X_test_sae.pt", weights_only=True
+    )
     assert len(ood) == 60
     assert not any((row == inside.to_dense()).all(dim=1).any() for row in ood.to_dense()[:5])
 
@@ -153,7 +206,9 @@ def test_a_texts_activations_do_not_depend_on_its_batch(done):
     model = HookedModel(get_model(MODEL), ["blocks.5.hook_resid_post"], done, "cpu")
     texts = [*load_dataset(done, NAMES[0]).texts[:20], "the cat " * 40]
     together, alone = model.pooled(texts, "test"), model.pooled(texts, "test", batch_size=1)
-    assert torch.allclose(together["blocks.5.hook_resid_post"], alone["blocks.5.hook_resid_post"], atol=1e-4)
+    assert torch.allclose(
+        together["blocks.5.hook_resid_post"], alone["blocks.5.hook_resid_post"], atol=1e-4
+    )
 
 
 def test_no_text_that_can_be_tested_is_trained_on(done):
@@ -188,18 +243,39 @@ def test_a_bad_activation_file_is_named_and_the_rest_is_done(done, tmp_path, cap
     else:
         description = json.loads(path.with_suffix(".json").read_text())
         path.with_suffix(".json").write_text(json.dumps({**description, "texts_sha256": "0"}))
-    flags = ["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES, "--layer", "2", "--method", "logreg"]
+    flags = [
+        "--model_name",
+        MODEL,
+        *folder_flags(paths),
+        "--datasets",
+        *NAMES,
+        "--layer",
+        "2",
+        "--method",
+        "logreg",
+    ]
     assert train_baselines.main(flags) == 1
     said = capsys.readouterr().err
     assert said.count(str(path)) == 1
     assert "make generate-model-acts" in said
-    assert set(pd.read_csv(paths.baseline_table(MODEL, "normal", 2))["dataset"]) == {NAMES[0], NAMES[2]}
+    assert set(pd.read_csv(paths.baseline_table(MODEL, "normal", 2))["dataset"]) == {
+        NAMES[0],
+        NAMES[2],
+    }
 
 
 def test_missing_sae_activations_are_listed_with_their_command(done, tmp_path, capsys):
     paths = copied(done, tmp_path)
     shutil.rmtree(paths.sae_activations_folder(MODEL, "normal"))
-    flags = ["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES, "--target_sae_id", "layer_2/width_96/topk_8"]
+    flags = [
+        "--model_name",
+        MODEL,
+        *folder_flags(paths),
+        "--datasets",
+        *NAMES,
+        "--target_sae_id",
+        "layer_2/width_96/topk_8",
+    ]
     assert train_sae_probes.main(flags) == 1
     assert capsys.readouterr().err.count("make generate-sae-acts-optimized") == 3
 
@@ -207,9 +283,17 @@ def test_missing_sae_activations_are_listed_with_their_command(done, tmp_path, c
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("train_baselines.py", ["--model_name", "gemma-2-9"], "unknown model 'gemma-2-9': did you mean gemma-2-9b"),
+        (
+            "train_baselines.py",
+            ["--model_name", "gemma-2-9"],
+            "unknown model 'gemma-2-9': did you mean gemma-2-9b",
+        ),
         ("train_baselines.py", ["--setting", "scarcty"], "invalid choice: 'scarcty'"),
-        ("train_sae_probes.py", ["--datasets", "1_frst"], "unknown dataset '1_frst': did you mean 1_first"),
+        (
+            "train_sae_probes.py",
+            ["--datasets", "1_frst"],
+            "unknown dataset '1_frst': did you mean 1_first",
+        ),
         ("train_sae_probes.py", ["--model", "gemma-2-9b"], "unrecognized arguments: --model"),
         ("generate_sae_activations_optimized.py", ["--device", "cudaa"], "--device"),
         ("visualize.py", ["--model_name", "llama-3.1-8b"], "no result tables of llama-3.1-8b"),
@@ -223,7 +307,9 @@ def test_mistakes_get_one_line_and_no_traceback(done, script, arguments, message
         *folder_flags(done),
         *([] if "--model" in " ".join(arguments) else ["--model_name", MODEL]),
     ]
-    finished = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    finished = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -241,7 +327,11 @@ def test_help_needs_no_data(script, tmp_path):
     )
     assert finished.returncode == 0
     assert "usage:" in finished.stdout
-    imported = {line.rsplit("|", 1)[1].strip() for line in finished.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rsplit("|", 1)[1].strip()
+        for line in finished.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert not imported & {"torch", "transformers", "sae_lens"}
 
 
@@ -262,13 +352,21 @@ def test_encoded_rows_equal_sae_lens_on_the_stored_activations(done):
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(done.saes(MODEL) / "layer_2" / "width_96" / "topk_8")
-    x = torch.load(done.model_activations(MODEL, NAMES[2], "blocks.2.hook_resid_post"), weights_only=True)
+    x = torch.load(
+        done.model_activations(MODEL, NAMES[2], "blocks.2.hook_resid_post"), weights_only=True
+    )
     with torch.no_grad():
         expected = sae.encode(x).numpy()
     from utils.saes.store import SaeActivations
 
     stored = SaeActivations(
-        done, MODEL, NAMES[2], "layer_2/width_96/topk_8", load_dataset(done, NAMES[2]).labels, None, ""
+        done,
+        MODEL,
+        NAMES[2],
+        "layer_2/width_96/topk_8",
+        load_dataset(done, NAMES[2]).labels,
+        None,
+        "",
     ).rows()
     assert np.array_equal(stored.toarray() != 0, expected != 0)
     assert np.allclose(stored.toarray(), expected, rtol=1e-4)
@@ -283,9 +381,15 @@ def test_the_notebook_call_gives_the_tables_numbers(done):
     table = pd.read_csv(done.sae_probe_table(MODEL, "normal"))
     table = table[table["sae_id"] == "layer_2/width_96/topk_8"].set_index(["dataset", "k"])
     for row in found[found["method"] == "sae_probe"].to_dict("records"):
-        assert row["test_auc"] == pytest.approx(table.loc[(row["dataset"], row["k"]), "test_auc"], abs=1e-6)
+        assert row["test_auc"] == pytest.approx(
+            table.loc[(row["dataset"], row["k"]), "test_auc"], abs=1e-6
+        )
         assert row["mean_l0"] <= 8
-    logreg = pd.read_csv(done.baseline_table(MODEL, "normal", 2)).query("method == 'logreg'").set_index("dataset")
+    logreg = (
+        pd.read_csv(done.baseline_table(MODEL, "normal", 2))
+        .query("method == 'logreg'")
+        .set_index("dataset")
+    )
     for row in found[found["method"] == "logreg"].to_dict("records"):
         assert row["test_auc"] == pytest.approx(logreg.loc[row["dataset"], "test_auc"], abs=1e-9)
     with pytest.raises(UserError, match="returned shape"):
@@ -302,7 +406,16 @@ class Flat:
 def test_saebench_files_hold_the_tables_means(done, tmp_path):
     paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", done.figures_dir)
     shutil.copytree(done.results_dir, paths.results_dir)
-    flags = ["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES, "--export_saebench", "--n_jobs", "1"]
+    flags = [
+        "--model_name",
+        MODEL,
+        *folder_flags(paths),
+        "--datasets",
+        *NAMES,
+        "--export_saebench",
+        "--n_jobs",
+        "1",
+    ]
     assert train_sae_probes.main(flags) == 0
     result = json.loads(paths.saebench(MODEL, "layer_2/width_96/topk_8").read_text())
     table = pd.read_csv(paths.sae_probe_table(MODEL, "normal"))
@@ -311,9 +424,15 @@ def test_saebench_files_hold_the_tables_means(done, tmp_path):
     assert {1, 2, 5} <= set(result["eval_config"]["ks"])
     for k in (1, 2, 5):
         expected = table[table["k"] == k]["test_auc"].mean()
-        assert result["eval_result_metrics"]["sae"][f"sae_top_{k}_test_auc"] == pytest.approx(expected)
+        assert result["eval_result_metrics"]["sae"][f"sae_top_{k}_test_auc"] == pytest.approx(
+            expected
+        )
     assert {detail["dataset_name"] for detail in result["eval_result_details"]} == set(NAMES)
-    logreg = pd.read_csv(paths.baseline_table(MODEL, "normal", 2)).query("method == 'logreg'")["test_acc"].mean()
+    logreg = (
+        pd.read_csv(paths.baseline_table(MODEL, "normal", 2))
+        .query("method == 'logreg'")["test_acc"]
+        .mean()
+    )
     assert result["eval_result_metrics"]["llm"]["llm_test_accuracy"] == pytest.approx(logreg)
     assert not list(paths.results_dir.glob("saebench/*random*"))  # a control is no SAE
 

@@ -1,4 +1,6 @@
-"""Plans: rates from a measured sweep, and what they say of another; the benchmark's hand-over and its page."""
+"""Plans: rates from a measured sweep, and what they say of another; the benchmark's hand-over and
+its page.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,40 @@ from utils.settings import KS_NORMAL, KS_OTHER, conditions
 
 
 def timed(k_seconds: dict[int, float], sizes: list[int] | None = None) -> pd.DataFrame:
-    rows = [{"k": k, "seconds": s, **({"num_train": n} if n else {})} for n in sizes or [0] for k, s in k_seconds.items()]
+    rows = [
+        {"k": k, "seconds": s, **({"num_train": n} if n else {})}
+        for n in sizes or [0]
+        for k, s in k_seconds.items()
+    ]
     return pd.DataFrame(rows)
 
 
 def rates() -> dict:
-    """Fits of one second in the normal setting, of a second per hundred rows in scarcity; the overhead is as much again."""
+    """Fits of one second in the normal setting, of a second per hundred rows in scarcity; the
+    overhead is as much again.
+    """
     normal = rates_of_table(timed(dict.fromkeys(KS_NORMAL, 1.0)), START + 2 * len(KS_NORMAL), 1, 1)
     few = pd.concat([timed(dict.fromkeys(KS_OTHER, n / 100), [n]) for n in (100, 200)])
-    return {"settings": {"normal": normal, "scarcity": rates_of_table(few, START + 2 * few["seconds"].sum(), 1, 1)}}
+    return {
+        "settings": {
+            "normal": normal,
+            "scarcity": rates_of_table(few, START + 2 * few["seconds"].sum(), 1, 1),
+        }
+    }
 
 
 def test_a_plan_is_the_sum_of_its_fits():
     sweep = probe_sweep("normal", [2000, 3000], rates())
-    assert (sweep.fits, sweep.seconds) == (2 * len(KS_NORMAL), pytest.approx(2 * 2 * len(KS_NORMAL)))
+    assert (sweep.fits, sweep.seconds) == (
+        2 * len(KS_NORMAL),
+        pytest.approx(2 * 2 * len(KS_NORMAL)),
+    )
     sizes = [int(c.value or 0) for c in conditions("scarcity", 1000)]
     expected = sum(2 * len(KS_OTHER) * min(max(n, 100), max(n, 200)) / 100 for n in sizes)
     assert probe_sweep("scarcity", [1000], rates()).seconds == pytest.approx(expected)
-    assert probe_sweep("label_noise", [1000], rates()).seconds == pytest.approx(11 * 2 * len(KS_OTHER))
+    assert probe_sweep("label_noise", [1000], rates()).seconds == pytest.approx(
+        11 * 2 * len(KS_OTHER)
+    )
 
 
 def test_two_workers_take_half_but_for_the_start():
@@ -46,7 +64,9 @@ def test_measurements_are_handed_on_and_shown(capsys):
     measurements.hand_on(ladder_ratio=75.2)
     found = measurements.taken_from("noise\n" + capsys.readouterr().out)
     assert found == {"models_ratio": 3.25, "scaling_processes": 1.8, "ladder_ratio": 75.2}
-    page = benchmark.as_markdown({**found, "date": "2026-01-01", "machine": "m", "versions": {"torch": "2"}, "full": False})
+    page = benchmark.as_markdown(
+        {**found, "date": "2026-01-01", "machine": "m", "versions": {"torch": "2"}, "full": False}
+    )
     assert "| 75 times faster |" in page
     assert "| 1.8 times faster |" in page
     assert "disk of" not in page
@@ -55,8 +75,18 @@ def test_measurements_are_handed_on_and_shown(capsys):
 def test_the_plan_of_a_release(paths, tmp_path, monkeypatch, capsys):
     write_texts(paths, ["1_first", "2_second"], n_rows=400, ood=("1_first",))
     monkeypatch.setattr(measurements, "KEPT", tmp_path / "none.json")
-    monkeypatch.setattr(plan, "read_measurements", lambda: measurements.read_measurements(tmp_path / "none.json"))
-    flags = ["--model_name", "gemma-2-9b", *folder_flags(paths), "--workers", "10", "--layers", "20"]
+    monkeypatch.setattr(
+        plan, "read_measurements", lambda: measurements.read_measurements(tmp_path / "none.json")
+    )
+    flags = [
+        "--model_name",
+        "gemma-2-9b",
+        *folder_flags(paths),
+        "--workers",
+        "10",
+        "--layers",
+        "20",
+    ]
     with pytest.raises(UserError, match="run `make benchmark` after `make demo`"):
         plan.main(flags)
     kept = {"rates": rates(), "product_rate": 1e12, "date": "2026-01-01", "machine": "m"}
@@ -69,6 +99,8 @@ def test_the_plan_of_a_release(paths, tmp_path, monkeypatch, capsys):
     # normal alone: two datasets, ten k of two worker-seconds each
     line = next(line for line in said.splitlines() if line.startswith("normal "))
     assert f"{2 * len(KS_NORMAL) * n_saes} probes" in " ".join(line.split())
-    assert float(line.split()[-2]) == pytest.approx(2 * 2 * len(KS_NORMAL) * n_saes / 3600, abs=0.01)
+    assert float(line.split()[-2]) == pytest.approx(
+        2 * 2 * len(KS_NORMAL) * n_saes / 3600, abs=0.01
+    )
     with pytest.raises(UserError, match="did you mean"):
         plan.main([*flags, "--sae_release", "gemma-scope-9b-pt-ress"])

@@ -1,4 +1,6 @@
-"""SAE probes: ranking against its formula, and parity with the paper's own results on real activations."""
+"""SAE probes: ranking against its formula, and parity with the paper's own results on real
+activations.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,30 @@ from utils.activations import write_activations
 from utils.datasets import load_dataset, load_ood
 from utils.probes import k_sparse as probes
 from utils.probes.controls import ControlActivations
-from utils.probes.k_sparse import PROTOCOLS, ProbeOptions, Ranking, dense_columns, final_fit, fit_sae_probes, rank_latents
+from utils.probes.k_sparse import (
+    PROTOCOLS,
+    ProbeOptions,
+    Ranking,
+    dense_columns,
+    final_fit,
+    fit_sae_probes,
+    rank_latents,
+)
 from utils.probes.scores import validation_folds
 from utils.settings import Condition, TrainTest, split
 
 MODEL = "all-MiniLM-L6-v2"
 GOLDEN = Path(__file__).parent / "golden"
 # two of the references' latents and results are in tests/golden, the third beside the checkout
-TIED = 1e-5  # latents whose rank values are this near each other, relatively, may stand in either order
+# latents whose rank values are this near each other, relatively, may stand in either order
+TIED = 1e-5
 REFERENCES = ("96_spam_is", "41_truthqa_tf", pytest.param("105_click_bait", marks=needs_shared))
 
 
 def dense_ranking(X: np.ndarray, y: np.ndarray, normalized: bool) -> np.ndarray:
-    """The paper's formula on dense arrays; its 1e-6 is a part in a hundred thousand of the activations here."""
+    """The paper's formula on dense arrays; its 1e-6 is a part in a hundred thousand of the
+    activations here.
+    """
     if normalized:
         n_fired = (X != 0).sum(axis=0)
         X = X / (np.abs(X).sum(axis=0) / (n_fired + 1e-6) + 1e-6)
@@ -61,12 +74,16 @@ def test_tied_latents_keep_their_order():
 
 @given(st.integers(0, 10**6), st.sampled_from([2, 6, 10, 20]))
 def test_encodings_that_differ_by_rounding_choose_alike(seed, n_rows):
-    """On few rows hundreds of latents fire in one class only and tie; another product library gives other last digits."""
+    """On few rows hundreds of latents fire in one class only and tie; another product library gives
+    other last digits.
+    """
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n_rows) % 2)
     X = rng.uniform(0.1, 4, (n_rows, 500)) * (rng.random((n_rows, 500)) < 0.1)
     again = X * (1 + rng.uniform(-2e-7, 2e-7, X.shape))
-    first, second = (rank_latents(csr_array(latents.astype(np.float32)), y) for latents in (X, again))
+    first, second = (
+        rank_latents(csr_array(latents.astype(np.float32)), y) for latents in (X, again)
+    )
     one_class = (X[y == 1].sum(axis=0) == 0) | (X[y == 0].sum(axis=0) == 0)
     kept = [np.flatnonzero(one_class[ranking.latents]) for ranking in (first, second)]
     assert np.array_equal(first.latents[kept[0]], second.latents[kept[1]])
@@ -93,14 +110,20 @@ def test_chosen_columns_are_those_asked_for():
 
 @pytest.mark.parametrize(("n_rows", "n_draws"), [(60, 220), (200, 170)])
 def test_nested_protocol_is_honest_on_shuffled_labels_and_the_papers_is_not(n_rows, n_draws):
-    """Many latents, labels that mean nothing; as many draws as show a bias of 0.01 at two and a half standard errors."""
+    """Many latents, labels that mean nothing; as many draws as show a bias of 0.01 at two and a
+    half standard errors.
+    """
     rng = np.random.default_rng(n_rows)
     aucs: dict[str, list[float]] = {protocol: [] for protocol in PROTOCOLS}
     for draw in range(n_draws):
         X = csr_array(rng.exponential(1, (n_rows, 300)) * (rng.random((n_rows, 300)) < 0.1))
         y = rng.permutation(np.arange(n_rows) % 2)
         for protocol in PROTOCOLS if draw < 30 else ["nested"]:
-            aucs[protocol] += [fit_sae_probes(TrainTest(X, y, X, y), [2], ProbeOptions(protocol=protocol))[0]["val_auc"]]
+            aucs[protocol] += [
+                fit_sae_probes(TrainTest(X, y, X, y), [2], ProbeOptions(protocol=protocol))[0][
+                    "val_auc"
+                ]
+            ]
     assert np.mean(aucs["paper"]) > 0.6
     assert np.std(aucs["nested"]) / np.sqrt(n_draws) < 0.004
     assert abs(np.mean(aucs["nested"]) - 0.5) < 0.01
@@ -108,9 +131,12 @@ def test_nested_protocol_is_honest_on_shuffled_labels_and_the_papers_is_not(n_ro
 
 @pytest.mark.parametrize("n_rows", [10, 20])
 def test_no_scored_row_takes_part_in_its_own_probe(n_rows, monkeypatch):
-    """On few rows the mean is too unsure to show it: so look at what each ranking and each fit is given."""
+    """On few rows the mean is too unsure to show it: so look at what each ranking and each fit is
+    given.
+    """
     y = np.random.default_rng(n_rows).permutation(np.arange(n_rows) % 2)
-    X = np.column_stack([np.arange(n_rows) + 1.0, np.ones(n_rows)])  # the first latent says which row it is
+    # the first latent says which row it is
+    X = np.column_stack([np.arange(n_rows) + 1.0, np.ones(n_rows)])
     seen: list[set[int]] = []
 
     def ranked(rows, labels, selection, n_keep):
@@ -124,7 +150,11 @@ def test_no_scored_row_takes_part_in_its_own_probe(n_rows, monkeypatch):
     folds = validation_folds(y)
     monkeypatch.setattr(probes, "rank_latents", ranked)
     monkeypatch.setattr(probes, "final_fit", fitted)
-    monkeypatch.setattr(probes, "fit_ladder", lambda rows, labels, options: [fitted(rows, labels, 1.0, options)] * 10)
+    monkeypatch.setattr(
+        probes,
+        "fit_ladder",
+        lambda rows, labels, options: [fitted(rows, labels, 1.0, options)] * 10,
+    )
     for fold in folds:
         seen.clear()
         prepared = probes._nested_fold(csr_array(X), y, fold, 2, ProbeOptions(protocol="nested"))
@@ -135,7 +165,10 @@ def test_no_scored_row_takes_part_in_its_own_probe(n_rows, monkeypatch):
 
 def test_two_or_three_training_rows_have_no_honest_val_auc():
     X, y = csr_array(10 * np.eye(3)), np.array([0, 1, 1])
-    paper, nested = (fit_sae_probes(TrainTest(X, y, X, y), [2], ProbeOptions(protocol=protocol))[0] for protocol in PROTOCOLS)
+    paper, nested = (
+        fit_sae_probes(TrainTest(X, y, X, y), [2], ProbeOptions(protocol=protocol))[0]
+        for protocol in PROTOCOLS
+    )
     assert paper["val_auc"] == 1.0
     assert np.isnan(nested["val_auc"])
     assert paper["test_auc"] == nested["test_auc"]
@@ -152,7 +185,8 @@ def golden_latents(name: str) -> tuple[csr_array, np.ndarray]:
     if (GOLDEN / f"{name}.npz").is_file():
         arrays = np.load(GOLDEN / f"{name}.npz")
         return csr_array(
-            (arrays["values"], arrays["indices"].astype(np.int32), arrays["indptr"]), shape=(len(arrays["y"]), 4096)
+            (arrays["values"], arrays["indices"].astype(np.int32), arrays["indptr"]),
+            shape=(len(arrays["y"]), 4096),
         ), (arrays["y"].astype(np.int64))
     arrays = np.load(SHARED / "golden" / "activations" / f"{name}.npz")
     return reference_latents(SHARED / "golden", arrays["X"]), arrays["y"]
@@ -165,14 +199,22 @@ def golden_fits(name: str) -> dict[Condition, list[dict]]:
         for fit in json.loads((GOLDEN / f"{name}.json").read_text()):
             fits.setdefault(Condition(fit["setting"], fit["value"]), []).append(fit)
         return fits
-    return {c: found["sae_l1"] for c, found in reference_cases(json.loads((SHARED / "golden" / f"{name}.json").read_text()))}
+    return {
+        c: found["sae_l1"]
+        for c, found in reference_cases(
+            json.loads((SHARED / "golden" / f"{name}.json").read_text())
+        )
+    }
 
 
-def parity(name: str, settings: tuple[str, ...], options: ProbeOptions, at_most: int = 1024) -> np.ndarray:
+def parity(
+    name: str, settings: tuple[str, ...], options: ProbeOptions, at_most: int = 1024
+) -> np.ndarray:
     """Our test AUCs less the reference's, where the same latents were chosen.
 
-    The reference may have chosen others than we do only among latents that tie at the cut. Its k = 16 are all listed: there
-    our probe is fitted on its latents. Of larger k the first 16 are listed: where ties decide the rest, nothing is compared.
+    The reference may have chosen others than we do only among latents that tie at the cut. Its k =
+    16 are all listed: there our probe is fitted on its latents. Of larger k the first 16 are
+    listed: where ties decide the rest, nothing is compared.
     """
     latents, labels = golden_latents(name)
     differences = []
@@ -208,7 +250,9 @@ def test_the_optimum_agrees_with_the_papers_saga_on_a_thousand_rows(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_saga_reproduces_the_paper_on_few_rows(name):
-    """There the optimum at weak penalties is another classifier than the one saga's 1,000 steps stop at."""
+    """There the optimum at weak penalties is another classifier than the one saga's 1,000 steps
+    stop at.
+    """
     assert parity(name, ("scarcity",), ProbeOptions(solver="saga"), at_most=20).max() <= 1e-3
 
 
@@ -233,13 +277,19 @@ def test_controls_are_chosen_as_latents_are_and_probed_alike(paths):
     assert np.array_equal(raw.X_test.toarray(), X[of.test])
     mean, deviation = X[of.train].mean(axis=0), X[of.train].std(axis=0)
     right = np.linalg.svd((X[of.train] - mean) / deviation, full_matrices=False)[2]
-    found = ControlActivations(paths, MODEL, "1_first", "pca_dims", 2, ood=False).condition(normal).X_test.toarray()
+    found = (
+        ControlActivations(paths, MODEL, "1_first", "pca_dims", 2, ood=False)
+        .condition(normal)
+        .X_test.toarray()
+    )
     expected = (X[of.test] - mean) / deviation @ right.T
     assert np.allclose(np.abs(found[:, :50]), np.abs(expected[:, :50]), atol=1e-3)
     with_ood = ControlActivations(paths, MODEL, "1_first", "raw_dims", 2, ood=True)
     assert np.array_equal(with_ood.condition(ood_condition).X_test.toarray(), X_ood)
     (probe,) = fit_sae_probes(raw, [16], ProbeOptions())
-    assert probe["latents"].split() == [str(i) for i in np.argsort(-dense_ranking(X[of.train], of.y_train, True))[:16]]
+    assert probe["latents"].split() == [
+        str(i) for i in np.argsort(-dense_ranking(X[of.train], of.y_train, True))[:16]
+    ]
 
 
 def test_probes_on_the_true_dictionary_beat_logreg_on_ten_rows_and_on_random_directions_do_not():

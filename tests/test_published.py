@@ -1,4 +1,6 @@
-"""Published tables as a user has them: comparison by a second route, status, audit, every figure. Needs the reference data."""
+"""Published tables as a user has them: comparison by a second route, status, audit, every figure.
+Needs the reference data.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,28 @@ from utils.results.comparison import compare
 from utils.results.tidy import load_results
 
 PUBLISHED = SHARED / "published_results"
-needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published results are not beside the checkout")
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.is_dir(), reason="the published results are not beside the checkout"
+)
 COLUMNS = {  # setting: (baseline table, SAE table, their columns of the condition)
-    "scarcity": ("scarcity/summary/all_results.csv", "scarcity_setting/all_metrics.csv", "num_train", "num_train"),
-    "class_imbalance": ("imbalance/all_results.csv", "class_imbalance_setting/all_metrics.csv", "ratio", "frac"),
-    "label_noise": ("corrupt/all_results.csv", "label_noise_setting/all_metrics.csv", "ratio", "corrupt_frac"),
+    "scarcity": (
+        "scarcity/summary/all_results.csv",
+        "scarcity_setting/all_metrics.csv",
+        "num_train",
+        "num_train",
+    ),
+    "class_imbalance": (
+        "imbalance/all_results.csv",
+        "class_imbalance_setting/all_metrics.csv",
+        "ratio",
+        "frac",
+    ),
+    "label_noise": (
+        "corrupt/all_results.csv",
+        "label_noise_setting/all_metrics.csv",
+        "ratio",
+        "corrupt_frac",
+    ),
 }
 
 
@@ -42,7 +61,12 @@ def best_by_validation(rows: pd.DataFrame) -> float:
 
 @needs_published
 @pytest.mark.parametrize(
-    ("model", "setting"), [("gemma-2-9b", "scarcity"), ("llama-3.1-8b", "class_imbalance"), ("gemma-2-9b", "label_noise")]
+    ("model", "setting"),
+    [
+        ("gemma-2-9b", "scarcity"),
+        ("llama-3.1-8b", "class_imbalance"),
+        ("gemma-2-9b", "label_noise"),
+    ],
 )
 def test_means_agree_with_plain_pandas(published, model, setting):
     baseline_file, sae_file, baseline_column, sae_column = COLUMNS[setting]
@@ -50,18 +74,26 @@ def test_means_agree_with_plain_pandas(published, model, setting):
     baselines = pd.read_csv(results / f"baseline_probes_{model}" / baseline_file)
     saes = pd.read_csv(results / f"sae_probes_{model}" / sae_file)
     baselines["c"], saes["c"] = baselines[baseline_column].round(3), saes[sae_column].round(3)
-    by_baseline, by_sae = (dict(list(table.groupby(["dataset", "c"]))) for table in (baselines, saes))
+    by_baseline, by_sae = (
+        dict(list(table.groupby(["dataset", "c"]))) for table in (baselines, saes)
+    )
     shared = sorted(set(by_baseline) & set(by_sae))
     expected = {
         "quiver_baselines": [best_by_validation(by_baseline[key]) for key in shared],
         "sae_only": [best_by_validation(by_sae[key]) for key in shared],
-        "quiver_with_sae": [best_by_validation(pd.concat([by_baseline[key], by_sae[key]])) for key in shared],
-        "logreg": [by_baseline[key].query("method == 'logreg'")["test_auc"].mean() for key in shared],
+        "quiver_with_sae": [
+            best_by_validation(pd.concat([by_baseline[key], by_sae[key]])) for key in shared
+        ],
+        "logreg": [
+            by_baseline[key].query("method == 'logreg'")["test_auc"].mean() for key in shared
+        ],
     }
     found = compare(load_results(published, model, (setting,))[0])
     overall = found[found["condition"] == "all"].set_index("contender")
     for contender, values in expected.items():
-        assert overall.loc[contender, "mean_test_auc"] == pytest.approx(sum(values) / len(values), abs=1e-9)
+        assert overall.loc[contender, "mean_test_auc"] == pytest.approx(
+            sum(values) / len(values), abs=1e-9
+        )
         assert overall.loc[contender, "n_pairs"] == len(shared)
     differences = pd.Series(expected["sae_only"]) - pd.Series(expected["quiver_baselines"])
     assert overall.loc["sae_only", "wins"] == (differences > 1e-12).sum()
@@ -72,7 +104,9 @@ def test_means_agree_with_plain_pandas(published, model, setting):
 
 
 @needs_published
-def test_the_papers_ood_table_of_the_9b_model_is_recognised_and_that_of_the_2b_model_is_used(published, capsys):
+def test_the_papers_ood_table_of_the_9b_model_is_recognised_and_that_of_the_2b_model_is_used(
+    published, capsys
+):
     assert audit.main(["--model_name", "gemma-2-9b", *folder_flags(published)]) == 1
     assert "48 of 48 AUCs equal the in-distribution AUC" in capsys.readouterr().out
     assert audit.main(["--model_name", "gemma-2-2b", *folder_flags(published)]) == 0
@@ -88,7 +122,9 @@ def test_every_figure_whose_table_is_there_is_drawn(published, model, n_figures,
     drawn = {path.stem for path in published.figures(model).glob("*.png")}
     assert len(drawn) == n_figures, drawn
     assert drawn == {path.stem for path in published.figures(model).glob("*.pdf")}
-    left_out = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: figure")]
+    left_out = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: figure")
+    ]
     assert len(left_out) + n_figures == 19
     page = (published.figures(model) / "report.html").read_text()
     assert "<h2>Audit</h2>" in page
@@ -101,7 +137,9 @@ def test_a_second_fetch_keeps_what_is_ours(published, capsys):
     ours = table.read_bytes()
     try:
         table.write_bytes(ours + b"\n")
-        assert fetch_published_results.main(["--from", str(PUBLISHED), *folder_flags(published)]) == 0
+        assert (
+            fetch_published_results.main(["--from", str(PUBLISHED), *folder_flags(published)]) == 0
+        )
         assert f"kept: {table}" in capsys.readouterr().out
         assert table.read_bytes() == ours + b"\n"
     finally:
@@ -127,7 +165,9 @@ def test_status_counts_what_is_there_and_names_the_command_for_what_is_not(paths
     broken.write_bytes(good.read_bytes()[:-100])
     table = paths.baseline_table("all-MiniLM-L6-v2", "normal", 2)
     table.parent.mkdir(parents=True)
-    table.write_text("dataset,method,test_f1,test_acc,test_auc,val_auc\n1_first,logreg,0.5,0.5,0.5,0.5\n")
+    table.write_text(
+        "dataset,method,test_f1,test_acc,test_auc,val_auc\n1_first,logreg,0.5,0.5,0.5,0.5\n"
+    )
     (paths.data_dir / "model_activations_all-MiniLM-L6-v2.tar.gz").write_bytes(b"x")
     output = tmp_path / "STATUS.md"
     text = status_of(paths, capsys, "--output", str(output))
@@ -144,7 +184,10 @@ def test_status_counts_what_is_there_and_names_the_command_for_what_is_not(paths
 def test_status_says_that_figures_can_be_drawn_where_both_sides_have_results(paths, capsys):
     write_texts(paths, ["1_first"], n_rows=300)
     for table, row in (
-        (paths.baseline_table("all-MiniLM-L6-v2", "normal", 2), "dataset,method,test_auc,val_auc\n1_first,logreg,0.5,0.5\n"),
+        (
+            paths.baseline_table("all-MiniLM-L6-v2", "normal", 2),
+            "dataset,method,test_auc,val_auc\n1_first,logreg,0.5,0.5\n",
+        ),
         (
             paths.sae_probe_table("all-MiniLM-L6-v2", "normal"),
             "test_auc,val_auc,k,dataset,layer,sae_id,reg_type\n0.5,0.5,16,1_first,2,layer_2/width_4k/topk_32,l1\n",
@@ -160,7 +203,10 @@ def test_one_row_tables_of_the_original_scripts_are_read(paths):
     folder = paths.baseline_runs_folders("gemma-2-9b", "scarcity")[1]
     folder.mkdir(parents=True)
     for method, auc in (("logreg", 0.9), ("pca", 0.8)):
-        text = f"dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\n5_a b,{method},20,0.5,0.5,{auc},1.0\n"
+        text = (
+            "dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\n5_a"
+            f" b,{method},20,0.5,0.5,{auc},1.0\n"
+        )
         (folder / f"layer20_5_a b_{method}_numtrain20.csv").write_text(text)
     (folder / "layer20_5_a b_knn_numtrain20.csv").write_text("dataset,method\n5_a b,knn\n")
     tidy, remarks = load_results(paths, "gemma-2-9b", ("scarcity",))
@@ -174,10 +220,22 @@ def test_one_row_tables_of_the_original_scripts_are_read(paths):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("dataset,method,num_train,test_acc,test_f1,test_auc\na,logreg,20,1,1,0.5\n", "lacks the column val_auc"),
-        ("dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,logreg,20,1,1,high,0.5\n", "not a number"),
-        ("dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,logreg,20,1,1,1.5,0.5\n", "outside 0 to 1"),
-        ('dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,"logreg,20,1,1,0.5\n', "cannot be read"),
+        (
+            "dataset,method,num_train,test_acc,test_f1,test_auc\na,logreg,20,1,1,0.5\n",
+            "lacks the column val_auc",
+        ),
+        (
+            "dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,logreg,20,1,1,high,0.5\n",
+            "not a number",
+        ),
+        (
+            "dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,logreg,20,1,1,1.5,0.5\n",
+            "outside 0 to 1",
+        ),
+        (
+            'dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,"logreg,20,1,1,0.5\n',
+            "cannot be read",
+        ),
         ("\x00\x01", "lacks the column"),
     ],
 )
@@ -205,7 +263,10 @@ def test_a_table_that_was_cut_off_loses_its_last_line_and_says_so(paths, capsys)
 
 
 def test_one_bad_table_does_not_end_the_others(paths, capsys):
-    good, bad = paths.baseline_table("gemma-2-9b", "scarcity"), paths.sae_probe_table("gemma-2-9b", "normal")
+    good, bad = (
+        paths.baseline_table("gemma-2-9b", "scarcity"),
+        paths.sae_probe_table("gemma-2-9b", "normal"),
+    )
     for path, content in (
         (good, "dataset,method,num_train,test_auc,val_auc\na,logreg,20,0.75,0.5\n"),
         (bad, "<html>no table</html>\n"),

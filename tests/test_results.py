@@ -11,9 +11,10 @@ from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
 
 ROW = {
-    "test_f1": 0.9, "test_acc": 0.9, "test_auc": 1 / 3, "val_auc": 0.8, "k": 16, "dataset": "d", "layer": 2, "sae_id": "s",
-    "reg_type": "l1", "binarize": False, "num_train": 20, "method": "sae_probe", "protocol": "paper",
-    "latent_selection": "mean_diff_normalized", "solver": "path", "seed": 42,
+    "test_f1": 0.9, "test_acc": 0.9, "test_auc": 1 / 3, "val_auc": 0.8, "k": 16, "dataset": "d",
+    "layer": 2, "sae_id": "s", "reg_type": "l1", "binarize": False, "num_train": 20,
+    "method": "sae_probe", "protocol": "paper", "latent_selection": "mean_diff_normalized",
+    "solver": "path", "seed": 42,
 }  # fmt: skip
 
 
@@ -39,7 +40,9 @@ def test_a_torn_last_line_is_mended(table):
 
 
 def test_published_columns_come_first_and_published_rows_mix(table):
-    """A published table lacks our columns: its rows stand for the paper's protocol and saga, and stay as they are."""
+    """A published table lacks our columns: its rows stand for the paper's protocol and saga, and
+    stay as they are.
+    """
     published = {name: ROW[name] for name in list(ROW)[:11]}
     table.path.parent.mkdir()
     pd.DataFrame([published]).to_csv(table.path, index=False)
@@ -65,7 +68,9 @@ def test_finish_gives_the_same_bytes_for_any_order(tmp_path):
 def test_fractions_are_one_key_in_every_spelling(tmp_path):
     table = baseline_table(tmp_path / "t.csv", "ratio", 20)
     row = {"dataset": "d", "method": "logreg", "layer": 20, "seed": 42}
-    assert table.key_of({**row, "ratio": 0.39999999999999997}) == table.key_of({**row, "ratio": "0.4"})
+    assert table.key_of({**row, "ratio": 0.39999999999999997}) == table.key_of(
+        {**row, "ratio": "0.4"}
+    )
 
 
 def test_rows_made_anew_replace_their_predecessors_only_when_they_arrive(table):
@@ -96,7 +101,14 @@ def test_our_ood_baselines_stand_beside_the_published_ones(paths):
     path.parent.mkdir(parents=True)
     path.write_text("dataset,test_auc_baseline,test_auc_sae\na,0.8,0.7\nb,0.6,0.5\n")
     table = baseline_table(path, None, 20)
-    row = {"dataset": "a", "method": "logreg", "layer": 20, "seed": 42, "test_auc": 0.75, "val_auc": 0.9}
+    row = {
+        "dataset": "a",
+        "method": "logreg",
+        "layer": 20,
+        "seed": 42,
+        "test_auc": 0.75,
+        "val_auc": 0.9,
+    }
     assert table.key_of(row) not in table.done()
     table.append([row])
     table.finish()
@@ -111,11 +123,20 @@ def test_hooks_are_layers_beside_numbers(paths):
     """A table may hold blocks and other hooks; both sides must match."""
     hook = "blocks.3.hook_mlp_out"
     probes = sae_probe_table(paths.sae_probe_table("gemma-2-9b", "normal"), None)
-    scores = {"test_auc": 0.7, "val_auc": 0.8, "k": 16, "reg_type": "l1", "method": "sae_probe", "dataset": "a"}
+    scores = {
+        "test_auc": 0.7,
+        "val_auc": 0.8,
+        "k": 16,
+        "reg_type": "l1",
+        "method": "sae_probe",
+        "dataset": "a",
+    }
     probes.append([{**scores, "sae_id": f"{layer}/mine", "layer": layer} for layer in (3, hook)])
     for layer in (3, hook):
         row = {"dataset": "a", "method": "logreg", "layer": layer, "test_auc": 0.9, "val_auc": 0.9}
-        baseline_table(paths.baseline_table("gemma-2-9b", "normal", layer), None, layer).append([row])
+        baseline_table(paths.baseline_table("gemma-2-9b", "normal", layer), None, layer).append(
+            [row]
+        )
     tidy, _ = load_results(paths, "gemma-2-9b", ("normal",))
     overall = compare(tidy).set_index("contender")
     assert overall.loc["sae_only", "n_pairs"] == 2

@@ -1,4 +1,6 @@
-"""SAE activations on disk: what is written is what the original scripts can read, and what every condition draws from."""
+"""SAE activations on disk: what is written is what the original scripts can read, and what every
+condition draws from.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from utils.settings import Condition, split
 
 
 def sparse(n: int, d: int, seed: int = 0) -> csr_array:
-    return csr_array(random_array((n, d), density=0.05, rng=np.random.default_rng(seed), dtype=np.float32))
+    return csr_array(
+        random_array((n, d), density=0.05, rng=np.random.default_rng(seed), dtype=np.float32)
+    )
 
 
 def test_files_read_as_the_original_scripts_read_them(tmp_path):
@@ -56,7 +60,9 @@ def test_rows_come_back_in_dataset_order_for_every_condition(paths):
     stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", labels, None, "make it")
     assert np.array_equal(stored.rows().toarray(), rows.toarray())
     with pytest.raises(UserError, match="other labels"):
-        SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", np.arange(300) % 3 % 2, None, "make it").rows()
+        SaeActivations(
+            paths, "all-MiniLM-L6-v2", "d", "layer_2/s", np.arange(300) % 3 % 2, None, "make it"
+        ).rows()
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text", "nan"])

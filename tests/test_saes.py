@@ -1,4 +1,6 @@
-"""Encoding against SAELens's own ``encode`` on the same weights, for every architecture and awkward block shapes."""
+"""Encoding against SAELens's own ``encode`` on the same weights, for every architecture and awkward
+block shapes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ BUILDERS = {
     "standard": lambda **c: StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=D_SAE, **c)),
     "jumprelu": lambda **c: JumpReLUSAE(JumpReLUSAEConfig(d_in=D_MODEL, d_sae=D_SAE, **c)),
     "topk": lambda **c: TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=7, **c)),
-    "topk_rescaled": lambda **c: TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=7, rescale_acts_by_decoder_norm=True, **c)),
+    "topk_rescaled": lambda **c: TopKSAE(
+        TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=7, rescale_acts_by_decoder_norm=True, **c)
+    ),
     "gated": lambda **c: GatedSAE(GatedSAEConfig(d_in=D_MODEL, d_sae=D_SAE, **c)),
 }
 
@@ -41,9 +45,13 @@ def random_sae(kind: str, seed: int = 0, **cfg) -> SAE:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.3 if name.startswith(("b_", "r_")) else 1.0))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator)
+                * (0.3 if name.startswith(("b_", "r_")) else 1.0)
+            )
             if name == "threshold":
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) + 1)  # some below zero
+                # some below zero
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) + 1)
     return sae
 
 
@@ -51,11 +59,17 @@ def rows(n: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, D_MODEL)).astype(np.float32)
 
 
-def ours(paths: Paths, sae_id: str, x: np.ndarray, block_size: int, batch_size: int = 16) -> np.ndarray:
+def ours(
+    paths: Paths, sae_id: str, x: np.ndarray, block_size: int, batch_size: int = 16
+) -> np.ndarray:
     encoder = open_sae(paths, "all-MiniLM-L6-v2", sae_id)
     starts = range(0, encoder.d_sae, block_size)
-    blocks = [read_block(encoder, start, min(start + block_size, encoder.d_sae), CPU) for start in starts]
-    return to_csr(concatenate(list(encode(encoder, blocks, x, CPU, batch_size))), encoder.d_sae).toarray()
+    blocks = [
+        read_block(encoder, start, min(start + block_size, encoder.d_sae), CPU) for start in starts
+    ]
+    return to_csr(
+        concatenate(list(encode(encoder, blocks, x, CPU, batch_size))), encoder.d_sae
+    ).toarray()
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
@@ -72,7 +86,11 @@ def test_encoding_equals_sae_lens(paths, kind, normalize, block_size):
     sae.save_model(paths.saes("all-MiniLM-L6-v2") / "layer_2" / kind)
     x = rows(37)
     with torch.no_grad():
-        expected = SAE.load_from_disk(paths.saes("all-MiniLM-L6-v2") / "layer_2" / kind).encode(torch.from_numpy(x)).numpy()
+        expected = (
+            SAE.load_from_disk(paths.saes("all-MiniLM-L6-v2") / "layer_2" / kind)
+            .encode(torch.from_numpy(x))
+            .numpy()
+        )
     assert_same(ours(paths, f"layer_2/{kind}", x, block_size), expected)
 
 
@@ -92,7 +110,7 @@ def test_top_k_over_blocks_is_the_top_k(seed, block_size, n_rows):
 
 
 def test_gemma_scope_params_are_read_in_place(paths):
-    """A params.npz as Gemma Scope publishes it: JumpReLU, checked against the formula and SAELens."""
+    """A params.npz like Gemma Scope's: JumpReLU, checked against the formula and SAELens."""
     sae = random_sae("jumprelu", apply_b_dec_to_input=False)
     folder = paths.saes("gemma-2-9b") / "layer_20" / "width_16k" / "average_l0_408"
     folder.mkdir(parents=True)
@@ -100,7 +118,9 @@ def test_gemma_scope_params_are_read_in_place(paths):
     np.savez(folder / "params.npz", **weights)
     encoder = open_sae(paths, "gemma-2-9b", "layer_20/width_16k/average_l0_408")
     x = rows(20)
-    found = to_csr(concatenate(list(encode(encoder, [read_block(encoder, 0, D_SAE, CPU)], x, CPU))), D_SAE).toarray()
+    found = to_csr(
+        concatenate(list(encode(encoder, [read_block(encoder, 0, D_SAE, CPU)], x, CPU))), D_SAE
+    ).toarray()
     pre = x @ weights["W_enc"] + weights["b_enc"]
     assert_same(found, np.where((pre > weights["threshold"]) & (pre > 0), pre, 0))
     with torch.no_grad():
@@ -120,7 +140,12 @@ def test_llama_scope_checkpoints_fold_their_activation_norm(paths):
     }
     save_file(tensors, folder / "checkpoints" / "final.safetensors")
     norm, threshold = 9.5, 0.7
-    cfg = {"d_model": D_MODEL, "d_sae": D_SAE, "jump_relu_threshold": threshold, "dataset_average_activation_norm": {"in": norm}}
+    cfg = {
+        "d_model": D_MODEL,
+        "d_sae": D_SAE,
+        "jump_relu_threshold": threshold,
+        "dataset_average_activation_norm": {"in": norm},
+    }
     (folder / "hyperparams.json").write_text(json.dumps(cfg))
     scale = D_MODEL**0.5 / norm
     with torch.no_grad():
@@ -128,8 +153,12 @@ def test_llama_scope_checkpoints_fold_their_activation_norm(paths):
         sae.fold_activation_norm_scaling_factor(scale)
         expected = sae.encode(torch.from_numpy(rows(20))).numpy()
     encoder = open_sae(paths, "llama-3.1-8b", "l16r_32x")
-    blocks = [read_block(encoder, start, min(start + 40, D_SAE), CPU) for start in range(0, D_SAE, 40)]
-    assert_same(to_csr(concatenate(list(encode(encoder, blocks, rows(20), CPU))), D_SAE).toarray(), expected)
+    blocks = [
+        read_block(encoder, start, min(start + 40, D_SAE), CPU) for start in range(0, D_SAE, 40)
+    ]
+    assert_same(
+        to_csr(concatenate(list(encode(encoder, blocks, rows(20), CPU))), D_SAE).toarray(), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -145,7 +174,11 @@ def test_stored_dtypes_are_read_exactly(tmp_path, dtype):
 def test_truncated_and_compressed_weights_are_named(paths):
     folder = paths.saes("gemma-2-9b") / "layer_20" / "x"
     folder.mkdir(parents=True)
-    arrays = {"W_enc": np.ones((4, 6), np.float32), "b_enc": np.zeros(6, np.float32), "threshold": np.zeros(6, np.float32)}
+    arrays = {
+        "W_enc": np.ones((4, 6), np.float32),
+        "b_enc": np.zeros(6, np.float32),
+        "threshold": np.zeros(6, np.float32),
+    }
     np.savez_compressed(folder / "params.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="compressed"):
         open_sae(paths, "gemma-2-9b", "layer_20/x")
@@ -171,7 +204,12 @@ def test_a_missing_sae_names_the_places_looked_at(paths, monkeypatch):
 
 
 def test_sae_ids_are_found_in_every_format(paths):
-    for name in ("layer_2/a/cfg.json", "layer_2/b/params.npz", "l16r_32x/hyperparams.json", ".hidden/cfg.json"):
+    for name in (
+        "layer_2/a/cfg.json",
+        "layer_2/b/params.npz",
+        "l16r_32x/hyperparams.json",
+        ".hidden/cfg.json",
+    ):
         path = paths.saes("m") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -183,14 +221,21 @@ def test_golden_sae_loads():
     from conftest import SHARED
 
     encoder = open_sae(Paths(), "all-MiniLM-L6-v2", "sae", sae_dir=SHARED / "golden")
-    assert (encoder.architecture, encoder.d_model, encoder.d_sae, encoder.k_active) == ("topk", 384, 4096, 32)
+    assert (encoder.architecture, encoder.d_model, encoder.d_sae, encoder.k_active) == (
+        "topk",
+        384,
+        4096,
+        32,
+    )
 
 
 def write_dictionary(folder: Path, kind: str, state: dict[str, torch.Tensor], **trainer) -> None:
     """A folder as dictionary_learning leaves it."""
     folder.mkdir(parents=True)
     torch.save(state, folder / "ae.pt")
-    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": kind, **trainer}, "buffer": {}}))
+    (folder / "config.json").write_text(
+        json.dumps({"trainer": {"dict_class": kind, **trainer}, "buffer": {}})
+    )
 
 
 def normals(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -199,7 +244,10 @@ def normals(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("block_size", [D_SAE, 13])
-@pytest.mark.parametrize("kind", ["AutoEncoder", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder"])
+@pytest.mark.parametrize(
+    "kind",
+    ["AutoEncoder", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder"],
+)
 def test_dictionaries_of_dictionary_learning_encode_by_its_formulas(paths, kind, block_size):
     W, b, b_dec, gate, r = normals((D_SAE, D_MODEL), (D_SAE,), (D_MODEL,), (D_SAE,), (D_SAE,))
     decoder = {"decoder.weight": W.T.contiguous()}
@@ -209,11 +257,21 @@ def test_dictionaries_of_dictionary_learning_encode_by_its_formulas(paths, kind,
     if kind == "AutoEncoder":
         state, expected = {**linear, "bias": b_dec}, torch.relu((x - b_dec) @ W.T + b)
     elif kind == "GatedAutoEncoder":
-        state = {"encoder.weight": W, "decoder_bias": b_dec, "gate_bias": gate, "mag_bias": b, "r_mag": r, **decoder}
+        state = {
+            "encoder.weight": W,
+            "decoder_bias": b_dec,
+            "gate_bias": gate,
+            "mag_bias": b,
+            "r_mag": r,
+            **decoder,
+        }
         shared = (x - b_dec) @ W.T
         expected = torch.relu(shared * r.exp() + b) * (shared + gate > 0)
     elif kind == "AutoEncoderTopK":
-        state, trainer = {**linear, "b_dec": b_dec, "k": torch.tensor(7), "threshold": torch.tensor(-1.0)}, {"k": 7}
+        state, trainer = (
+            {**linear, "b_dec": b_dec, "k": torch.tensor(7), "threshold": torch.tensor(-1.0)},
+            {"k": 7},
+        )
         pre = torch.relu((x - b_dec) @ W.T + b)
         values, at = pre.topk(7, dim=1)
         expected = torch.zeros_like(pre).scatter(1, at, values)
@@ -222,7 +280,13 @@ def test_dictionaries_of_dictionary_learning_encode_by_its_formulas(paths, kind,
         pre = torch.relu((x - b_dec) @ W.T + b)
         expected = pre * (pre > 1.5)
     else:
-        state = {"W_enc": W.T.contiguous(), "b_enc": b, "W_dec": W, "b_dec": b_dec, "threshold": gate.abs()}
+        state = {
+            "W_enc": W.T.contiguous(),
+            "b_enc": b,
+            "W_dec": W,
+            "b_dec": b_dec,
+            "threshold": gate.abs(),
+        }
         pre = x @ W.T + b
         expected = torch.relu(pre * (pre > gate.abs()))
     write_dictionary(paths.saes("all-MiniLM-L6-v2") / "layer_2" / "mine", kind, state, **trainer)
@@ -235,12 +299,20 @@ def test_sparsify_saes_encode_by_their_formula(paths, block_size):
     W, b, b_dec = normals((D_SAE, D_MODEL), (D_SAE,), (D_MODEL,))
     folder = paths.saes("all-MiniLM-L6-v2") / "layers.2"
     folder.mkdir(parents=True)
-    save_file({"encoder.weight": W, "encoder.bias": b, "W_dec": W.clone(), "b_dec": b_dec}, folder / "sae.safetensors")
-    (folder / "cfg.json").write_text(json.dumps({"activation": "topk", "k": 7, "d_in": D_MODEL, "transcode": False}))
+    save_file(
+        {"encoder.weight": W, "encoder.bias": b, "W_dec": W.clone(), "b_dec": b_dec},
+        folder / "sae.safetensors",
+    )
+    (folder / "cfg.json").write_text(
+        json.dumps({"activation": "topk", "k": 7, "d_in": D_MODEL, "transcode": False})
+    )
     x = torch.from_numpy(rows(20))
     pre = torch.relu((x - b_dec) @ W.T + b)
     values, at = pre.topk(7, dim=1)
-    assert_same(ours(paths, "layers.2", x.numpy(), block_size), torch.zeros_like(pre).scatter(1, at, values).numpy())
+    assert_same(
+        ours(paths, "layers.2", x.numpy(), block_size),
+        torch.zeros_like(pre).scatter(1, at, values).numpy(),
+    )
 
 
 def test_a_dictionary_that_is_none_gets_one_line(paths, tmp_path):
@@ -251,7 +323,11 @@ def test_a_dictionary_that_is_none_gets_one_line(paths, tmp_path):
     write_dictionary(saes / "c", "AutoEncoder", {"encoder.weight": W})
     canary = tmp_path / "canary"
     torch.save({"encoder.weight": Hostile(str(canary))}, saes / "c" / "ae.pt")
-    for sae_id, message in (("a", "dict_class"), ("b", "lacks encoder.bias, bias"), ("c", "cannot be read")):
+    for sae_id, message in (
+        ("a", "dict_class"),
+        ("b", "lacks encoder.bias, bias"),
+        ("c", "cannot be read"),
+    ):
         with pytest.raises(UserError, match=message):
             open_sae(paths, "all-MiniLM-L6-v2", sae_id)
     assert not canary.exists()

@@ -28,11 +28,15 @@ def test_f1_and_accuracy_equal_scikit_learns(pairs):
     y, predicted = (np.array(column) for column in zip(*pairs))
     if 0 < y.sum() < len(y):
         scores = score_test_rows(y, predicted, predicted)
-        assert scores["test_f1"] == pytest.approx(f1_score(y, predicted, average="weighted", zero_division=0))
+        assert scores["test_f1"] == pytest.approx(
+            f1_score(y, predicted, average="weighted", zero_division=0)
+        )
         assert scores["test_acc"] == pytest.approx(accuracy_score(y, predicted))
 
 
-@pytest.mark.parametrize(("n", "n_folds"), [(2, 0), (3, 0), (4, 4), (12, 36), (13, 6), (127, 6), (128, 1), (1024, 1)])
+@pytest.mark.parametrize(
+    ("n", "n_folds"), [(2, 0), (3, 0), (4, 4), (12, 36), (13, 6), (127, 6), (128, 1), (1024, 1)]
+)
 def test_folds_by_number_of_rows(n, n_folds):
     y = np.arange(n) % 2
     folds = validation_folds(y)

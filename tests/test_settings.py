@@ -1,4 +1,4 @@
-"""Row splits against the paper's own (hashes made by its functions on real labels), and as rules."""
+"""Row splits against the paper's own (hashes from its functions on real labels), and as rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,28 @@ from utils.settings import (
 
 GOLDEN = ("96_spam_is", "105_click_bait", "41_truthqa_tf")
 # The paper's scarcity sizes, as they stand in its published tables
-PUBLISHED_SIZES = (2, 3, 4, 5, 7, 10, 14, 20, 28, 38, 53, 74, 103, 143, 198, 275, 382, 531, 737, 1024)
+PUBLISHED_SIZES = (
+    2,
+    3,
+    4,
+    5,
+    7,
+    10,
+    14,
+    20,
+    28,
+    38,
+    53,
+    74,
+    103,
+    143,
+    198,
+    275,
+    382,
+    531,
+    737,
+    1024,
+)
 
 
 def sha256(rows: np.ndarray) -> str:
@@ -38,7 +59,9 @@ def test_scarcity_sizes_are_the_published_ones():
 
 
 def test_draws_of_a_known_label_vector_are_the_papers():
-    """Alternating labels, 1,494 rows: hashes computed once from the paper's own draw on this vector."""
+    """Alternating labels, 1,494 rows: hashes computed once from the paper's own draw on this
+    vector.
+    """
     labels = np.arange(1494) % 2
     train, test = draw_rows(labels, 1024, 469)
     rng = np.random.RandomState(42)
@@ -62,12 +85,16 @@ def test_splits_have_the_golden_hashes(name):
     for size, expected in golden["scarcity"].items():
         rows = split(Condition("scarcity", int(size)), labels)
         assert sha256(rows.train) == expected["train_sha256"]
-        # For a balanced dataset and an odd number of training rows the reference leaves out one test row more than the
-        # paper's tables show (their accuracies are whole numbers of N - num_train - 1 rows); we follow the tables.
+        # For a balanced dataset and an odd number of training rows the reference leaves out one
+        # test row more than the paper's tables show (their accuracies are whole numbers of N -
+        # num_train - 1 rows); we follow the tables.
         if int(size) % 2 == 0 or 2 * labels.sum() != len(labels):
             assert sha256(rows.test) == expected["test_sha256"]
     for frac, expected in golden["label_noise"].items():
-        assert sha256(split(Condition("label_noise", float(frac)), labels).y_train) == expected["y_sha256"]
+        assert (
+            sha256(split(Condition("label_noise", float(frac)), labels).y_train)
+            == expected["y_sha256"]
+        )
 
 
 @given(st.integers(220, 1500), st.floats(0.3, 0.7), st.integers(0, 2**31 - 1))
@@ -78,7 +105,8 @@ def test_every_split_is_disjoint_balanced_and_leaves_enough(n_rows, pos_share, s
             try:
                 rows = split(condition, labels)
             except UserError:
-                assert min(labels.sum(), n_rows - labels.sum()) < 0.5 * n_rows  # only a lopsided dataset is too small
+                # only a lopsided dataset is too small
+                assert min(labels.sum(), n_rows - labels.sum()) < 0.5 * n_rows
                 continue
             assert len(np.intersect1d(rows.train, rows.test)) == 0
             assert len(np.unique(rows.train)) == len(rows.train)
@@ -92,7 +120,10 @@ def test_every_split_is_disjoint_balanced_and_leaves_enough(n_rows, pos_share, s
 
 def test_label_noise_flips_training_labels_only():
     labels = np.arange(1200) % 2
-    clean, noisy = (split(Condition("label_noise", frac), labels) for frac in (0.0, SETTINGS["label_noise"].values[4]))
+    clean, noisy = (
+        split(Condition("label_noise", frac), labels)
+        for frac in (0.0, SETTINGS["label_noise"].values[4])
+    )
     assert (clean.y_train != noisy.y_train).sum() == int(1024 * 0.2)
     assert np.array_equal(clean.y_test, noisy.y_test)
 
@@ -119,7 +150,8 @@ def test_too_small_a_class_is_a_clear_error():
 
 
 @pytest.mark.parametrize(
-    ("other", "ours"), [("imbalance", "class_imbalance"), ("noise", "label_noise"), ("corrupt", "label_noise")]
+    ("other", "ours"),
+    [("imbalance", "class_imbalance"), ("noise", "label_noise"), ("corrupt", "label_noise")],
 )
 def test_what_other_tools_call_a_setting_is_understood(other, ours):
     assert conditions(other, 1500) == conditions(ours, 1500)

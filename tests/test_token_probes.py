@@ -11,7 +11,13 @@ from sklearn.decomposition import PCA
 
 import train_multi_token_probes
 from utils.probes import token_probes
-from utils.probes.token_probes import Tokens, attention_probe, components_probe, concatenated_components, pool_latents
+from utils.probes.token_probes import (
+    Tokens,
+    attention_probe,
+    components_probe,
+    concatenated_components,
+    pool_latents,
+)
 from utils.readers.sparse_files import SparseRows
 from utils.results.multi_token import load_multi_token
 
@@ -48,12 +54,16 @@ def test_pooling_equals_dense_pooling_of_each_text(monkeypatch, chunk):
 def test_components_are_those_of_the_training_texts_tokens_aligned_at_the_end():
     tokens = random_tokens(30)
     train = np.arange(0, 30, 2)
-    rows = np.concatenate([tokens.values[tokens.starts[i] : tokens.starts[i + 1]] for i in train]).astype(np.float64)
+    rows = np.concatenate(
+        [tokens.values[tokens.starts[i] : tokens.starts[i + 1]] for i in train]
+    ).astype(np.float64)
     model = PCA(n_components=12).fit(rows)
     found = concatenated_components(tokens, train).reshape(30, -1, 12)
     assert found.shape[1] == np.diff(tokens.starts).max()
     for i in range(30):
-        expected = model.transform(tokens.values[tokens.starts[i] : tokens.starts[i + 1]].astype(np.float64))
+        expected = model.transform(
+            tokens.values[tokens.starts[i] : tokens.starts[i + 1]].astype(np.float64)
+        )
         assert np.allclose(np.abs(found[i, -len(expected) :]), np.abs(expected), atol=1e-3)
         assert not found[i, : found.shape[1] - len(expected)].any()
 

@@ -35,8 +35,12 @@ def description_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def write_activations(path: Path, activations: torch.Tensor, texts: list[str], made_by: dict[str, object]) -> None:
-    """Save [n_rows, d_model] and its description; the tensor appears last, so that where it stands both do."""
+def write_activations(
+    path: Path, activations: torch.Tensor, texts: list[str], made_by: dict[str, object]
+) -> None:
+    """Save [n_rows, d_model] and its description; the tensor appears last, so that where it stands
+    both do.
+    """
     described = {**made_by, "n_rows": len(texts), "texts_sha256": fingerprint(texts)}
     write_json(description_path(path), described)
     save_tensor(path, activations.contiguous())
@@ -57,16 +61,21 @@ def read_description(path: Path) -> dict:
         return content
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(
-            f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make both again"
+            f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make"
+            " both again"
         ) from error
 
 
-def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | None = None) -> np.ndarray:
+def load_activations(
+    path: Path, dataset: Dataset, remedy: str, d_model: int | None = None
+) -> np.ndarray:
     """Activations [n_rows, d_model] float32 of a dataset, checked against its texts.
 
-    A file that we made may cover only the first rows of the dataset (its description says so); then n_rows is theirs.
+    A file that we made may cover only the first rows of the dataset (its description says so); then
+    n_rows is theirs.
 
-    Raises UserError when the file is missing or broken, belongs to other texts, or has NaN, infinite or misshaped values.
+    Raises UserError when the file is missing or broken, belongs to other texts, or has NaN,
+    infinite or misshaped values.
     """
     import torch
 
@@ -74,17 +83,25 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
     remedy = f"delete it, then {remedy}"
     if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.layout != torch.strided:
         raise UserError(
-            f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows, d_model] floats: {remedy}"
+            f"{path} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, not [n_rows,"
+            f" d_model] floats: {remedy}"
         )
     if d_model is not None and tensor.shape[1] != d_model:
         raise UserError(f"{path} has d_model {tensor.shape[1]}, not {d_model}: {remedy}")
     made_from = read_description(path)
     n_rows = min(len(tensor), len(dataset))
     expected = made_from.get("n_rows", len(dataset))
-    # of a file that others made all rows are counted, but for datasets that are cut at their 5,000th row
+    # of a file that others made all rows are counted, but for datasets that are cut at their
+    # 5,000th row
     surplus = not made_from and len(dataset) < MAX_ROWS and len(tensor) > len(dataset)
-    if surplus or min(len(tensor), len(dataset)) != min(expected, len(dataset)) or len(tensor) < expected:
-        raise UserError(f"{path} has {len(tensor)} rows, but {dataset.name} has {expected} texts: {remedy}")
+    if (
+        surplus
+        or min(len(tensor), len(dataset)) != min(expected, len(dataset))
+        or len(tensor) < expected
+    ):
+        raise UserError(
+            f"{path} has {len(tensor)} rows, but {dataset.name} has {expected} texts: {remedy}"
+        )
     if made_from and made_from.get("texts_sha256") != fingerprint(dataset.texts[:n_rows]):
         raise UserError(f"{path} was made from other texts than {dataset.name} has now: {remedy}")
     activations = tensor[:n_rows].float().numpy()
@@ -96,7 +113,9 @@ def load_activations(path: Path, dataset: Dataset, remedy: str, d_model: int | N
 
 @dataclass(frozen=True)
 class ModelRows:
-    """A dataset's activations ``X`` [n_rows, d_model] with labels ``y`` [n_rows], and those of its OOD file where asked for."""
+    """A dataset's activations ``X`` [n_rows, d_model] with labels ``y`` [n_rows], and those of its
+    OOD file where asked for.
+    """
 
     X: np.ndarray
     y: np.ndarray
@@ -117,16 +136,27 @@ class ModelRows:
         return self.X if self.X_ood is None else self.X_ood
 
 
-def load_rows(paths: Paths, model_name: str, dataset: str, hook_name: str, ood: bool, d_model: int | None = None) -> ModelRows:
+def load_rows(
+    paths: Paths,
+    model_name: str,
+    dataset: str,
+    hook_name: str,
+    ood: bool,
+    d_model: int | None = None,
+) -> ModelRows:
     """Activations and labels of a dataset at a hook, with ``ood`` those of its OOD file too.
 
     Raises UserError as ``load_activations`` does.
     """
     remedy = f"`make generate-model-acts MODEL={model_name}` makes it"
     texts = load_dataset(paths, dataset)
-    X = load_activations(paths.model_activations(model_name, dataset, hook_name), texts, remedy, d_model)
+    X = load_activations(
+        paths.model_activations(model_name, dataset, hook_name), texts, remedy, d_model
+    )
     if not ood:
         return ModelRows(X, texts.labels[: len(X)])
     shifted = load_ood(paths, dataset)
-    X_ood = load_activations(paths.model_activations(model_name, dataset, hook_name, ood=True), shifted, remedy, d_model)
+    X_ood = load_activations(
+        paths.model_activations(model_name, dataset, hook_name, ood=True), shifted, remedy, d_model
+    )
     return ModelRows(X, texts.labels[: len(X)], X_ood, shifted.labels)

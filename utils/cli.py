@@ -38,24 +38,38 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring and the defaults; flags cannot be abbreviated."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=_Formatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=_Formatter, allow_abbrev=False
+    )
     defaults = Paths()
     folders = parser.add_argument_group("folders")
-    folders.add_argument("--data_dir", type=Path, default=defaults.data_dir, help="activations, models and SAEs")
-    folders.add_argument("--text_dir", type=Path, default=defaults.text_dir, help="the text datasets")
-    folders.add_argument("--results_dir", type=Path, default=defaults.results_dir, help="result tables")
-    folders.add_argument("--figures_dir", type=Path, default=defaults.figures_dir, help="figures and report")
+    folders.add_argument(
+        "--data_dir", type=Path, default=defaults.data_dir, help="activations, models and SAEs"
+    )
+    folders.add_argument(
+        "--text_dir", type=Path, default=defaults.text_dir, help="the text datasets"
+    )
+    folders.add_argument(
+        "--results_dir", type=Path, default=defaults.results_dir, help="result tables"
+    )
+    folders.add_argument(
+        "--figures_dir", type=Path, default=defaults.figures_dir, help="figures and report"
+    )
     return parser
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_name", default=DEFAULT_MODEL, help="language model, as in the file names")
+    parser.add_argument(
+        "--model_name", default=DEFAULT_MODEL, help="language model, as in the file names"
+    )
 
 
 EVERY = "all"
 
 
-def add_setting(parser: argparse.ArgumentParser, default: str = NORMAL.name, every: bool = True) -> None:
+def add_setting(
+    parser: argparse.ArgumentParser, default: str = NORMAL.name, every: bool = True
+) -> None:
     """``every``: the script can do all settings in one run."""
     parser.add_argument(
         "--setting",
@@ -101,33 +115,54 @@ def over_settings(train: Callable[[argparse.Namespace], int], args: argparse.Nam
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets (default: all that apply)")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        help="only these datasets (default: all that apply)",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", type=device_name, default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu"
+        "--device",
+        type=device_name,
+        default="auto",
+        help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu",
     )
 
 
 def add_saes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--target_sae_id", nargs="+", type=sae_id, metavar="ID", help="SAEs to use (default: all in --sae_dir, else the paper's)"
+        "--target_sae_id",
+        nargs="+",
+        type=sae_id,
+        metavar="ID",
+        help="SAEs to use (default: all in --sae_dir, else the paper's)",
     )
     parser.add_argument(
-        "--sae_dir", type=lambda text: Path(text).absolute(), help="folder with the SAEs (default: data/saes/{model})"
+        "--sae_dir",
+        type=lambda text: Path(text).absolute(),
+        help="folder with the SAEs (default: data/saes/{model})",
     )
-    parser.add_argument("--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks")
+    parser.add_argument(
+        "--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks"
+    )
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=seed, default=42, help="seed of the row draws and folds (42 is the paper's)")
+    parser.add_argument(
+        "--seed", type=seed, default=42, help="seed of the row draws and folds (42 is the paper's)"
+    )
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     parser.add_argument(
-        "--seeds", type=_seeds, metavar="42,43,…", help="several seeds: rows, folds and fits are repeated with each"
+        "--seeds",
+        type=_seeds,
+        metavar="42,43,…",
+        help="several seeds: rows, folds and fits are repeated with each",
     )
 
 
@@ -142,14 +177,18 @@ def _seeds(text: str) -> list[int]:
 def seed(text: str) -> int:
     """A flag's seed, as numpy's generator takes it."""
     if not text.isdigit() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to 2**32 - 1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no seed: give a whole number from 0 to 2**32 - 1"
+        )
     return int(text)
 
 
 def device_name(text: str) -> str:
     """A flag's device; whether the machine has it is checked when it is used."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: use auto, cuda, cuda:N, mps or cpu")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no device: use auto, cuda, cuda:N, mps or cpu"
+        )
     return text
 
 
@@ -166,13 +205,17 @@ def layer(text: str) -> Layer:
     try:
         return parse_layer(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no layer: give a block's number, embed, or a hook's name") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no layer: give a block's number, embed, or a hook's name"
+        ) from None
 
 
 def sae_id(text: str) -> str:
     """A flag's SAE id: a path below the folder of SAEs."""
     if not text or text.startswith("/") or ".." in text.split("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no SAE id: it is a path below the folder of SAEs")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no SAE id: it is a path below the folder of SAEs"
+        )
     return text
 
 
@@ -183,7 +226,9 @@ def one_of(names: tuple[str, ...]) -> Callable[[str], list[str]]:
         parts = [part for part in text.split(",") if part]
         for part in parts:
             if part not in names:
-                raise argparse.ArgumentTypeError(f"unknown {part!r}: choose from {', '.join(names)}")
+                raise argparse.ArgumentTypeError(
+                    f"unknown {part!r}: choose from {', '.join(names)}"
+                )
         return parts
 
     return parse
@@ -191,26 +236,44 @@ def one_of(names: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 def add_scheduler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--scheduler", metavar="tcp://HOST:8786", help="run on the workers of this Dask scheduler, which share the folders"
+        "--scheduler",
+        metavar="tcp://HOST:8786",
+        help="run on the workers of this Dask scheduler, which share the folders",
     )
 
 
 def workers_of(args: argparse.Namespace, paths: Paths, n_jobs: int) -> Workers:
-    """Where the tasks of a run are to be done; ``--device cuda``: on workers that offer a GPU ("auto" takes what is there)."""
-    return Workers(n_jobs, args.scheduler, paths.data_dir, gpu=getattr(args, "device", "").startswith("cuda"))
+    """Where the tasks of a run are to be done; ``--device cuda``: on workers that offer a GPU
+    ("auto" takes what is there).
+    """
+    return Workers(
+        n_jobs, args.scheduler, paths.data_dir, gpu=getattr(args, "device", "").startswith("cuda")
+    )
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     add_scheduler(parser)
-    parser.add_argument("--n_jobs", type=positive, default=default_n_jobs(), help="worker processes, one thread each")
-    parser.add_argument("--randomize_order", action="store_true", help="work through the tasks in random order")
-    parser.add_argument("--overwrite", action="store_true", help="redo rows that the result table already has")
+    parser.add_argument(
+        "--n_jobs",
+        type=positive,
+        default=default_n_jobs(),
+        help="worker processes, one thread each",
+    )
+    parser.add_argument(
+        "--randomize_order", action="store_true", help="work through the tasks in random order"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="redo rows that the result table already has"
+    )
     parser.add_argument(
         "--conditions",
         nargs="+",
         type=float,
         metavar="VALUE",
-        help="only these conditions of the setting: training rows for scarcity, fractions for class_imbalance and label_noise",
+        help=(
+            "only these conditions of the setting: training rows for scarcity, fractions for"
+            " class_imbalance and label_noise"
+        ),
     )
 
 
@@ -230,13 +293,27 @@ def paths_of(args: argparse.Namespace) -> Paths:
 
 def folder_flags(paths: Paths) -> list[str]:
     """The flags that point a script at these folders."""
-    folders = {"text": paths.text_dir, "data": paths.data_dir, "results": paths.results_dir, "figures": paths.figures_dir}
+    folders = {
+        "text": paths.text_dir,
+        "data": paths.data_dir,
+        "results": paths.results_dir,
+        "figures": paths.figures_dir,
+    }
     return [part for kind, folder in folders.items() for part in (f"--{kind}_dir", str(folder))]
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:
     """The resolved flags, without folders and without what cannot change a result."""
-    skipped = {"data_dir", "text_dir", "results_dir", "figures_dir", "n_jobs", "scheduler", "randomize_order", "overwrite"}
+    skipped = {
+        "data_dir",
+        "text_dir",
+        "results_dir",
+        "figures_dir",
+        "n_jobs",
+        "scheduler",
+        "randomize_order",
+        "overwrite",
+    }
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}
 
 
@@ -261,16 +338,23 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def run(main: Callable[[list[str] | None], int]) -> None:
-    """Run a script's main; a user's mistake becomes one line and a non-zero exit. SIGTERM stops it as SIGINT does."""
+    """Run a script's main; a user's mistake becomes one line and a non-zero exit. SIGTERM stops it
+    as SIGINT does.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
-    for stream in (sys.stdout, sys.stderr):  # a file name may be no text, and its line must still be printed
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a file name may be no text, and its line must still be printed
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(_status_of(main))
 
 
 def _status_of(main: Callable[[list[str] | None], int]) -> int:
-    """The exit status of a main; from then on a signal ends the process at once, because its work is done."""
+    """The exit status of a main; from then on a signal ends the process at once, because its work
+    is done.
+    """
     status = EXIT_FAILED
     try:
         status = main(None)
@@ -279,7 +363,11 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
         status = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         again = shlex.join(["python", *_script(), *sys.argv[1:]])
-        print(f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}", file=sys.stderr)
+        print(
+            f"\nstopped{where_it_stood()}: finished work is kept; the same command continues:"
+            f" {again}",
+            file=sys.stderr,
+        )
         status = EXIT_STOPPED
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -288,10 +376,17 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         remedy = "make room" if error.errno in NO_ROOM else "mend this"
-        print(f"error: {error.strerror or error}{where}: finished work is kept; {remedy} and run again", file=sys.stderr)
+        print(
+            f"error: {error.strerror or error}{where}: finished work is kept; {remedy} and run"
+            " again",
+            file=sys.stderr,
+        )
     finally:
         with suppress(OSError, ValueError):  # a closed pipe or disk
             sys.stdout.flush()
-        for stop in (signal.SIGINT, signal.SIGTERM):  # libraries' threads still end, which a KeyboardInterrupt would disturb
+        for stop in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # libraries' threads still end, which a KeyboardInterrupt would disturb
             signal.signal(stop, lambda _signal, _frame: os._exit(status))
     return status

@@ -17,15 +17,18 @@ from utils.runtime.errors import UserError, unknown_name
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
 
-# Targets of an OOD file that mean a training class under another name. 90_glue_qnli: its training targets 0 and 1 are
-# GLUE's codes for entailment and not_entailment, and its OOD file says "1" and "not_entailment"; the published code
-# numbers each file's sorted values on its own, which gives the same mapping ("1" -> class 0, "not_entailment" -> 1).
+# Targets of an OOD file that mean a training class under another name. 90_glue_qnli: its training
+# targets 0 and 1 are GLUE's codes for entailment and not_entailment, and its OOD file says "1" and
+# "not_entailment"; the published code numbers each file's sorted values on its own, which gives the
+# same mapping ("1" -> class 0, "not_entailment" -> 1).
 OOD_TARGETS = {"90_glue_qnli": {"1": 0, "not_entailment": 1}}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Texts and labels of one binary dataset; ``labels`` [n_rows] are codes of the sorted distinct targets."""
+    """Texts and labels of one binary dataset; ``labels`` [n_rows] are codes of the sorted distinct
+    targets.
+    """
 
     name: str
     texts: list[str]
@@ -37,7 +40,9 @@ class Dataset:
 
 
 def existing_csv(path: Path) -> Path | None:
-    """``path`` or its compressed twin ``path.zst``, whichever is there; the plain file (a user's own) wins."""
+    """``path`` or its compressed twin ``path.zst``, whichever is there; the plain file (a user's
+    own) wins.
+    """
     for candidate in (path, path.with_name(path.name + ".zst")):
         if candidate.is_file():
             return candidate
@@ -56,22 +61,33 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
         content = _decompressed(found) if found.suffix == ".zst" else found.read_bytes()
         check_columns(content)
         return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-    except Exception as error:  # pandas, zstandard and codecs each raise their own kinds for a broken file
-        raise UserError(f"{found} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it again") from error
+    except (
+        Exception
+    ) as error:  # pandas, zstandard and codecs each raise their own kinds for a broken file
+        raise UserError(
+            f"{found} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it"
+            " again"
+        ) from error
 
 
 def _decompressed(path: Path) -> bytes:
     import zstandard
 
     with open(path, "rb") as file:
-        content = zstandard.ZstdDecompressor(max_window_size=MAX_TEXT_BYTES).stream_reader(file).read(MAX_TEXT_BYTES + 1)
+        content = (
+            zstandard.ZstdDecompressor(max_window_size=MAX_TEXT_BYTES)
+            .stream_reader(file)
+            .read(MAX_TEXT_BYTES + 1)
+        )
     if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"it unpacks to more than {MAX_TEXT_BYTES >> 20} MiB")
     return content
 
 
 def check_columns(content: bytes) -> None:
-    """Raise ValueError where a CSV's first line names a column twice: which of the two is meant is not for us to guess."""
+    """Raise ValueError where a CSV's first line names a column twice: which of the two is meant is
+    not for us to guess.
+    """
     header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")]), [])
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
@@ -84,26 +100,36 @@ def first_line(error: BaseException) -> str:
 
 @cache
 def list_datasets(paths: Paths) -> tuple[str, ...]:
-    """Names of the binary datasets, in the order of the paper's master table, then any CSV the user added."""
+    """Names of the binary datasets, in the order of the paper's master table, then any CSV the user
+    added.
+    """
     table = read_csv(paths.master_table(), "dataset table")
     missing = {"Data type", "Dataset save name"} - set(table.columns)
     if missing:
-        raise UserError(f"{paths.master_table()} lacks the columns {sorted(missing)}: run `make fetch-data`")
+        raise UserError(
+            f"{paths.master_table()} lacks the columns {sorted(missing)}: run `make fetch-data`"
+        )
     binary = table[table["Data type"] == "Binary Classification"]
     listed = [Path(name).stem for name in binary["Dataset save name"]]
     not_binary = {Path(name).stem for name in table["Dataset save name"]} - set(listed)
     folder = paths.texts("x").parent
-    on_disk = {file.name.split(".csv")[0] for file in folder.glob("*.csv*")} if folder.is_dir() else set()
+    on_disk = (
+        {file.name.split(".csv")[0] for file in folder.glob("*.csv*")} if folder.is_dir() else set()
+    )
     return tuple(listed) + tuple(sorted(on_disk - set(listed) - not_binary))
 
 
 def list_ood_datasets(paths: Paths) -> list[str]:
     """Datasets with a labelled out-of-distribution file, in the order of ``list_datasets``."""
-    return [name for name in list_datasets(paths) if existing_csv(paths.ood_texts(name)) is not None]
+    return [
+        name for name in list_datasets(paths) if existing_csv(paths.ood_texts(name)) is not None
+    ]
 
 
 def unlabelled_ood_files(paths: Paths) -> list[Path]:
-    """Files in the OOD folder that are no dataset (the paper's ``66_living-room_translations.csv`` has no labels)."""
+    """Files in the OOD folder that are no dataset (the paper's ``66_living-room_translations.csv``
+    has no labels).
+    """
     folder = paths.ood_texts("x").parent
     return sorted(file for file in folder.glob("*.csv*") if "_OOD.csv" not in file.name)
 
@@ -122,7 +148,10 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
         partnered = set(list_ood_datasets(paths))
         chosen = [name for name in chosen if name in partnered]
         if not chosen:
-            raise UserError(f"none of the datasets has an OOD partner; those that have: {', '.join(sorted(partnered)) or 'none'}")
+            raise UserError(
+                "none of the datasets has an OOD partner; those that have:"
+                f" {', '.join(sorted(partnered)) or 'none'}"
+            )
     return chosen
 
 
@@ -139,16 +168,22 @@ def load_dataset(paths: Paths, name: str) -> Dataset:
     classes = _sorted_values(table["target"])
     if len(classes) != 2:
         shown = ", ".join(map(repr, classes[:5]))
-        raise UserError(f"dataset {name} has {len(classes)} classes ({shown}): probes need exactly 2 values of `target`")
+        raise UserError(
+            f"dataset {name} has {len(classes)} classes ({shown}): probes need exactly 2 values of"
+            " `target`"
+        )
     labels = table["target"].map({value: code for code, value in enumerate(classes)})
-    return Dataset(name, table["prompt"].tolist(), labels.to_numpy(np.int64), (classes[0], classes[1]))
+    return Dataset(
+        name, table["prompt"].tolist(), labels.to_numpy(np.int64), (classes[0], classes[1])
+    )
 
 
 @lru_cache(maxsize=8)
 def load_ood(paths: Paths, name: str) -> Dataset:
     """The out-of-distribution texts of a dataset, labels coded by the training classes' values.
 
-    Raises UserError when the file is missing or its classes cannot be matched with the training classes.
+    Raises UserError when the file is missing or its classes cannot be matched with the training
+    classes.
     """
     classes = load_dataset(paths, name).classes
     table = _prompt_and_target(paths.ood_texts(name), f"{name}_OOD")
@@ -156,8 +191,8 @@ def load_ood(paths: Paths, name: str) -> Dataset:
     strange = sorted(set(table["target"]) - set(codes))
     if strange:
         raise UserError(
-            f"{paths.ood_texts(name).name} has targets {strange} that are no class of {name} {sorted(classes)}: "
-            "make them the same words in both files"
+            f"{paths.ood_texts(name).name} has targets {strange} that are no class of {name}"
+            f" {sorted(classes)}: make them the same words in both files"
         )
     labels = table["target"].map(codes).to_numpy(np.int64)
     return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes)
@@ -170,7 +205,9 @@ def dataset_size(paths: Paths, name: str) -> int:
 
 
 def readable(paths: Paths, names: list[str], failures: list[str], ood: bool = False) -> list[str]:
-    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read; a line is added for each other."""
+    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read; a line is
+    added for each other.
+    """
     usable = []
     for name in names:
         try:
@@ -189,7 +226,9 @@ def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
     missing = {"prompt", "target"} - set(table.columns)
     if missing:
         there = ", ".join(str(name)[:40] for name in table.columns[:8])
-        raise UserError(f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {there!r}")
+        raise UserError(
+            f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {there!r}"
+        )
     for column, remedy in (("target", "label or remove it"), ("prompt", "fill or remove it")):
         empty = np.flatnonzero(table[column].str.strip() == "")
         if len(empty):
@@ -199,7 +238,9 @@ def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
 
 
 def _sorted_values(targets: pd.Series) -> list[str]:
-    """Distinct targets, as numbers in number order where all are numbers, else as text ("False" < "True")."""
+    """Distinct targets, as numbers in number order where all are numbers, else as text ("False" <
+    "True").
+    """
     values = targets.unique().tolist()
     try:
         return sorted(values, key=float)

@@ -1,9 +1,10 @@
-"""Run a transformers model over texts and read its activations at named hooks, without TransformerLens.
+"""Run a transformers model over texts and read its activations at named hooks, without
+TransformerLens.
 
-Hooks have TransformerLens's names and values (without its processing of weights): ``hook_embed`` is the token embedding, with
-its scale where the model has one; ``blocks.N.hook_resid_pre`` what enters block N, ``hook_attn_out`` and ``hook_mlp_out`` what
-its attention and MLP add to the residual stream (after the norms that Gemma 2 and 3 put behind them), ``hook_resid_post`` what
-leaves it.
+Hooks have TransformerLens's names and values (without its processing of weights): ``hook_embed`` is
+the token embedding, with its scale where the model has one; ``blocks.N.hook_resid_pre`` what enters
+block N, ``hook_attn_out`` and ``hook_mlp_out`` what its attention and MLP add to the residual
+stream (after the norms that Gemma 2 and 3 put behind them), ``hook_resid_post`` what leaves it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Models that add learned positions to the token embedding: TransformerLens's hook_embed is the embedding alone.
+# Models that add learned positions to the token embedding: TransformerLens's hook_embed is the
+# embedding alone.
 LEARNED_POSITIONS = {"gpt2", "gpt_neo", "opt"}
-# Where a block keeps what adds to the residual stream, in the spellings of the transformers library.
+# Where a block keeps what adds to the residual stream, in the spellings of the transformers
+# library.
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
-ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "electra"}  # mean over tokens, not the last one
-TOKENS_PER_BATCH = {"cpu": 4096, "mps": 8192, "cuda": 32_768}  # of a batch, padding included, where no batch size is given
+# mean over tokens, not the last one
+ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "electra"}
+# of a batch, padding included, where no batch size is given
+TOKENS_PER_BATCH = {"cpu": 4096, "mps": 8192, "cuda": 32_768}
 
 
 class _LastHookReached(Exception):
@@ -45,7 +50,14 @@ class HookedModel:
     Raises UserError when the model cannot be found or has no such hook.
     """
 
-    def __init__(self, info: LanguageModel, hook_names: list[str], paths: Paths, device: str, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        info: LanguageModel,
+        hook_names: list[str],
+        paths: Paths,
+        device: str,
+        dtype: str = "auto",
+    ) -> None:
         import torch
 
         self.info = info
@@ -54,7 +66,9 @@ class HookedModel:
         self.dtype = pick_dtype(dtype, self.device)
         self.tokenizer, self.model = _load(model_source(info, paths), info, self.dtype)
         self.model.to(self.device).eval()
-        if self.tokenizer.pad_token is None:  # decoders often have none; padded places are masked, any token will do
+        if (
+            self.tokenizer.pad_token is None
+        ):  # decoders often have none; padded places are masked, any token will do
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
         self.tokenizer.truncation_side = "right" if info.pooling == "mean" else "left"
@@ -74,14 +88,22 @@ class HookedModel:
                 raise _LastHookReached
 
         if name == "hook_embed" and _config(self.model).model_type in LEARNED_POSITIONS:
-            self.model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: keep(output))
+            self.model.get_input_embeddings().register_forward_hook(
+                lambda _module, _inputs, output: keep(output)
+            )
         elif name == "hook_embed" or name.endswith("hook_resid_pre"):
-            # what enters the first block is the embedding with its scale (Gemma) or its layer norm (BERT)
+            # what enters the first block is the embedding with its scale (Gemma) or its layer norm
+            # (BERT)
             blocks[max(block, 0)].register_forward_pre_hook(
-                lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+                lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
             )
         else:
-            module = blocks[block] if name.endswith("hook_resid_post") else _part(blocks[block], name, self.info.name)
+            module = (
+                blocks[block]
+                if name.endswith("hook_resid_post")
+                else _part(blocks[block], name, self.info.name)
+            )
             module.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -93,30 +115,39 @@ class HookedModel:
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
         """Forward passes over texts batched by length, with a progress bar.
 
-        Yields (text indices [batch], {hook_name: float32 [batch, n_tokens, d_model]}, mask bool [batch, n_tokens]).
+        Yields (text indices [batch], {hook_name: float32 [batch, n_tokens, d_model]}, mask bool
+        [batch, n_tokens]).
         """
         import torch
 
         lengths = np.array([len(ids) for ids in token_ids])
-        order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
+        # longest first: what does not fit in memory fails at once
+        order = np.argsort(-lengths, kind="stable")
         with progress(total=int(lengths.sum()), desc=desc, unit="tok", unit_scale=True) as bar:
             start = n_done = 0
             n_tokens = TOKENS_PER_BATCH[self.device.type]
             while start < len(order):
                 size = batch_size or max(1, n_tokens // max(int(lengths[order[start]]), 1))
                 rows = order[start : start + size]
-                batch = self.tokenizer.pad({"input_ids": [token_ids[i] for i in rows]}, return_tensors="pt").to(self.device)
+                batch = self.tokenizer.pad(
+                    {"input_ids": [token_ids[i] for i in rows]}, return_tensors="pt"
+                ).to(self.device)
                 self._captured.clear()
                 try:
                     with torch.inference_mode(), suppress(_LastHookReached):
-                        self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                        self.model(
+                            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                        )
                 except RuntimeError as error:
-                    if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                    if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(
+                        error
+                    ):
                         raise
                     if len(rows) == 1 or batch_size:
                         raise UserError(
-                            f"{self.device.type} has no memory for {len(rows)} texts of {int(lengths[rows].max())} tokens: use a "
-                            "smaller --batch_size, --max_seq_len, or --dtype bfloat16"
+                            f"{self.device.type} has no memory for {len(rows)} texts of"
+                            f" {int(lengths[rows].max())} tokens: use a smaller --batch_size,"
+                            " --max_seq_len, or --dtype bfloat16"
                         ) from None
                     n_tokens //= 2
                     continue
@@ -127,8 +158,12 @@ class HookedModel:
                 bar.set_postfix_str(f"{n_done} of {len(order)} texts", refresh=False)
                 yield rows, captured, batch["attention_mask"].bool()
 
-    def pooled(self, texts: list[str], desc: str, batch_size: int | None = None) -> dict[str, torch.Tensor]:
-        """{hook_name: float32 [n_texts, d_model]}: the last token of each text, or for encoders the mean over its tokens."""
+    def pooled(
+        self, texts: list[str], desc: str, batch_size: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """{hook_name: float32 [n_texts, d_model]}: the last token of each text, or for encoders the
+        mean over its tokens.
+        """
         import torch
 
         pooled = {name: torch.empty(len(texts), self.info.d_model) for name in self.hook_names}
@@ -139,7 +174,9 @@ class HookedModel:
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """[batch, d_model] from states [batch, n_tokens, d_model] and mask bool [batch, n_tokens], padding on the right."""
+    """[batch, d_model] from states [batch, n_tokens, d_model] and mask bool [batch, n_tokens],
+    padding on the right.
+    """
     import torch
 
     if pooling == "last":
@@ -149,22 +186,34 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of "auto": bfloat16 where a GPU computes in it, float32 elsewhere; or the one named."""
+    """The precision of "auto": bfloat16 where a GPU computes in it, float32 elsewhere; or the one
+    named.
+    """
     import torch
 
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32
+        )
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 @lru_cache(maxsize=1)
-def load_model(info: LanguageModel, hook_names: tuple[str, ...], paths: Paths, device: str, dtype: str = "auto") -> HookedModel:
-    """The model on a device, read at these hooks; the one used last stays, here as on a cluster's worker."""
+def load_model(
+    info: LanguageModel, hook_names: tuple[str, ...], paths: Paths, device: str, dtype: str = "auto"
+) -> HookedModel:
+    """The model on a device, read at these hooks; the one used last stays, here as on a cluster's
+    worker.
+    """
     return HookedModel(info, list(hook_names), paths, device, dtype)
 
 
 def model_source(info: LanguageModel, paths: Paths) -> str:
-    """The folder or hub id that transformers loads a model from: data/models/{name} where it is there."""
+    """The folder or hub id that transformers loads a model from: data/models/{name} where it is
+    there.
+    """
     local = paths.language_model(info.name)
     if (local / "config.json").is_file():
         return str(local)
@@ -204,10 +253,13 @@ def _load(source: str, info: LanguageModel, dtype: torch.dtype):
 
 def _not_to_be_had(source: str, name: str, error: Exception) -> UserError:
     if Path(source).exists():
-        return UserError(f"the model at {source} cannot be loaded ({str(error).splitlines()[0]}): fetch it again")
+        return UserError(
+            f"the model at {source} cannot be loaded ({str(error).splitlines()[0]}): fetch it again"
+        )
     return UserError(
-        f"{name} ({source}) is neither at data/models/{name} nor to be had from the Hugging Face hub: accept its licence at "
-        f"https://huggingface.co/{source} if it has one, run `hf auth login`, and try again online"
+        f"{name} ({source}) is neither at data/models/{name} nor to be had from the Hugging Face"
+        f" hub: accept its licence at https://huggingface.co/{source} if it has one, run `hf auth"
+        " login`, and try again online"
     )
 
 
@@ -219,15 +271,21 @@ def _config(model: nn.Module) -> Any:
 def _part(block: nn.Module, name: str, model_name: str) -> nn.Module:
     """The module of a block whose output attention or MLP adds to the residual stream."""
     attention = name.endswith("hook_attn_out")
-    # Gemma 2 and 3 normalise what they add; elsewhere post_attention_layernorm stands before the MLP
+    # Gemma 2 and 3 normalise what they add; elsewhere post_attention_layernorm stands before the
+    # MLP
     if hasattr(block, "post_feedforward_layernorm"):
-        norm: nn.Module = getattr(block, "post_attention_layernorm" if attention else "post_feedforward_layernorm")
+        norm: nn.Module = getattr(
+            block, "post_attention_layernorm" if attention else "post_feedforward_layernorm"
+        )
         return norm
     for candidate in ATTENTION if attention else MLP:
         if hasattr(block, candidate) and (attention or not hasattr(block, "crossattention")):
             part: nn.Module = getattr(block, candidate)
             return part
-    raise UserError(f"{name}: blocks of {model_name} have no such part to read; use {' or '.join(HOOK_POINTS[::3])}")
+    raise UserError(
+        f"{name}: blocks of {model_name} have no such part to read; use"
+        f" {' or '.join(HOOK_POINTS[::3])}"
+    )
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:

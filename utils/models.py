@@ -118,7 +118,9 @@ MODELS = {
             sae_release="pythia-70m-deduped-res-sm",
             sae_ids=("blocks.3.hook_resid_post",),
         ),
-        LanguageModel("all-MiniLM-L6-v2", None, 384, (2, 5), probe_layer=2, pooling="mean", max_seq_len=128),
+        LanguageModel(
+            "all-MiniLM-L6-v2", None, 384, (2, 5), probe_layer=2, pooling="mean", max_seq_len=128
+        ),
     )
 }
 
@@ -140,7 +142,10 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
         lists = {key: tuple(known[key]) for key in ("layers", "sae_ids")}
         return LanguageModel(**{**known, **lists})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no description of a model ({error}): delete it, and make the activations anew") from error
+        raise UserError(
+            f"{path} is no description of a model ({error}): delete it, and make the activations"
+            " anew"
+        ) from error
 
 
 def describe_model(info: LanguageModel, paths: Paths) -> None:

@@ -1,10 +1,12 @@
 """For people in a notebook: is this SAE useful? One call on an SAE object, whose result is a table.
 
     from utils.notebook import probe_sae
-    table = probe_sae(sae, "gemma-2-9b", "blocks.20.hook_resid_post", datasets=["87_glue_cola", "96_spam_is"])
+    table = probe_sae(sae, "gemma-2-9b", "blocks.20.hook_resid_post",
+                      datasets=["87_glue_cola", "96_spam_is"])
     table.pivot_table(index=["method", "k"], values="test_auc")
 
-Needs the model activations of generate_model_activations.py (or the paper's) in data/; writes nothing.
+Needs the model activations of generate_model_activations.py (or the paper's) in data/; writes
+nothing.
 """
 
 from __future__ import annotations
@@ -43,26 +45,34 @@ def probe_sae(
     seed: int = 42,
     paths: Paths | None = None,
 ) -> pd.DataFrame:
-    """A row a dataset, condition and probe: probes on the k most telling latents of ``sae``, and baselines on the same rows.
+    """A row a dataset, condition and probe: probes on the k most telling latents of ``sae``, and
+    baselines on the same rows.
 
-    sae: any object whose ``encode`` takes a float32 tensor [n_rows, d_model] and returns latents [n_rows, d_sae]. hook_name:
-    which activations it reads ("blocks.20.hook_resid_post"). datasets: default all whose activations are in data/. setting:
-    normal, scarcity, class_imbalance, label_noise or OOD. baselines: of logreg, pca, knn, xgboost, mlp.
+    sae: any object whose ``encode`` takes a float32 tensor [n_rows, d_model] and returns latents
+    [n_rows, d_sae]. hook_name: which activations it reads ("blocks.20.hook_resid_post"). datasets:
+    default all whose activations are in data/. setting: normal, scarcity, class_imbalance,
+    label_noise or OOD. baselines: of logreg, pca, knn, xgboost, mlp.
 
-    Columns: dataset, setting, condition, method ("sae_probe" or the baseline), k, val_auc, test_auc, test_f1, test_acc, C,
-    converged, n_train, n_test, latents (the first chosen), mean_l0 (latents active on a row).
+    Columns: dataset, setting, condition, method ("sae_probe" or the baseline), k, val_auc,
+    test_auc, test_f1, test_acc, C, converged, n_train, n_test, latents (the first chosen), mean_l0
+    (latents active on a row).
 
     Raises UserError when activations are missing or ``encode`` does not return what it should.
     """
     paths = paths or Paths()
     setting = get_setting(setting).name
     hook = full_name(parse_layer(hook_name))
-    names = choose_datasets(paths, list(datasets) if datasets else None, ood=get_setting(setting).shifted)
+    names = choose_datasets(
+        paths, list(datasets) if datasets else None, ood=get_setting(setting).shifted
+    )
     if not datasets:
-        names = [name for name in names if paths.model_activations(model_name, name, hook).is_file()]
+        names = [
+            name for name in names if paths.model_activations(model_name, name, hook).is_file()
+        ]
     if not names:
         raise UserError(
-            f"no activations of {model_name} at {hook} in {paths.data_dir}: make them with generate_model_activations.py"
+            f"no activations of {model_name} at {hook} in {paths.data_dir}: make them with"
+            " generate_model_activations.py"
         )
     options = ProbeOptions(protocol=protocol, seed=seed)
     rows = []
@@ -92,7 +102,10 @@ def _probe_dataset(
             common = {"dataset": name, "setting": setting, "condition": _label(condition)}
             sizes = {"n_train": len(of.train), "n_test": len(of.test)}
             probes = fit_sae_probes(of.take(latents, test_latents), ks, options)
-            rows += [{**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]} for p in probes]
+            rows += [
+                {**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]}
+                for p in probes
+            ]
             for method in baselines:
                 scores = METHODS[method](of.take(found.X, found.X_test), options.seed)
                 rows.append({**common, "method": method, **sizes, **scores})
@@ -114,10 +127,16 @@ def encode(sae: Any, X: np.ndarray) -> csr_array:
             batch = torch.from_numpy(X[start : start + BATCH_ROWS]).to(device)
             found = sae.encode(batch)
             if found.ndim != 2 or len(found) != len(batch):
-                raise UserError(f"encode returned shape {tuple(found.shape)} for {len(batch)} rows, not [{len(batch)}, d_sae]")
+                raise UserError(
+                    f"encode returned shape {tuple(found.shape)} for {len(batch)} rows, not"
+                    f" [{len(batch)}, d_sae]"
+                )
             dense = found.float().cpu().numpy()
             if not np.isfinite(dense).all():
-                raise UserError(f"encode returned NaN or infinite values for rows {start} to {start + len(batch) - 1}")
+                raise UserError(
+                    f"encode returned NaN or infinite values for rows {start} to"
+                    f" {start + len(batch) - 1}"
+                )
             parts.append(csr_array(dense))
     return csr_array(vstack(parts))
 

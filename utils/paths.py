@@ -46,7 +46,9 @@ class Paths:
         """What a model outside the table of utils/models.py is."""
         return self.model_activations_folder(model_name) / "model.json"
 
-    def model_activations(self, model_name: str, dataset: str, hook_name: str, ood: bool = False) -> Path:
+    def model_activations(
+        self, model_name: str, dataset: str, hook_name: str, ood: bool = False
+    ) -> Path:
         folder = self.model_activations_folder(model_name, ood)
         return folder / f"{dataset}{'_OOD' if ood else ''}_{hook_name}.pt"
 
@@ -60,7 +62,9 @@ class Paths:
         """``stem``: names.set_stem; ``part``: X_train_sae, X_test_sae, X_rest_sae, y_train, …"""
         return self.sae_activations_folder(model_name, setting) / f"{stem}_{part}.pt"
 
-    def published_ood_archive(self, model_name: str, dataset: str, ood: bool, width: str = "") -> Path:
+    def published_ood_archive(
+        self, model_name: str, dataset: str, ood: bool, width: str = ""
+    ) -> Path:
         """A file of the published OOD archives: all rows of one dataset, its SAE told by its width.
 
         The archive ``…_OOD_1m.tar.gz`` has the same names inside; ``published.extract`` puts its

@@ -133,7 +133,10 @@ def draw_rows(
         for side, n in enumerate((n_pos, size - n_pos)):
             if n > len(left[side]):
                 kind = "positive" if side == 0 else "negative"
-                raise UserError(f"{n} {kind} rows are needed and {len(left[side])} are left of {len(labels)} rows")
+                raise UserError(
+                    f"{n} {kind} rows are needed and {len(left[side])} are left of {len(labels)}"
+                    " rows"
+                )
             parts.append(rng.choice(left[side], size=n, replace=False))
         left = [np.setdiff1d(rows, part) for rows, part in zip(left, parts)]
         drawn.append(parts)
@@ -158,7 +161,10 @@ def normal_sizes(labels: np.ndarray) -> tuple[int, int]:
             return num_train, num_test
         num_train -= 1
     n_pos = int((labels == 1).sum())
-    raise UserError(f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for {MIN_TEST} balanced test rows")
+    raise UserError(
+        f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for {MIN_TEST}"
+        " balanced test rows"
+    )
 
 
 def balanced_test_rows(labels: np.ndarray, num_train: int) -> int:
@@ -192,7 +198,9 @@ def _draw_scarce(labels: np.ndarray, value: float, seed: int) -> Split:
     num_train = int(value)
     num_test = balanced_test_rows(labels, num_train)
     if num_test < 2:
-        raise UserError(f"{len(labels)} rows leave no balanced test set after {num_train} training rows")
+        raise UserError(
+            f"{len(labels)} rows leave no balanced test set after {num_train} training rows"
+        )
     return _split(labels, draw_rows(labels, num_train, num_test, seed=seed))
 
 
@@ -201,7 +209,9 @@ def _draw_imbalanced(labels: np.ndarray, value: float, seed: int) -> Split:
     n_neg = len(labels) - n_pos
     num_train, num_test = _imbalanced_sizes(min(n_neg, n_pos))
     if num_train < 2:
-        raise UserError(f"{n_pos} positive and {n_neg} negative rows are too few for class_imbalance")
+        raise UserError(
+            f"{n_pos} positive and {n_neg} negative rows are too few for class_imbalance"
+        )
     return _split(labels, draw_rows(labels, num_train, num_test, value, seed))
 
 
@@ -283,7 +293,9 @@ def conditions(setting: str, n_rows: int) -> list[Condition]:
     return [Condition(row.name, value) for value in row.values if row.fits(value, n_rows)]
 
 
-def choose_conditions(setting: str, n_rows: int, asked: Sequence[float] | None = None) -> list[Condition]:
+def choose_conditions(
+    setting: str, n_rows: int, asked: Sequence[float] | None = None
+) -> list[Condition]:
     """The conditions asked for by value, or all.
 
     Raises UserError for a value that the setting does not have.
@@ -296,7 +308,9 @@ def choose_conditions(setting: str, n_rows: int, asked: Sequence[float] | None =
         if not any(math.isclose(value, other, abs_tol=1e-9) for other in possible):
             allowed = ", ".join(f"{other:g}" for other in possible)
             allowed = allowed or "none: this setting has one condition"
-            raise UserError(f"--conditions {value:g} is no condition of {setting}; allowed: {allowed}")
+            raise UserError(
+                f"--conditions {value:g} is no condition of {setting}; allowed: {allowed}"
+            )
     return [c for c in every if any(math.isclose(c.value or 0, v, abs_tol=1e-9) for v in asked)]
 
 
@@ -307,10 +321,7 @@ def n_test_rows(condition: Condition, n_rows: int) -> int | None:
 
 
 def split(
-    condition: Condition,
-    labels: np.ndarray,
-    seed: int = SEED,
-    ood_labels: np.ndarray | None = None,
+    condition: Condition, labels: np.ndarray, seed: int = SEED, ood_labels: np.ndarray | None = None
 ) -> Split:
     """The rows of a condition for a dataset with these labels [n_rows].
 

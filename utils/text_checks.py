@@ -1,4 +1,6 @@
-"""What a dataset's texts say about its scores: texts in both classes, test rows that are copies of training rows."""
+"""What a dataset's texts say about its scores: texts in both classes, test rows that are copies of
+training rows.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ from utils.settings import NORMAL, Condition, split
 
 @dataclass(frozen=True)
 class TextCheck:
-    """Of one dataset: rows, rows of class 1, rows that repeat an earlier text, rows whose text stands in both classes, test
-    rows of the normal setting and those of them whose very text is among the training rows; ``trouble``: why it cannot be
-    split."""
+    """Of one dataset: rows, rows of class 1, rows that repeat an earlier text, rows whose text
+    stands in both classes, test rows of the normal setting and those of them whose very text is
+    among the training rows; ``trouble``: why it cannot be split.
+    """
 
     name: str
     n_rows: int
@@ -29,13 +32,19 @@ class TextCheck:
 
     @property
     def seen(self) -> float:
-        """Share of the test rows that are copies of training rows: on them a probe that only remembers is right."""
+        """Share of the test rows that are copies of training rows: on them a probe that only
+        remembers is right.
+        """
         return self.n_test_seen / self.n_test if self.n_test else 0.0
 
 
 def share_of_copies(checks: Sequence[TextCheck]) -> tuple[int, float]:
-    """(datasets where a tenth or more of the test rows are copies of training rows, the mean share)."""
-    return sum(check.seen >= 0.1 for check in checks), sum(check.seen for check in checks) / len(checks)
+    """(datasets where a tenth or more of the test rows are copies of training rows, the mean
+    share).
+    """
+    return sum(check.seen >= 0.1 for check in checks), sum(check.seen for check in checks) / len(
+        checks
+    )
 
 
 def check_texts(dataset: Dataset) -> TextCheck:
@@ -44,7 +53,9 @@ def check_texts(dataset: Dataset) -> TextCheck:
     classes = [set(codes[dataset.labels == label].tolist()) for label in (0, 1)]
     both = np.isin(codes, list(classes[0] & classes[1]))
     n_repeated = len(codes) - len(np.unique(codes))
-    check = TextCheck(dataset.name, len(codes), int(dataset.labels.sum()), n_repeated, int(both.sum()))
+    check = TextCheck(
+        dataset.name, len(codes), int(dataset.labels.sum()), n_repeated, int(both.sum())
+    )
     try:
         rows = split(Condition(NORMAL.name), dataset.labels)
     except UserError as error:

@@ -1,4 +1,6 @@
-"""The corpus: each case spoils one file of a small finished world; hostile ones try to run something or to write elsewhere."""
+"""The corpus: each case spoils one file of a small finished world; hostile ones try to run
+something or to write elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ HUGE, HOSTILE = 1 << 40, True
 
 @dataclass(frozen=True)
 class Case:
-    """``stage``: the script that meets the file; ``spoil(paths, canary)``: makes it bad; ``said``: a part of the line that it
-    gets; ``hostile``: the file would run something if it were trusted."""
+    """``stage``: the script that meets the file; ``spoil(paths, canary)``: makes it bad; ``said``:
+    a part of the line that it gets; ``hostile``: the file would run something if it were trusted.
+    """
 
     name: str
     stage: str
@@ -54,7 +57,18 @@ class Hostile:
 
 
 def corpus() -> list[Case]:
-    return [*texts(), *dense(), *sparse(), *npz(), *safetensors(), *configs(), *dictionaries(), *tables(), *pickles(), *tars()]
+    return [
+        *texts(),
+        *dense(),
+        *sparse(),
+        *npz(),
+        *safetensors(),
+        *configs(),
+        *dictionaries(),
+        *tables(),
+        *pickles(),
+        *tars(),
+    ]
 
 
 # texts
@@ -66,7 +80,9 @@ def texts() -> list[Case]:
 
     def rows(prompts: list, targets: list, ood: bool = False) -> Callable[[Paths, Path], None]:
         table = pd.DataFrame({"prompt": prompts, "target": targets})
-        return lambda paths, _: table.to_csv(paths.ood_texts(BAD) if ood else paths.texts(BAD), index=False)
+        return lambda paths, _: table.to_csv(
+            paths.ood_texts(BAD) if ood else paths.texts(BAD), index=False
+        )
 
     def compressed(data: bytes) -> Callable[[Paths, Path], None]:
         def spoil(paths: Paths, _: Path) -> None:
@@ -103,34 +119,50 @@ def texts() -> list[Case]:
     return [
         Case("texts empty", probes, content(b""), named),
         Case("texts of a header alone", probes, content(b"prompt,target\n"), "0 classes"),
-        Case("texts without prompt", probes, content(b"text,target\na,0\nb,1\n"), "lacks the column prompt"),
-        Case("texts without target", probes, content(b"prompt,label\na,0\nb,1\n"), "lacks the column target"),
-        Case("texts with target twice", probes, content(b"prompt,target,target\na,0,1\nb,1,0\n"), "column target more than once"),
+        Case("texts without prompt", probes,
+             content(b"text,target\na,0\nb,1\n"), "lacks the column prompt"),
+        Case("texts without target", probes,
+             content(b"prompt,label\na,0\nb,1\n"), "lacks the column target"),
+        Case("texts with target twice", probes,
+             content(b"prompt,target,target\na,0,1\nb,1,0\n"), "column target more than once"),
         Case("texts of three classes", probes, rows(["a", "b", "c"], [0, 1, 2]), "3 classes"),
         Case("texts of one class", probes, rows(["a", "b"], [1, 1]), "1 classes"),
-        Case("texts with an empty prompt", probes, rows(["a", " ", "c"], [0, 1, 0]), "no prompt in row 3"),
-        Case("texts with an empty target", probes, rows(["a", "b", "c"], [0, 1, None]), "no target in row 4"),
-        Case("texts in Latin-1", probes, content("prompt,target\ncafé,0\nb,1\n".encode("latin-1")), named),
-        Case("texts in UTF-16", probes, content("prompt,target\na,0\nb,1\n".encode("utf-16")), named),
+        Case("texts with an empty prompt", probes,
+             rows(["a", " ", "c"], [0, 1, 0]), "no prompt in row 3"),
+        Case("texts with an empty target", probes,
+             rows(["a", "b", "c"], [0, 1, None]), "no target in row 4"),
+        Case("texts in Latin-1", probes,
+             content("prompt,target\ncafé,0\nb,1\n".encode("latin-1")), named),
+        Case("texts in UTF-16", probes,
+             content("prompt,target\na,0\nb,1\n".encode("utf-16")), named),
         Case("texts with an open quote", probes, content(b'prompt,target\n"a,0\nb,1\n'), named),
         Case("texts with too many cells", probes, content(b"prompt,target\na,0\nb,1,2,3\n"), named),
         Case("texts of zero bytes", probes, content(bytes(4000)), named),
-        Case("texts that are an image", probes, content(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), named),
+        Case("texts that are an image", probes,
+             content(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), named),
         Case("texts of broken zstd", probes, compressed(b"\x28\xb5\x2f\xfd" + bytes(60)), named),
         Case("texts of no zstd", probes, compressed(b"prompt,target\na,0\nb,1\n"), named),
         Case("texts cut off in zstd", probes, lambda p, c: compressed(_zst(p)[:60])(p, c), named),
-        Case("texts that unpack to 400 MB", probes, lambda p, c: compressed(bomb())(p, c), "unpacks to more than"),
+        Case("texts that unpack to 400 MB", probes,
+             lambda p, c: compressed(bomb())(p, c), "unpacks to more than"),
         Case("texts that are a folder", probes, folder, BAD),
         Case("texts that are a link to themselves", probes, loop, BAD),
         Case("texts with a name that is no text", probes, odd_name, "has a name that is no text"),
-        Case("texts one row shorter than the activations", probes, shortened, "was made from other texts"),
-        Case("texts in another order than the activations", probes, reworded, "was made from other texts"),
-        Case("OOD texts of another class", "train_baselines OOD", rows(["a", "b"], ["1", "2"], ood=True), "no class of 1_first"),
-        Case("OOD texts without target", "train_baselines OOD", lambda p, c: void(p.ood_texts(BAD).write_text("prompt\na\n")),
+        Case("texts one row shorter than the activations", probes,
+             shortened, "was made from other texts"),
+        Case("texts in another order than the activations", probes,
+             reworded, "was made from other texts"),
+        Case("OOD texts of another class", "train_baselines OOD",
+             rows(["a", "b"], ["1", "2"], ood=True), "no class of 1_first"),
+        Case("OOD texts without target", "train_baselines OOD",
+             lambda p, c: void(p.ood_texts(BAD).write_text("prompt\na\n")),
              "lacks the column target"),
-        Case("OOD texts empty", "train_baselines OOD", lambda p, c: void(p.ood_texts(BAD).write_bytes(b"")), f"{BAD}_OOD.csv"),
-        Case("a master table of other columns", probes, lambda p, c: void(p.master_table().write_text("a,b\n1,2\n")), "lacks"),
-        Case("a master table of noise", probes, lambda p, c: void(p.master_table().write_bytes(os.urandom(500))), "MASTER"),
+        Case("OOD texts empty", "train_baselines OOD",
+             lambda p, c: void(p.ood_texts(BAD).write_bytes(b"")), f"{BAD}_OOD.csv"),
+        Case("a master table of other columns", probes,
+             lambda p, c: void(p.master_table().write_text("a,b\n1,2\n")), "lacks"),
+        Case("a master table of noise", probes,
+             lambda p, c: void(p.master_table().write_bytes(os.urandom(500))), "MASTER"),
     ]  # fmt: skip
 
 
@@ -159,7 +191,9 @@ def dense() -> list[Case]:
         return spoil
 
     def described(text: str) -> Callable[[Paths, Path], None]:
-        return lambda p, c: void(p.model_activations(MODEL, BAD, HOOK).with_suffix(".json").write_text(text))
+        return lambda p, c: void(
+            p.model_activations(MODEL, BAD, HOOK).with_suffix(".json").write_text(text)
+        )
 
     def surplus(paths: Paths, _: Path) -> None:
         path = paths.model_activations(MODEL, BAD, HOOK)
@@ -196,29 +230,41 @@ def dense() -> list[Case]:
         Case("activations cut off", stage, content(lambda b: b[:-100]), unread),
         Case("activations cut to half", stage, content(lambda b: b[: len(b) // 2]), unread),
         Case("activations of noise", stage, content(lambda b: os.urandom(1000)), unread),
-        Case("activations with a byte of the index changed", stage, content(lambda b: b[:-40] + b"\xff" + b[-39:]), unread),
+        Case("activations with a byte of the index changed", stage,
+             content(lambda b: b[:-40] + b"\xff" + b[-39:]), unread),
         Case("activations compressed", stage, content(deflated), "it is compressed"),
-        Case("activations stretched over one number", stage, tensor(lambda x: x[:1, :1].expand(HUGE, D_MODEL)), "declared over"),
+        Case("activations stretched over one number", stage,
+             tensor(lambda x: x[:1, :1].expand(HUGE, D_MODEL)), "declared over"),
         Case("activations as whole numbers", stage, tensor(lambda x: x.long()), "int64"),
-        Case("activations as complex numbers", stage, tensor(lambda x: x.to(torch.complex64)), "complex64"),
-        Case("activations of one dimension", stage, tensor(lambda x: x[:, 0].clone()), "not [n_rows, d_model]"),
-        Case("activations of three dimensions", stage, tensor(lambda x: x[None].clone()), "not [n_rows, d_model]"),
-        Case("activations of another width", stage, tensor(lambda x: x[:, :100].clone()), "d_model 100, not 384"),
+        Case("activations as complex numbers", stage,
+             tensor(lambda x: x.to(torch.complex64)), "complex64"),
+        Case("activations of one dimension", stage,
+             tensor(lambda x: x[:, 0].clone()), "not [n_rows, d_model]"),
+        Case("activations of three dimensions", stage,
+             tensor(lambda x: x[None].clone()), "not [n_rows, d_model]"),
+        Case("activations of another width", stage,
+             tensor(lambda x: x[:, :100].clone()), "d_model 100, not 384"),
         Case("activations without a row", stage, tensor(lambda x: x[:0].clone()), "has 0 rows"),
         Case("activations with a row less", stage, tensor(lambda x: x[1:].clone()), "has 299 rows"),
         Case("published activations with a row more", stage, surplus, "has 301 rows"),
-        Case("activations with NaN", stage, tensor(lambda x: x * float("nan")), "NaN or infinite value in row 0"),
-        Case("activations with an infinity", stage, tensor(infinite), "NaN or infinite value in row 7"),
+        Case("activations with NaN", stage,
+             tensor(lambda x: x * float("nan")), "NaN or infinite value in row 0"),
+        Case("activations with an infinity", stage,
+             tensor(infinite), "NaN or infinite value in row 7"),
         Case("activations as a dict", stage, tensor(lambda x: {"x": x}), "holds a dict"),
         Case("activations as a list", stage, tensor(lambda x: [1.0, 2.0]), "holds a list"),
         Case("activations without storage", stage, tensor(lambda x: x.to("meta")), unread),
-        Case("activations as a sparse tensor", stage, tensor(lambda x: x.to_sparse()), "not [n_rows, d_model]"),
+        Case("activations as a sparse tensor", stage,
+             tensor(lambda x: x.to_sparse()), "not [n_rows, d_model]"),
         Case("activations in torch's old format", stage, legacy, unread),
         Case("activations that are a link to themselves", stage, link, "no file"),
-        Case("activations whose description is cut off", stage, described('{"n_rows": 3'), "cannot be read"),
+        Case("activations whose description is cut off", stage,
+             described('{"n_rows": 3'), "cannot be read"),
         Case("activations whose description is a list", stage, described("[1]"), "cannot be read"),
-        Case("activations whose description nests too deep", stage, described("[" * 100_000), "cannot be read"),
-        Case("activations of fewer rows than described", stage, described('{"n_rows": 9000}'), "300 rows"),
+        Case("activations whose description nests too deep", stage,
+             described("[" * 100_000), "cannot be read"),
+        Case("activations of fewer rows than described", stage,
+             described('{"n_rows": 9000}'), "300 rows"),
         Case("activations that run a command", stage, hostile, unread, HOSTILE),
         Case("activations that are a bare pickle", stage, bare_pickle, unread, HOSTILE),
     ]  # fmt: skip
@@ -227,7 +273,10 @@ def dense() -> list[Case]:
 def deflated(content: bytes) -> bytes:
     """The same archive with its members compressed."""
     made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
     return made.getvalue()
@@ -240,14 +289,18 @@ def sparse() -> list[Case]:
     def path_of(paths: Paths, part: str = "X_train_sae") -> Path:
         return paths.sae_activations(MODEL, "normal", set_stem(BAD, SAE_ID), part)
 
-    def tensor(make: Callable[[torch.Tensor], object], part: str = "X_train_sae") -> Callable[[Paths, Path], None]:
+    def tensor(
+        make: Callable[[torch.Tensor], object], part: str = "X_train_sae"
+    ) -> Callable[[Paths, Path], None]:
         def spoil(paths: Paths, _: Path) -> None:
             path = path_of(paths, part)
             torch.save(make(torch.load(path, weights_only=True)), path)
 
         return spoil
 
-    def csr(indptr=None, indices=None, values=None, size=None) -> Callable[[torch.Tensor], torch.Tensor]:
+    def csr(
+        indptr=None, indices=None, values=None, size=None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Changes parts of a sparse tensor without torch's checks."""
 
         def make(x: torch.Tensor) -> torch.Tensor:
@@ -255,7 +308,9 @@ def sparse() -> list[Case]:
             for part, change in zip(parts, (indptr, indices, values)):
                 if change:
                     change(part)
-            return torch.sparse_csr_tensor(parts[0], parts[1], parts[2], size=size or x.shape, check_invariants=False)
+            return torch.sparse_csr_tensor(
+                parts[0], parts[1], parts[2], size=size or x.shape, check_invariants=False
+            )
 
         return make
 
@@ -265,9 +320,13 @@ def sparse() -> list[Case]:
 
         return change
 
-    def coo(indices: list[list[int]], size: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def coo(
+        indices: list[list[int]], size: tuple[int, ...]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         columns = torch.tensor(indices)
-        return lambda _: torch.sparse_coo_tensor(columns, torch.ones(columns.shape[1]), size, check_invariants=False)
+        return lambda _: torch.sparse_coo_tensor(
+            columns, torch.ones(columns.shape[1]), size, check_invariants=False
+        )
 
     def hybrid(x: torch.Tensor) -> torch.Tensor:
         return torch.sparse_coo_tensor(torch.tensor([[0, 1]]), torch.ones(2, D_SAE), (200, D_SAE))
@@ -284,25 +343,40 @@ def sparse() -> list[Case]:
         Case("latents cut off", stage, cut, "cannot be read"),
         Case("latents with a column too far", stage, tensor(csr(indices=put(3, D_SAE))), out),
         Case("latents with a negative column", stage, tensor(csr(indices=put(3, -1))), out),
-        Case("latents whose row pointers fall", stage, tensor(csr(indptr=put(5, 0))), "row pointers"),
-        Case("latents whose row pointers end too far", stage, tensor(csr(indptr=put(-1, 10**6))), "row pointers"),
-        Case("latents whose row pointers begin late", stage, tensor(csr(indptr=put(0, 1))), "row pointers"),
-        Case("latents of fewer row pointers than rows", stage, tensor(csr(size=(1000, D_SAE))), "row pointers"),
-        Case("latents with NaN", stage, tensor(csr(values=put(0, float("nan")))), "NaN or infinite"),
-        Case("latents with an infinity", stage, tensor(csr(values=put(0, float("-inf")))), "NaN or infinite"),
-        Case("latents of another SAE", stage, tensor(lambda x: x.to_dense()[:, :50].to_sparse_csr()), "of different SAEs"),
-        Case("latents with a row less", stage, tensor(lambda x: x.to_dense()[1:].to_sparse_csr()), "299 rows"),
-        Case("latents that declare a trillion columns", stage, tensor(csr(size=(200, HUGE))), "more than any"),
-        Case("latents that declare a trillion rows", stage, tensor(coo([[0], [0]], (HUGE, D_SAE))), "more than any"),
+        Case("latents whose row pointers fall", stage,
+             tensor(csr(indptr=put(5, 0))), "row pointers"),
+        Case("latents whose row pointers end too far", stage,
+             tensor(csr(indptr=put(-1, 10**6))), "row pointers"),
+        Case("latents whose row pointers begin late", stage,
+             tensor(csr(indptr=put(0, 1))), "row pointers"),
+        Case("latents of fewer row pointers than rows", stage,
+             tensor(csr(size=(1000, D_SAE))), "row pointers"),
+        Case("latents with NaN", stage,
+             tensor(csr(values=put(0, float("nan")))), "NaN or infinite"),
+        Case("latents with an infinity", stage,
+             tensor(csr(values=put(0, float("-inf")))), "NaN or infinite"),
+        Case("latents of another SAE", stage,
+             tensor(lambda x: x.to_dense()[:, :50].to_sparse_csr()), "of different SAEs"),
+        Case("latents with a row less", stage,
+             tensor(lambda x: x.to_dense()[1:].to_sparse_csr()), "299 rows"),
+        Case("latents that declare a trillion columns", stage,
+             tensor(csr(size=(200, HUGE))), "more than any"),
+        Case("latents that declare a trillion rows", stage,
+             tensor(coo([[0], [0]], (HUGE, D_SAE))), "more than any"),
         Case("latents with a COO row too far", stage, tensor(coo([[200], [0]], (200, D_SAE))), out),
         Case("latents with a negative COO row", stage, tensor(coo([[-1], [0]], (200, D_SAE))), out),
-        Case("latents of three dimensions", stage, tensor(lambda x: x.to_dense()[None]), "3 dimensions"),
+        Case("latents of three dimensions", stage,
+             tensor(lambda x: x.to_dense()[None]), "3 dimensions"),
         Case("latents half sparse, half dense", stage, tensor(hybrid), "not [n_rows, d_sae]"),
-        Case("latents by columns", stage, tensor(lambda x: x.to_dense().to_sparse_csc()), "cannot be read"),
-        Case("latents as complex numbers", stage, tensor(lambda x: x.to_dense().to(torch.complex64)), "complex64"),
+        Case("latents by columns", stage,
+             tensor(lambda x: x.to_dense().to_sparse_csc()), "cannot be read"),
+        Case("latents as complex numbers", stage,
+             tensor(lambda x: x.to_dense().to(torch.complex64)), "complex64"),
         Case("labels of other rows", stage, tensor(lambda y: 1 - y, "y_train"), "other labels"),
-        Case("labels with one less", stage, tensor(lambda y: y[1:].clone(), "y_test"), "other labels"),
-        Case("labels as complex numbers", stage, tensor(lambda y: y.to(torch.complex64), "y_test"), "other labels"),
+        Case("labels with one less", stage,
+             tensor(lambda y: y[1:].clone(), "y_test"), "other labels"),
+        Case("labels as complex numbers", stage,
+             tensor(lambda y: y.to(torch.complex64), "y_test"), "other labels"),
         Case("latents that run a command", stage, hostile, "cannot be read", HOSTILE),
     ]  # fmt: skip
 
@@ -322,7 +396,9 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def npz() -> list[Case]:
-    def saved(change: Callable[[dict], None], save: Callable = np.savez) -> Callable[[Paths, Path], None]:
+    def saved(
+        change: Callable[[dict], None], save: Callable = np.savez
+    ) -> Callable[[Paths, Path], None]:
         def spoil(paths: Paths, _: Path) -> None:
             of = arrays()
             change(of)
@@ -344,7 +420,10 @@ def npz() -> list[Case]:
         def spoil(paths: Paths, _: Path) -> None:
             head = text.encode("latin1")
             with zipfile.ZipFile(_folder(paths) / "params.npz", "w") as archive:
-                archive.writestr("W_enc.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(64))
+                archive.writestr(
+                    "W_enc.npy",
+                    b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(64),
+                )
 
         return spoil
 
@@ -368,31 +447,50 @@ def npz() -> list[Case]:
         Case("npz empty", stage, content(lambda b: b""), "params.npz"),
         Case("npz cut off", stage, content(lambda b: b[:-200]), "params.npz"),
         Case("npz of noise", stage, content(lambda b: os.urandom(2000)), "params.npz"),
-        Case("npz compressed", stage, saved(lambda of: None, np.savez_compressed), "savez_compressed"),
+        Case("npz compressed", stage,
+             saved(lambda of: None, np.savez_compressed), "savez_compressed"),
         Case("npz without W_enc", stage, saved(lambda of: void(of.pop("W_enc"))), "lacks W_enc"),
-        Case("npz without threshold", stage, saved(lambda of: void(of.pop("threshold"))), "lacks threshold"),
-        Case("npz of whole numbers", stage, saved(lambda of: of.update(b_enc=np.zeros(D_SAE, int))), "not floats"),
-        Case("npz big-endian", stage, saved(lambda of: of.update(b_enc=np.zeros(D_SAE, ">f4"))), "not floats"),
-        Case("npz column by column", stage, saved(lambda of: of.update(W_enc=np.asfortranarray(of["W_enc"]))), "column-major"),
-        Case("npz of one dimension", stage, saved(lambda of: of.update(W_enc=of["W_enc"][0])), "not two dimensions"),
-        Case("npz of another model's width", stage, saved(lambda of: of.update(W_enc=of["W_enc"][:100])), "width 100"),
-        Case("npz with a short threshold", stage, saved(lambda of: of.update(threshold=np.ones(5, "f4"))), "has shape (5,)"),
-        Case("npz with NaN in the threshold", stage, saved(lambda of: nan(of, "threshold")), "NaN or infinite"),
-        Case("npz with NaN in the weights", stage, saved(lambda of: nan(of, "W_enc")), "NaN or infinite"),
+        Case("npz without threshold", stage,
+             saved(lambda of: void(of.pop("threshold"))), "lacks threshold"),
+        Case("npz of whole numbers", stage,
+             saved(lambda of: of.update(b_enc=np.zeros(D_SAE, int))), "not floats"),
+        Case("npz big-endian", stage,
+             saved(lambda of: of.update(b_enc=np.zeros(D_SAE, ">f4"))), "not floats"),
+        Case("npz column by column", stage,
+             saved(lambda of: of.update(W_enc=np.asfortranarray(of["W_enc"]))), "column-major"),
+        Case("npz of one dimension", stage,
+             saved(lambda of: of.update(W_enc=of["W_enc"][0])), "not two dimensions"),
+        Case("npz of another model's width", stage,
+             saved(lambda of: of.update(W_enc=of["W_enc"][:100])), "width 100"),
+        Case("npz with a short threshold", stage,
+             saved(lambda of: of.update(threshold=np.ones(5, "f4"))), "has shape (5,)"),
+        Case("npz with NaN in the threshold", stage,
+             saved(lambda of: nan(of, "threshold")), "NaN or infinite"),
+        Case("npz with NaN in the weights", stage,
+             saved(lambda of: nan(of, "W_enc")), "NaN or infinite"),
         Case("npz that declares four trillion numbers", stage, header(huge), "truncated"),
-        Case("npz that declares a negative shape", stage, header(huge.replace("1099511627776", "-4")), "shape"),
+        Case("npz that declares a negative shape", stage,
+             header(huge.replace("1099511627776", "-4")), "shape"),
         Case("npz with a header that is no dict", stage, header("[1, 2]"), "params.npz"),
         Case("npz with a header that nests too deep", stage, header("(" * 9000), "params.npz"),
-        Case("npz with a header that is an expression", stage, header("__import__('os').system('true')"), "params.npz"),
+        Case("npz with a header that is an expression", stage,
+             header("__import__('os').system('true')"), "params.npz"),
         Case("npz whose names climb out", stage, climbing, "lacks W_enc"),
         Case("npz of objects that run a command", stage, hostile, "not floats", HOSTILE),
     ]  # fmt: skip
 
 
 def safetensors() -> list[Case]:
-    cfg = {"architecture": "jumprelu", "d_in": D_MODEL, "d_sae": D_SAE, "apply_b_dec_to_input": False}
+    cfg = {
+        "architecture": "jumprelu",
+        "d_in": D_MODEL,
+        "d_sae": D_SAE,
+        "apply_b_dec_to_input": False,
+    }
 
-    def saved(change: Callable[[dict], None] = lambda of: None, **settings: object) -> Callable[[Paths, Path], None]:
+    def saved(
+        change: Callable[[dict], None] = lambda of: None, **settings: object
+    ) -> Callable[[Paths, Path], None]:
         def spoil(paths: Paths, _: Path) -> None:
             of = arrays()
             change(of)
@@ -420,21 +518,34 @@ def safetensors() -> list[Case]:
         Case("safetensors empty", stage, raw(lambda b: b""), name),
         Case("safetensors cut off", stage, raw(lambda b: b[:-50]), "truncated"),
         Case("safetensors of noise", stage, raw(lambda b: os.urandom(1000)), name),
-        Case("safetensors with an absurd header length", stage, raw(lambda b: struct.pack("<Q", HUGE) + b[8:]), "absurd"),
+        Case("safetensors with an absurd header length", stage,
+             raw(lambda b: struct.pack("<Q", HUGE) + b[8:]), "absurd"),
         Case("safetensors with a list for a header", stage, header([1, 2]), name),
-        Case("safetensors with other offsets than shape", stage, header({"W_enc": {**entry, "shape": [9, 9]}}), "declares shape"),
-        Case("safetensors with negative offsets", stage, header({"W_enc": {**entry, "data_offsets": [-64, 0]}}), "declares"),
-        Case("safetensors beyond the file", stage, header({"W_enc": {**entry, "data_offsets": [HUGE, HUGE + 64]}}), "truncated"),
-        Case("safetensors without a dtype", stage, header({"W_enc": {"shape": [4, 4], "data_offsets": [0, 64]}}), name),
-        Case("safetensors with a text for a shape", stage, header({"W_enc": {**entry, "shape": "4x4"}}), name),
-        Case("safetensors of whole numbers", stage, saved(lambda of: of.update(W_enc=of["W_enc"].astype(int))), "lacks W_enc"),
-        Case("safetensors without b_enc", stage, saved(lambda of: void(of.pop("b_enc"))), "lacks b_enc"),
-        Case("an SAE of an unknown architecture", stage, saved(architecture="jumprelo"), "did you mean jumprelu"),
+        Case("safetensors with other offsets than shape", stage,
+             header({"W_enc": {**entry, "shape": [9, 9]}}), "declares shape"),
+        Case("safetensors with negative offsets", stage,
+             header({"W_enc": {**entry, "data_offsets": [-64, 0]}}), "declares"),
+        Case("safetensors beyond the file", stage,
+             header({"W_enc": {**entry, "data_offsets": [HUGE, HUGE + 64]}}), "truncated"),
+        Case("safetensors without a dtype", stage,
+             header({"W_enc": {"shape": [4, 4], "data_offsets": [0, 64]}}), name),
+        Case("safetensors with a text for a shape", stage,
+             header({"W_enc": {**entry, "shape": "4x4"}}), name),
+        Case("safetensors of whole numbers", stage,
+             saved(lambda of: of.update(W_enc=of["W_enc"].astype(int))), "lacks W_enc"),
+        Case("safetensors without b_enc", stage,
+             saved(lambda of: void(of.pop("b_enc"))), "lacks b_enc"),
+        Case("an SAE of an unknown architecture", stage,
+             saved(architecture="jumprelo"), "did you mean jumprelu"),
         Case("a topk SAE without k", stage, saved(architecture="topk"), "needs an integer k"),
-        Case("a topk SAE with k of words", stage, saved(architecture="topk", k="many"), "needs an integer k"),
-        Case("a topk SAE with more k than latents", stage, saved(architecture="topk", k=10**6), "is not between"),
-        Case("an SAE with unknown input scaling", stage, saved(normalize_activations="l3"), "normalize_activations"),
-        Case("an SAE for attention heads", stage, saved(reshape_activations="hook_z"), "attention heads"),
+        Case("a topk SAE with k of words", stage,
+             saved(architecture="topk", k="many"), "needs an integer k"),
+        Case("a topk SAE with more k than latents", stage,
+             saved(architecture="topk", k=10**6), "is not between"),
+        Case("an SAE with unknown input scaling", stage,
+             saved(normalize_activations="l3"), "normalize_activations"),
+        Case("an SAE for attention heads", stage,
+             saved(reshape_activations="hook_z"), "attention heads"),
     ]  # fmt: skip
 
 
@@ -460,21 +571,55 @@ def configs() -> list[Case]:
         Case("SAE settings that are a list", stage, cfg("[]"), "holds no settings"),
         Case("SAE settings in UTF-16", stage, cfg("{}".encode("utf-16")), "cfg.json"),
         Case("SAE settings that nest too deep", stage, cfg('{"a":' * 100_000), "cfg.json"),
-        Case("SAE settings with a number of 10,000 digits", stage, cfg('{"d_in": ' + "9" * 10_000 + "}"), "cfg.json"),
-        Case("Llama Scope settings without numbers", stage, cfg("{}", "hyperparams.json"), "final.safetensors"),
-        Case("a model's description cut off", "generator mine", model('{"name": '), "no description of a model"),
-        Case("a model's description that is a list", "generator mine", model("[]"), "no description of a model"),
-        Case("a model's description without layers", "generator mine", model('{"name": "mine"}'), "no description of a model"),
+        Case(
+            "SAE settings with a number of 10,000 digits",
+            stage,
+            cfg('{"d_in": ' + "9" * 10_000 + "}"),
+            "cfg.json",
+        ),
+        Case(
+            "Llama Scope settings without numbers",
+            stage,
+            cfg("{}", "hyperparams.json"),
+            "final.safetensors",
+        ),
+        Case(
+            "a model's description cut off",
+            "generator mine",
+            model('{"name": '),
+            "no description of a model",
+        ),
+        Case(
+            "a model's description that is a list",
+            "generator mine",
+            model("[]"),
+            "no description of a model",
+        ),
+        Case(
+            "a model's description without layers",
+            "generator mine",
+            model('{"name": "mine"}'),
+            "no description of a model",
+        ),
     ]
 
 
 def dictionaries() -> list[Case]:
-    def saved(make: Callable[[dict, Path], object], kind: str = "AutoEncoder") -> Callable[[Paths, Path], None]:
+    def saved(
+        make: Callable[[dict, Path], object], kind: str = "AutoEncoder"
+    ) -> Callable[[Paths, Path], None]:
         def spoil(paths: Paths, canary: Path) -> None:
             rng = torch.Generator().manual_seed(0)
-            state = {"encoder.weight": torch.randn(D_SAE, D_MODEL, generator=rng), "encoder.bias": torch.zeros(D_SAE)}
-            torch.save(make({**state, "bias": torch.zeros(D_MODEL)}, canary), _folder(paths) / "ae.pt")
-            (_folder(paths) / "config.json").write_text(json.dumps({"trainer": {"dict_class": kind}}))
+            state = {
+                "encoder.weight": torch.randn(D_SAE, D_MODEL, generator=rng),
+                "encoder.bias": torch.zeros(D_SAE),
+            }
+            torch.save(
+                make({**state, "bias": torch.zeros(D_MODEL)}, canary), _folder(paths) / "ae.pt"
+            )
+            (_folder(paths) / "config.json").write_text(
+                json.dumps({"trainer": {"dict_class": kind}})
+            )
 
         return spoil
 
@@ -488,17 +633,38 @@ def dictionaries() -> list[Case]:
 
     stage = "generator"
     return [
-        Case("a dictionary of an unknown class", stage, saved(lambda of, _: of, "AutoEncoda"), "did you mean AutoEncoder"),
+        Case(
+            "a dictionary of an unknown class",
+            stage,
+            saved(lambda of, _: of, "AutoEncoda"),
+            "did you mean AutoEncoder",
+        ),
         Case(
             "a dictionary without a bias",
             stage,
             saved(lambda of, _: {name: of[name] for name in of if name != "bias"}),
             "lacks bias",
         ),
-        Case("a dictionary that is a tensor", stage, saved(lambda of, _: of["bias"]), "other things than named tensors"),
+        Case(
+            "a dictionary that is a tensor",
+            stage,
+            saved(lambda of, _: of["bias"]),
+            "other things than named tensors",
+        ),
         Case("a dictionary compressed", stage, compressed, "it is compressed"),
-        Case("a dictionary of a trillion latents in a few bytes", stage, saved(stretched), "declared over"),
-        Case("a dictionary that runs a command", stage, saved(lambda of, c: {**of, "x": Hostile(c)}), "ae.pt", HOSTILE),
+        Case(
+            "a dictionary of a trillion latents in a few bytes",
+            stage,
+            saved(stretched),
+            "declared over",
+        ),
+        Case(
+            "a dictionary that runs a command",
+            stage,
+            saved(lambda of, c: {**of, "x": Hostile(c)}),
+            "ae.pt",
+            HOSTILE,
+        ),
     ]
 
 
@@ -537,13 +703,23 @@ def tables() -> list[Case]:
         Case("results of noise", stage, content(lambda b: os.urandom(1000)), name),
         Case("results in UTF-16", stage, content(lambda b: b.decode().encode("utf-16")), name),
         Case("results with a column twice", stage, twice, "test_auc more than once"),
-        Case("results without sae_id", stage, changed(lambda t: t.drop(columns="sae_id")), "lacks the column sae_id"),
+        Case(
+            "results without sae_id",
+            stage,
+            changed(lambda t: t.drop(columns="sae_id")),
+            "lacks the column sae_id",
+        ),
         Case("results with an AUC of 17", stage, cell("test_auc", 17.0), "test_auc is"),
         Case("results with an AUC of words", stage, cell("val_auc", "good"), "val_auc is"),
         Case("results with k of words", stage, cell("k", "many"), "k is"),
         Case("results with an infinite AUC", stage, cell("test_auc", "inf"), "test_auc is"),
         Case("results with an unknown layer", stage, cell("layer", "foo"), "layer is"),
-        Case("results with a line of too many cells", stage, content(lambda b: b + b"1,2,3," * 20 + b"\n"), name),
+        Case(
+            "results with a line of too many cells",
+            stage,
+            content(lambda b: b + b"1,2,3," * 20 + b"\n"),
+            name,
+        ),
     ]
 
 
@@ -553,9 +729,13 @@ def pickles() -> list[Case]:
             folder = paths.data_dir / "consolidated_probing_gemma-2-9b"
             folder.mkdir(parents=True)
             for kind in ("sae_probes", "baseline_probes"):  # a report needs tables
-                shutil.copytree(paths.results_dir / f"{kind}_{MODEL}", paths.results_dir / f"{kind}_gemma-2-9b")
+                shutil.copytree(
+                    paths.results_dir / f"{kind}_{MODEL}", paths.results_dir / f"{kind}_gemma-2-9b"
+                )
             made = make(canary)
-            (folder / f"{BAD}.pkl").write_bytes(made if isinstance(made, bytes) else pickle.dumps(made))
+            (folder / f"{BAD}.pkl").write_bytes(
+                made if isinstance(made, bytes) else pickle.dumps(made)
+            )
 
         return spoil
 
@@ -567,15 +747,36 @@ def pickles() -> list[Case]:
     name = f"{BAD}.pkl"
     return [
         Case("a pickle empty", stage, saved(lambda c: b""), name),
-        Case("a pickle cut off", stage, saved(lambda c: pickle.dumps({"a": [1.0] * 100})[:-20]), name),
+        Case(
+            "a pickle cut off", stage, saved(lambda c: pickle.dumps({"a": [1.0] * 100})[:-20]), name
+        ),
         Case("a pickle that is a list", stage, saved(lambda c: [1, 2]), "holds a list"),
         Case("a pickle of noise", stage, saved(lambda c: os.urandom(500)), name),
-        Case("a pickle of a stretched tensor", stage, saved(lambda c: stretched()), "larger than its storage"),
         Case(
-            "a pickle of a memo of gigabytes", stage, saved(lambda c: b"\x80\x04}r" + struct.pack("<I", 1 << 30) + b"."), "memo"
+            "a pickle of a stretched tensor",
+            stage,
+            saved(lambda c: stretched()),
+            "larger than its storage",
         ),
-        Case("a pickle of an absurd length", stage, saved(lambda c: b"\x80\x04\x8d" + struct.pack("<Q", HUGE)), name),
-        Case("a pickle that runs a command", stage, saved(lambda c: {"x": Hostile(c)}), "which is not run", HOSTILE),
+        Case(
+            "a pickle of a memo of gigabytes",
+            stage,
+            saved(lambda c: b"\x80\x04}r" + struct.pack("<I", 1 << 30) + b"."),
+            "memo",
+        ),
+        Case(
+            "a pickle of an absurd length",
+            stage,
+            saved(lambda c: b"\x80\x04\x8d" + struct.pack("<Q", HUGE)),
+            name,
+        ),
+        Case(
+            "a pickle that runs a command",
+            stage,
+            saved(lambda c: {"x": Hostile(c)}),
+            "which is not run",
+            HOSTILE,
+        ),
         Case(
             "a pickle that asks for eval",
             stage,
@@ -599,7 +800,9 @@ def tars() -> list[Case]:
 
         return spoil
 
-    def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> Callable[[Paths, Path], None]:
+    def member(
+        name: str, kind: bytes = tarfile.REGTYPE, target: str = ""
+    ) -> Callable[[Paths, Path], None]:
         def fill(archive: tarfile.TarFile) -> None:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
@@ -627,15 +830,24 @@ def tars() -> list[Case]:
     return [
         Case("an archive empty", stage, raw(lambda: b""), name),
         Case("an archive of noise", stage, raw(lambda: os.urandom(1000)), name),
-        Case("an archive of compressed noise", stage, raw(lambda: gzip.compress(os.urandom(1000))), name),
-        Case("an archive that climbs out", stage, member("../../evil.pt"), "outside its folder", HOSTILE),
-        Case("an archive with an absolute name", stage, member("/tmp/evil.pt"), "outside its folder", HOSTILE),
-        Case("an archive with a link", stage, member(f"{folder}/a.pt", tarfile.SYMTYPE, "/etc/passwd"), "is a link", HOSTILE),
-        Case("an archive with a hard link", stage, member(f"{folder}/a.pt", tarfile.LNKTYPE, "/etc/x"), "is a link", HOSTILE),
-        Case("an archive with a device", stage, member(f"{folder}/a.pt", tarfile.CHRTYPE), "device", HOSTILE),
-        Case("an archive with a member of a petabyte", stage, raw(claimed), "more than it can hold", HOSTILE),
-        Case("an archive with a name of 4 GiB", stage, raw(long_name), "a header of 4.00 GiB", HOSTILE),
-        Case("an archive for another model", stage, member("model_activations_llama/a.pt"), "another archive", HOSTILE),
+        Case("an archive of compressed noise", stage,
+             raw(lambda: gzip.compress(os.urandom(1000))), name),
+        Case("an archive that climbs out", stage,
+             member("../../evil.pt"), "outside its folder", HOSTILE),
+        Case("an archive with an absolute name", stage,
+             member("/tmp/evil.pt"), "outside its folder", HOSTILE),
+        Case("an archive with a link", stage,
+             member(f"{folder}/a.pt", tarfile.SYMTYPE, "/etc/passwd"), "is a link", HOSTILE),
+        Case("an archive with a hard link", stage,
+             member(f"{folder}/a.pt", tarfile.LNKTYPE, "/etc/x"), "is a link", HOSTILE),
+        Case("an archive with a device", stage,
+             member(f"{folder}/a.pt", tarfile.CHRTYPE), "device", HOSTILE),
+        Case("an archive with a member of a petabyte", stage,
+             raw(claimed), "more than it can hold", HOSTILE),
+        Case("an archive with a name of 4 GiB", stage,
+             raw(long_name), "a header of 4.00 GiB", HOSTILE),
+        Case("an archive for another model", stage,
+             member("model_activations_llama/a.pt"), "another archive", HOSTILE),
     ]  # fmt: skip
 
 

@@ -1,10 +1,12 @@
-"""The crash harness: every stage is killed at random points, continued, and must end with what an undisturbed run makes.
+"""The crash harness: every stage is killed at random points, continued, and must end with what an
+undisturbed run makes.
 
     python tests/faults/crashes.py --kills 200
 
-Kills come by SIGKILL, SIGINT and SIGTERM: at a random time, just before or after a rename, or while a row is being added to a
-table (a torn line). After each, finished files must be whole; after the last, all of a stage's outputs must equal those of a
-run that nobody disturbed: byte for byte, result tables as sorted rows. Prints what was killed where.
+Kills come by SIGKILL, SIGINT and SIGTERM: at a random time, just before or after a rename, or while
+a row is being added to a table (a torn line). After each, finished files must be whole; after the
+last, all of a stage's outputs must equal those of a run that nobody disturbed: byte for byte,
+result tables as sorted rows. Prints what was killed where.
 """
 
 from __future__ import annotations
@@ -55,12 +57,36 @@ def stages() -> list[Stage]:
     probes = (*data, "--n_jobs", "2", "--setting")
     return [
         Stage("published.extract", (), ("data/model_activations_gemma-2-9b",)),
-        Stage("generate_model_activations", (*data, "--max_rows", "260"), ("data/model_activations_*L6-v2*",)),
-        Stage("train_saes", ("--widths", "64", "--control_width", "64", "--k_active", "8", "--n_tokens", "8000"), ("data/saes",)),
-        Stage("generate_sae_activations_optimized", data, ("data/sae_activations_*", "results/sae_checks*")),
-        Stage("published.export_splits", (*data, "--setting", "scarcity"), ("data/sae_activations_*/scarcity_setting",)),
-        Stage("train_baselines", (*probes, "normal", "--layer", "2", "--method", "logreg,pca,knn"), ("results/baseline_*",)),
-        Stage("train_sae_probes", (*probes, "scarcity", "--conditions", "10", "38"), ("results/sae_probes_*",)),
+        Stage(
+            "generate_model_activations",
+            (*data, "--max_rows", "260"),
+            ("data/model_activations_*L6-v2*",),
+        ),
+        Stage(
+            "train_saes",
+            ("--widths", "64", "--control_width", "64", "--k_active", "8", "--n_tokens", "8000"),
+            ("data/saes",),
+        ),
+        Stage(
+            "generate_sae_activations_optimized",
+            data,
+            ("data/sae_activations_*", "results/sae_checks*"),
+        ),
+        Stage(
+            "published.export_splits",
+            (*data, "--setting", "scarcity"),
+            ("data/sae_activations_*/scarcity_setting",),
+        ),
+        Stage(
+            "train_baselines",
+            (*probes, "normal", "--layer", "2", "--method", "logreg,pca,knn"),
+            ("results/baseline_*",),
+        ),
+        Stage(
+            "train_sae_probes",
+            (*probes, "scarcity", "--conditions", "10", "38"),
+            ("results/sae_probes_*",),
+        ),
         Stage("train_multi_token_probes", ("--datasets", *NAMES[:2]), ("results/multi_token_*",)),
         Stage("visualize", (), ("figures", "results/comparison_*")),
     ]
@@ -89,8 +115,10 @@ def build_inputs(root: Path) -> None:
 
 @dataclass
 class Kill:
-    """Where a run is to end: at the ``number``-th event of its place, or after ``seconds``. Or what it lacks: files of more than
-    ``largest_file`` bytes, the rights of the user who made the folders."""
+    """Where a run is to end: at the ``number``-th event of its place, or after ``seconds``. Or what
+    it lacks: files of more than ``largest_file`` bytes, the rights of the user who made the
+    folders.
+    """
 
     place: str
     signal: str = ""
@@ -101,7 +129,9 @@ class Kill:
 
 
 def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path) -> None:
-    """One run of a stage, in a process of its own; ``said`` gets what it prints, ``events`` its renames and table writes."""
+    """One run of a stage, in a process of its own; ``said`` gets what it prints, ``events`` its
+    renames and table writes.
+    """
     os.setsid()
     said.touch()
     said.chmod(0o666)
@@ -115,7 +145,8 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
 
     def die() -> None:
         assert kill is not None
-        os.killpg(0, SIGNALS[kill.signal])  # the workers too, as Ctrl-C in a terminal and the end of a session do
+        # the workers too, as Ctrl-C in a terminal and the end of a session do
+        os.killpg(0, SIGNALS[kill.signal])
         time.sleep(60 if kill.signal == "SIGKILL" else 0)
 
     def at(place: str) -> bool:
@@ -131,7 +162,10 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
 
     def watched_sync(descriptor: Any) -> None:
         if Path(f"/proc/self/fd/{descriptor}").resolve().suffix == ".csv" and at("in a table"):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size - random.Random(counted["in a table"]).randint(1, 40))
+            os.ftruncate(
+                descriptor,
+                os.fstat(descriptor).st_size - random.Random(counted["in a table"]).randint(1, 40),
+            )
             die()
         sync(descriptor)
 
@@ -162,7 +196,9 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
         os.replace, os.fsync = rename, sync
         sys.stdout.flush()
         sys.stderr.flush()
-        for worker in psutil.Process().children(recursive=True):  # joblib's idle ones; a script's own end ends them
+        for worker in psutil.Process().children(
+            recursive=True
+        ):  # joblib's idle ones; a script's own end ends them
             worker.kill()
         os._exit(status)
 
@@ -175,19 +211,25 @@ class Harness:
         folder.chmod(0o777)  # a run may be made without rights
         self.context = multiprocessing.get_context("forkserver")
         scripts = [stage.script for stage in stages()]
-        self.context.set_forkserver_preload(["torch", "sae_lens", "transformers", "sklearn.linear_model", *scripts])
+        self.context.set_forkserver_preload(
+            ["torch", "sae_lens", "transformers", "sklearn.linear_model", *scripts]
+        )
 
     def run(self, stage: Stage, root: Path, kill: Kill | None = None) -> tuple[int, str, float]:
         """(exit status, what was printed, seconds)."""
         said = self.folder / "said.txt"
         started = time.monotonic()
-        process = self.context.Process(target=child, args=(stage, root, kill, said, self.folder / "events.json"))
+        process = self.context.Process(
+            target=child, args=(stage, root, kill, said, self.folder / "events.json")
+        )
         process.start()
         process.join(300)
         if process.exitcode is None:
             assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError(f"{stage.script} hung after {kill}: {said.read_text(errors='replace')}")
+            raise AssertionError(
+                f"{stage.script} hung after {kill}: {said.read_text(errors='replace')}"
+            )
         return process.exitcode, said.read_text(errors="replace"), time.monotonic() - started
 
     def events(self) -> dict[str, int]:
@@ -195,16 +237,24 @@ class Harness:
 
 
 def outputs(stage: Stage, root: Path) -> dict[str, bytes]:
-    """Content of every finished file that a stage wrote, tables as sorted rows. Times and versions are no part of it."""
+    """Content of every finished file that a stage wrote, tables as sorted rows. Times and versions
+    are no part of it.
+    """
     found = {}
     for pattern in stage.writes:
         for top in root.glob(pattern):
             for path in [top] if top.is_file() else top.rglob("*"):
                 name = path.relative_to(root).as_posix()
                 hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-                if hidden or not path.is_file() or name.endswith(("_seconds.csv", "settings.json", ".pdf", "report.html")):
+                if (
+                    hidden
+                    or not path.is_file()
+                    or name.endswith(("_seconds.csv", "settings.json", ".pdf", "report.html"))
+                ):
                     continue
-                found[name] = sorted_rows(path.read_bytes()) if path.suffix == ".csv" else path.read_bytes()
+                found[name] = (
+                    sorted_rows(path.read_bytes()) if path.suffix == ".csv" else path.read_bytes()
+                )
     return found
 
 
@@ -234,8 +284,12 @@ class Tally:
     problems: list[str] = field(default_factory=list)
 
 
-def attack(harness: Harness, stage: Stage, root: Path, kills: int, chance: random.Random, tally: Tally) -> None:
-    """Kill a stage ``kills`` times; each chain of kills ends with an undisturbed run, whose outputs must be the expected ones."""
+def attack(
+    harness: Harness, stage: Stage, root: Path, kills: int, chance: random.Random, tally: Tally
+) -> None:
+    """Kill a stage ``kills`` times; each chain of kills ends with an undisturbed run, whose outputs
+    must be the expected ones.
+    """
     started = time.monotonic()
     status, said, seconds = harness.run(stage, root)
     if status:
@@ -245,29 +299,47 @@ def attack(harness: Harness, stage: Stage, root: Path, kills: int, chance: rando
     while n_killed < kills:
         clear(stage, root)
         for _ in range(min(chance.randint(1, 4), kills - n_killed)):
-            place = chance.choice([place for place in PLACES if place == "any time" or events.get(place)])
-            kill = Kill(place, chance.choice(list(SIGNALS)), chance.randint(1, max(events.get(place, 0), 1)),
-                        chance.uniform(0.05, max(seconds, 0.2)))  # fmt: skip
+            place = chance.choice(
+                [place for place in PLACES if place == "any time" or events.get(place)]
+            )
+            kill = Kill(
+                place,
+                chance.choice(list(SIGNALS)),
+                chance.randint(1, max(events.get(place, 0), 1)),
+                chance.uniform(0.05, max(seconds, 0.2)),
+            )
             status, said, _ = harness.run(stage, root, kill)
             if status == 0:  # it was done before
                 break
             n_killed += 1
             tally.kills[kill.place, kill.signal] += 1
-            tally.problems += [f"{stage.script}, {kill}: {name} is not whole" for name in whole(outputs(stage, root), expected)]
-            if kill.signal != "SIGKILL" and ("Traceback" in said or "the same command continues" not in said):
-                tally.problems.append(f"{stage.script}, {kill}: exit {status}, said {said[-2000:]!r}")
+            tally.problems += [
+                f"{stage.script}, {kill}: {name} is not whole"
+                for name in whole(outputs(stage, root), expected)
+            ]
+            if kill.signal != "SIGKILL" and (
+                "Traceback" in said or "the same command continues" not in said
+            ):
+                tally.problems.append(
+                    f"{stage.script}, {kill}: exit {status}, said {said[-2000:]!r}"
+                )
         status, said, _ = harness.run(stage, root)
         found = outputs(stage, root)
         tally.finished += 1
         if status or found != expected:
-            names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+            names = [
+                name for name in {**found, **expected} if found.get(name) != expected.get(name)
+            ]
             tally.problems.append(
-                f"{stage.script}: exit {status}, other outputs after the kills: {names[:5]}; said {said[-500:]!r}"
+                f"{stage.script}: exit {status}, other outputs after the kills: {names[:5]}; said"
+                f" {said[-500:]!r}"
             )
         left = [path.name for path in root.rglob(".*.tmp")]
         if left:
             tally.problems.append(f"{stage.script}: unfinished files stay behind: {left[:5]}")
-    print(f"{stage.script:<36} {n_killed:4d} kills  {time.monotonic() - started:5.0f} s", flush=True)
+    print(
+        f"{stage.script:<36} {n_killed:4d} kills  {time.monotonic() - started:5.0f} s", flush=True
+    )
 
 
 def clear(stage: Stage, root: Path) -> None:
@@ -279,9 +351,13 @@ def clear(stage: Stage, root: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200, help="over all stages")
-    parser.add_argument("--stages", nargs="+", choices=[stage.script for stage in stages()], help="only these")
+    parser.add_argument(
+        "--stages", nargs="+", choices=[stage.script for stage in stages()], help="only these"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     chosen = [stage for stage in stages() if not args.stages or stage.script in args.stages]

@@ -1,11 +1,13 @@
-"""Fuzz the readers of untrusted bytes that are our own: the .npz and .safetensors block reader, and the restricted unpickler.
+"""Fuzz the readers of untrusted bytes that are our own: the .npz and .safetensors block reader, and
+the restricted unpickler.
 
     python tests/faults/fuzz.py npz --minutes 10
     python tests/faults/fuzz.py pickle --minutes 10 --keep found/
 
-Coverage-guided by Atheris (`pip install atheris`), from valid files on. A finding is any error but UserError, more memory than
-the file could justify, or anything done besides reading: an audit hook sees every import, open, exec and process start. The
-first finding ends the run with a traceback, its input is kept in --keep.
+Coverage-guided by Atheris (`pip install atheris`), from valid files on. A finding is any error but
+UserError, more memory than the file could justify, or anything done besides reading: an audit hook
+sees every import, open, exec and process start. The first finding ends the run with a traceback,
+its input is kept in --keep.
 """
 
 from __future__ import annotations
@@ -42,7 +44,18 @@ with atheris.instrument_imports(include=READERS):
     from utils.readers.weight_files import stored_arrays
     from utils.runtime.errors import UserError
 
-FORBIDDEN = ("exec", "compile", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "import", "marshal.", "open")
+FORBIDDEN = (
+    "exec",
+    "compile",
+    "os.",
+    "subprocess.",
+    "socket.",
+    "shutil.",
+    "ctypes.",
+    "import",
+    "marshal.",
+    "open",
+)
 MOST_READ = 1 << 20  # bytes of an array that a target reads
 watching: list[str] = []  # the one file that may be opened, while a target runs
 done: list[str] = []  # what was done besides
@@ -53,7 +66,8 @@ def audit(event: str, arguments: tuple) -> None:
         return
     if event == "open" and str(arguments[0]) == watching[0]:
         return
-    # literal_eval parses (never runs) a header; zipfile asks for codecs by import, which are loaded once
+    # literal_eval parses (never runs) a header; zipfile asks for codecs by import, which are loaded
+    # once
     if (event == "compile" and arguments[1] in ("<unknown>", "<string>")) or (
         event == "import" and arguments[0].startswith("encodings")
     ):
@@ -106,7 +120,7 @@ def pickle_seeds() -> list[bytes]:
 
 
 class Inside:
-    """Pickled as the published files pickle a tensor's storage: a file of torch inside the pickle."""
+    """Pickled as published files pickle a tensor's storage: a file of torch inside the pickle."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -116,15 +130,22 @@ class Inside:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", choices=("npz", "pickle"))
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--keep", type=Path, default=Path("found"), help="folder for an input that is a finding")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("found"), help="folder for an input that is a finding"
+    )
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # torch's are shown with their source line, which is read for that
+    # torch's are shown with their source line, which is read for that
+    warnings.simplefilter("ignore")
     args.keep.mkdir(parents=True, exist_ok=True)
     seeds = npz_seeds() if args.target == "npz" else pickle_seeds()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+    ) as folder:
         corpus = Path(folder) / "corpus"
         corpus.mkdir()
         for number, seed in enumerate(seeds):
@@ -148,14 +169,36 @@ def main() -> None:
             if done:
                 raise AssertionError(f"done besides reading: {done}")
 
-        for codec in ("raw_unicode_escape", "unicode_escape", "utf_16", "utf_32", "latin1", "ascii", "cp437"):
+        for codec in (
+            "raw_unicode_escape",
+            "unicode_escape",
+            "utf_16",
+            "utf_32",
+            "latin1",
+            "ascii",
+            "cp437",
+        ):
             codecs.lookup(codec)  # the standard readers' own, loaded when first met
         for seed in seeds:  # lazy imports happen now
             one(seed)
             done.clear()
         sys.addaudithook(audit)
-        limits = [f"-max_total_time={args.minutes * 60:.0f}", "-max_len=4096", "-rss_limit_mb=3000", "-timeout=20"]
-        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={args.keep}/", "-print_final_stats=1", str(corpus)], one)
+        limits = [
+            f"-max_total_time={args.minutes * 60:.0f}",
+            "-max_len=4096",
+            "-rss_limit_mb=3000",
+            "-timeout=20",
+        ]
+        atheris.Setup(
+            [
+                sys.argv[0],
+                *limits,
+                f"-artifact_prefix={args.keep}/",
+                "-print_final_stats=1",
+                str(corpus),
+            ],
+            one,
+        )
         atheris.Fuzz()
 
 

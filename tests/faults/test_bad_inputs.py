@@ -1,4 +1,6 @@
-"""Every bad file of the corpus: one line that names it, the rest of the run done, an exit status, little memory, nothing run."""
+"""Every bad file of the corpus: one line that names it, the rest of the run done, an exit status,
+little memory, nothing run.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ from utils.runtime.errors import UserError
 
 CASES = corpus()
 # `make test` takes the hostile ones and every third of the others, `make test-faults` all
-PARAMETERS = [pytest.param(case, marks=() if case.hostile or i % 3 == 0 else pytest.mark.long) for i, case in enumerate(CASES)]
-GROWTH = 600 << 20  # bytes that a run may take more than before: far less than what the files declare
+PARAMETERS = [
+    pytest.param(case, marks=() if case.hostile or i % 3 == 0 else pytest.mark.long)
+    for i, case in enumerate(CASES)
+]
+# bytes that a run may take more than before: far less than what the files declare
+GROWTH = 600 << 20
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,9 @@ def finished(tmp_path_factory) -> Path:
     for name in (BAD, GOOD):
         for of, ood in ((load_dataset(paths, name), False), (load_ood(paths, name), True)):
             X = torch.from_numpy(rng.normal(size=(len(of), D_MODEL)).astype(np.float32))
-            write_activations(paths.model_activations(MODEL, name, HOOK, ood), X, of.texts, {"n_rows": len(of)})
+            write_activations(
+                paths.model_activations(MODEL, name, HOOK, ood), X, of.texts, {"n_rows": len(of)}
+            )
     torch.manual_seed(0)
     TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=8)).save_model(paths.saes(MODEL) / SAE_ID)
     for stage in ("generator", "train_sae_probes", "train_baselines"):
@@ -46,11 +54,27 @@ def finished(tmp_path_factory) -> Path:
 
 
 STAGES = {
-    "generator": ("generate_sae_activations_optimized", MODEL, ["--setting", "normal", "--device", "cpu"]),
+    "generator": (
+        "generate_sae_activations_optimized",
+        MODEL,
+        ["--setting", "normal", "--device", "cpu"],
+    ),
     "generator mine": ("generate_sae_activations_optimized", "mine", []),
-    "train_sae_probes": ("train_sae_probes", MODEL, ["--ks", "4", "--n_jobs", "1", "--target_sae_id", SAE_ID]),
-    "train_baselines": ("train_baselines", MODEL, ["--method", "logreg", "--layer", "2", "--n_jobs", "1"]),
-    "train_baselines OOD": ("train_baselines", MODEL, ["--method", "logreg", "--setting", "OOD", "--n_jobs", "1"]),
+    "train_sae_probes": (
+        "train_sae_probes",
+        MODEL,
+        ["--ks", "4", "--n_jobs", "1", "--target_sae_id", SAE_ID],
+    ),
+    "train_baselines": (
+        "train_baselines",
+        MODEL,
+        ["--method", "logreg", "--layer", "2", "--n_jobs", "1"],
+    ),
+    "train_baselines OOD": (
+        "train_baselines",
+        MODEL,
+        ["--method", "logreg", "--setting", "OOD", "--n_jobs", "1"],
+    ),
     "visualize": ("visualize", MODEL, []),
     "visualize gemma-2-9b": ("visualize", "gemma-2-9b", []),
     "extract": ("published.extract", "gemma-2-9b", []),
@@ -58,11 +82,15 @@ STAGES = {
 
 
 def run(stage: str, paths: Paths, capsys=None) -> tuple[int, str]:
-    """(exit status, what was said): as utils.cli.run does it. Another error would be a traceback: it fails the test."""
+    """(exit status, what was said): as utils.cli.run does it. Another error would be a traceback:
+    it fails the test.
+    """
     script, model, flags = STAGES[stage]
     clear_caches()
     try:
-        status = importlib.import_module(script).main(["--model_name", model, *folder_flags(paths), *flags])
+        status = importlib.import_module(script).main(
+            ["--model_name", model, *folder_flags(paths), *flags]
+        )
     except UserError as error:
         return EXIT_BAD_INPUT, f"error: {error}"
     return status, capsys.readouterr().err if capsys else ""
@@ -96,14 +124,20 @@ def test_a_bad_file_gets_one_line_and_stops_nothing_else(finished, tmp_path, cap
     status, said = run(case.stage, paths, capsys)
     grown = peak_memory() - before
     assert status != 0, "a bad file must show in the exit status"
-    about = [line for line in said.splitlines() if line.startswith(("  - ", "error: ")) and case.said in line]
+    about = [
+        line
+        for line in said.splitlines()
+        if line.startswith(("  - ", "error: ")) and case.said in line
+    ]
     assert len(about) == 1, f"one line with {case.said!r} is wanted, said was: {said}"
     assert len(about[0]) < 700
     assert "Traceback" not in said
     assert grown < GROWTH, f"{grown >> 20} MiB more memory"
     assert not canary.exists(), "something of the file was run"
     assert not list(root.rglob(".*.tmp")), "unfinished files are left"
-    if status != EXIT_BAD_INPUT and not case.stage.startswith(("visualize", "extract", "generator mine")):
+    if status != EXIT_BAD_INPUT and not case.stage.startswith(
+        ("visualize", "extract", "generator mine")
+    ):
         assert list(rest_of(case.stage, paths)), "the other dataset is not done"
 
 

@@ -1,4 +1,6 @@
-"""The crash harness in short (`make test-faults`: in full), full disks, folders that cannot be written, two runs at once."""
+"""The crash harness in short (`make test-faults`: in full), full disks, folders that cannot be
+written, two runs at once.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,27 @@ import time
 from pathlib import Path
 
 import pytest
-from crashes import Harness, Kill, Tally, attack, build_inputs, child, clear, flags_of, outputs, stages, whole
+from crashes import (
+    Harness,
+    Kill,
+    Tally,
+    attack,
+    build_inputs,
+    child,
+    clear,
+    flags_of,
+    outputs,
+    stages,
+    whole,
+)
 
 import train_baselines
 from utils.runtime.errors import UserError
 from utils.runtime.files import locked
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills at exact points as Linux lets one make them")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="kills at exact points as Linux lets one make them"
+)
 STAGES = {stage.script: stage for stage in stages()}
 FIRST = ("generate_model_activations", "train_saes", "generate_sae_activations_optimized")
 
@@ -53,9 +69,13 @@ def test_a_killed_table_is_continued_to_the_same_rows(harness, world):
     assert not tally.problems
 
 
-@pytest.mark.parametrize("name", ["published.extract", "generate_sae_activations_optimized", "visualize"])
+@pytest.mark.parametrize(
+    "name", ["published.extract", "generate_sae_activations_optimized", "visualize"]
+)
 @pytest.mark.parametrize("how", ["file size limit", "full disk"])
-def test_a_run_without_room_says_so_and_continues_once_there_is(harness, world, tmp_path, name, how):
+def test_a_run_without_room_says_so_and_continues_once_there_is(
+    harness, world, tmp_path, name, how
+):
     stage = STAGES[name]
     if name == "visualize":
         assert harness.run(STAGES["train_baselines"], world)[0] == 0
@@ -67,7 +87,8 @@ def test_a_run_without_room_says_so_and_continues_once_there_is(harness, world, 
         root.mkdir()
         size = sum(path.stat().st_size for path in world.rglob("*") if path.is_file())
         if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={2 * size + (128 << 20)}", "tmpfs", root], check=False
+            ["mount", "-t", "tmpfs", "-o", f"size={2 * size + (128 << 20)}", "tmpfs", root],
+            check=False,
         ).returncode:
             pytest.skip("only an administrator can make a small disk")
     else:
@@ -79,11 +100,17 @@ def test_a_run_without_room_says_so_and_continues_once_there_is(harness, world, 
             with open(filler, "wb") as file:
                 free = shutil.disk_usage(root).free
                 file.write(bytes(max(free - 96 * 1024, 0)))
-        limit = None if how == "full disk" else Kill("", largest_file=max(map(len, expected.values())) // 2)
+        limit = (
+            None
+            if how == "full disk"
+            else Kill("", largest_file=max(map(len, expected.values())) // 2)
+        )
         status, said, _ = harness.run(stage, root, limit)
         assert status not in (0, 130)
         assert "Traceback" not in said
-        assert len([line for line in said.splitlines() if line.startswith(("error: ", "  - "))]) == 1, said
+        assert (
+            len([line for line in said.splitlines() if line.startswith(("error: ", "  - "))]) == 1
+        ), said
         assert not whole(outputs(stage, root), expected)
         assert not list(root.rglob(".*.tmp"))
         filler.unlink(missing_ok=True)
@@ -94,7 +121,10 @@ def test_a_run_without_room_says_so_and_continues_once_there_is(harness, world, 
             subprocess.run(["umount", root], check=False)
 
 
-@pytest.mark.parametrize("name", ["published.extract", "generate_sae_activations_optimized", "train_baselines", "visualize"])
+@pytest.mark.parametrize(
+    "name",
+    ["published.extract", "generate_sae_activations_optimized", "train_baselines", "visualize"],
+)
 def test_a_folder_that_cannot_be_written_is_named(harness, world, tmp_path, name):
     stage = STAGES[name]
     root = harness.folder / f"closed_{name}"
@@ -108,7 +138,9 @@ def test_a_folder_that_cannot_be_written_is_named(harness, world, tmp_path, name
         for folder in (path for path in (root, *root.rglob("*")) if path.is_dir()):
             folder.chmod(0o755)
     assert status not in (0, 130)
-    assert len([line for line in said.splitlines() if line.startswith(("error: ", "  - "))]) == 1, said
+    assert len([line for line in said.splitlines() if line.startswith(("error: ", "  - "))]) == 1, (
+        said
+    )
     assert "cannot be written" in said or "Permission denied" in said
     assert "Traceback" not in said
     assert outputs(stage, root) == {}
@@ -120,13 +152,17 @@ def test_of_two_runs_at_once_one_works_and_one_says_who_does(harness, world, tmp
     expected = outputs(stage, world)
     clear(stage, world)
     said = [tmp_path / "0.txt", tmp_path / "1.txt"]
-    pair = [harness.context.Process(target=child, args=(stage, world, None, path, tmp_path / "events")) for path in said]
+    pair = [
+        harness.context.Process(target=child, args=(stage, world, None, path, tmp_path / "events"))
+        for path in said
+    ]
     for process in pair:
         process.start()
     for process in pair:
         process.join(120)
     codes = [process.exitcode for process in pair]
-    assert sorted(map(str, codes)) in (["0", "2"], ["0", "0"])  # one may have been done before the other began
+    # one may have been done before the other began
+    assert sorted(map(str, codes)) in (["0", "2"], ["0", "0"])
     if 2 in codes:
         line = said[codes.index(2)].read_text()
         assert f"process {pair[codes.index(0)].pid} on {socket.gethostname()[:10]}" in line
@@ -144,7 +180,10 @@ def test_a_lock_is_let_go_when_its_owner_is_killed(tmp_path):
     holder.start()
     while not (tmp_path / "began").exists():
         time.sleep(0.01)
-    with pytest.raises(UserError, match=f"is being written by process {holder.pid} on "), locked(tmp_path, "table"):
+    with (
+        pytest.raises(UserError, match=f"is being written by process {holder.pid} on "),
+        locked(tmp_path, "table"),
+    ):
         pass
     unfinished = tmp_path / f".a.pt.{socket.gethostname()}.{holder.pid}.tmp"
     unfinished.touch()
@@ -162,5 +201,8 @@ def test_the_lock_is_for_one_table_only(world):
     folder = world / "results" / "baseline_probes_all-MiniLM-L6-v2" / "normal_settings"
     with locked(folder, "layer5_results.csv"):
         assert train_baselines.main(flags_of(stage, world)) == 0
-    with locked(folder, "layer2_results.csv"), pytest.raises(UserError, match=r"layer2_results\.csv is being written by process"):
+    with (
+        locked(folder, "layer2_results.csv"),
+        pytest.raises(UserError, match=r"layer2_results\.csv is being written by process"),
+    ):
         train_baselines.main(flags_of(stage, world))

@@ -1,4 +1,6 @@
-"""--max_memory is kept: the generator runs under a limit of the system just above it, or says beforehand that it cannot."""
+"""--max_memory is kept: the generator runs under a limit of the system just above it, or says
+beforehand that it cannot.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,18 @@ def ready(paths):
     for name in NAMES:
         X = torch.from_numpy(rng.normal(size=(1200, D_MODEL)).astype(np.float32))
         write_activations(
-            paths.model_activations("mine", name, "blocks.3.hook_resid_post"), X, load_dataset(paths, name).texts, {}
+            paths.model_activations("mine", name, "blocks.3.hook_resid_post"),
+            X,
+            load_dataset(paths, name).texts,
+            {},
         )
     folder = paths.saes("mine") / "layer_3" / "wide"
     folder.mkdir(parents=True)
     weights = rng.standard_normal((D_MODEL, D_SAE), dtype=np.float32)
     threshold = np.full(D_SAE, 80, np.float32)
-    np.savez(folder / "params.npz", W_enc=weights, b_enc=np.zeros(D_SAE, np.float32), threshold=threshold)
+    np.savez(
+        folder / "params.npz", W_enc=weights, b_enc=np.zeros(D_SAE, np.float32), threshold=threshold
+    )
     clear_caches()
     return paths
 
@@ -61,15 +68,29 @@ def ready(paths):
 def run(paths, max_memory: int, spare: int = SPARE) -> subprocess.CompletedProcess:
     flags = ["--model_name", "mine", *folder_flags(paths), "--setting", "normal", "--device", "cpu"]
     return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(ROOT), str(max_memory + spare), *flags, "--max_memory", f"{max_memory}b"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            LIMITED,
+            str(ROOT),
+            str(max_memory + spare),
+            *flags,
+            "--max_memory",
+            f"{max_memory}b",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
 
 
 def test_a_limit_just_above_max_memory_is_enough(ready):
     done = run(ready, 48 << 20)
     assert done.returncode == 0, done.stderr
-    rows = load_sparse(SaeFiles(ready, "mine", "normal", NAMES[0], "layer_3/wide").path("X_train_sae"), "")
+    rows = load_sparse(
+        SaeFiles(ready, "mine", "normal", NAMES[0], "layer_3/wide").path("X_train_sae"), ""
+    )
     assert rows.nnz > 0
     checks = json.loads(ready.sae_checks("mine").read_text())
     assert checks["layer_3/wide"]["d_sae"] == D_SAE

@@ -23,7 +23,11 @@ VERSIONS = {
 def test_the_tightest_of_all_groups_around_a_process_counts(version, tmp_path, monkeypatch):
     listed, place, names = VERSIONS[version]
     (tmp_path / "groups").write_text(listed)
-    for group, limit, used in (("jobs/mine", "max", 10), ("jobs", "5000", 1200), (".", "9000", 100)):
+    for group, limit, used in (
+        ("jobs/mine", "max", 10),
+        ("jobs", "5000", 1200),
+        (".", "9000", 100),
+    ):
         folder = tmp_path / place.format(group)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / names[0]).write_text(f"{limit}\n")

@@ -24,7 +24,13 @@ def doubled(a: int, b: int) -> tuple[int, int]:
 
 
 TASKS = [(4, 2), (1, 0), (1, -1), (1, 99), (9, 3)]
-ERRORS = [None, "ZeroDivisionError: division by zero", "b is below zero: give another", OUT_OF_MEMORY, None]
+ERRORS = [
+    None,
+    "ZeroDivisionError: division by zero",
+    "b is below zero: give another",
+    OUT_OF_MEMORY,
+    None,
+]
 
 
 @pytest.mark.parametrize("n_jobs", [0, 1, 2])

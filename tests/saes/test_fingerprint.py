@@ -1,4 +1,6 @@
-"""A fingerprint sees any change of an SAE's small arrays, in every format, and samples its matrices."""
+"""A fingerprint sees any change of an SAE's small arrays, in every format, and samples its
+matrices.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ D_MODEL, D_SAE = 384, 4096
 def arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     sizes = {"b_enc": D_SAE, "threshold": D_SAE, "b_dec": D_MODEL}
-    matrices = {name: rng.normal(size=shape) for name, shape in {"W_enc": (D_MODEL, D_SAE), "W_dec": (D_SAE, D_MODEL)}.items()}
+    matrices = {
+        name: rng.normal(size=shape)
+        for name, shape in {"W_enc": (D_MODEL, D_SAE), "W_dec": (D_SAE, D_MODEL)}.items()
+    }
     vectors = {name: rng.normal(size=size) for name, size in sizes.items()}
     return {name: array.astype(np.float32) for name, array in {**matrices, **vectors}.items()}
 
@@ -23,7 +28,9 @@ def arrays() -> dict[str, np.ndarray]:
 WRITERS = {
     "params.npz": lambda path, state: np.savez(path, **state),
     "sae_weights.safetensors": lambda path, state: save_file(state, path),
-    "ae.pt": lambda path, state: torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path),
+    "ae.pt": lambda path, state: torch.save(
+        {name: torch.from_numpy(array) for name, array in state.items()}, path
+    ),
 }
 
 

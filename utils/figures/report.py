@@ -1,4 +1,6 @@
-"""The report: one HTML file with everything in it, readable on a phone and on a laptop, without network."""
+"""The report: one HTML file with everything in it, readable on a phone and on a laptop, without
+network.
+"""
 
 from __future__ import annotations
 
@@ -70,25 +72,32 @@ def write_report(
 ) -> None:
     """Write the report of one model.
 
-    ``tables``: comparison, against_control, positive_control, gap, each_sae, each possibly empty. ``figures``:
-    {name: (caption, PNG file)}.
-    ``settings``: what made the tables.
+    ``tables``: comparison, against_control, positive_control, gap, each_sae, each possibly empty.
+    ``figures``: {name: (caption, PNG file)}. ``settings``: what made the tables.
     """
-    comparison, against_control, each_sae = (tables[name] for name in ("comparison", "against_control", "each_sae"))
+    comparison, against_control, each_sae = (
+        tables[name] for name in ("comparison", "against_control", "each_sae")
+    )
     body = [f"<h1>Are SAE probes useful on {html.escape(model_name)}?</h1>", _answer(comparison)]
     if len(comparison):
-        body += ["<h2>By setting</h2>", _table(headline(comparison).reset_index().rename(columns=COLUMNS))]
+        body += [
+            "<h2>By setting</h2>",
+            _table(headline(comparison).reset_index().rename(columns=COLUMNS)),
+        ]
         body.append(
-            "<p class='soft'>Mean test AUC over matched decisions: the same dataset, condition and layer for every contender. "
-            "Each contender's probe is picked by validation AUC, ties in expectation over a random choice; nothing is picked on "
-            "test rows.</p>"
+            "<p class='soft'>Mean test AUC over matched decisions: the same dataset, condition and"
+            " layer for every contender. Each contender's probe is picked by validation AUC, ties"
+            " in expectation over a random choice; nothing is picked on test rows.</p>"
         )
     if len(against_control):
         body += [
             "<h2>Trained SAEs against controls</h2>",
-            "<p>Normal setting, k latents against k columns of something else, chosen by the same rule: an SAE of the same shape "
-            "whose weights were never trained; the model's raw dimensions; its principal components. Where a control does as "
-            "well, the probe owes nothing to what the SAE learned.</p>",
+            (
+                "<p>Normal setting, k latents against k columns of something else, chosen by the"
+                " same rule: an SAE of the same shape whose weights were never trained; the model's"
+                " raw dimensions; its principal components. Where a control does as well, the probe"
+                " owes nothing to what the SAE learned.</p>"
+            ),
             _table(against_control),
         ]
     if len(tables["positive_control"]):
@@ -106,36 +115,50 @@ def write_report(
     if len(tables["gap"]):
         body += [
             "<h2>What validation promises</h2>",
-            "<p>Validation AUC less test AUC, averaged over all probes of a condition. The paper's protocol ranks latents on all "
-            "training rows before it sets some aside for validation, so its SAE probes promise too much, most on few rows; "
-            "the nested protocol ranks inside each fold.</p>",
+            (
+                "<p>Validation AUC less test AUC, averaged over all probes of a condition. The"
+                " paper's protocol ranks latents on all training rows before it sets some aside for"
+                " validation, so its SAE probes promise too much, most on few rows; the nested"
+                " protocol ranks inside each fold.</p>"
+            ),
             _table(tables["gap"]),
         ]
     if len(each_sae):
         body += [
             "<h2>Each SAE</h2>",
-            "<p>Each SAE alone, its number of latents picked by validation AUC, against the best baseline on the same datasets "
-            "and conditions.</p>",
+            (
+                "<p>Each SAE alone, its number of latents picked by validation AUC, against the"
+                " best baseline on the same datasets and conditions.</p>"
+            ),
             _table(each_sae),
         ]
     if len(comparison):
-        table = comparison.rename(columns=COLUMNS)[[c for c in COLUMNS.values() if c in comparison.rename(columns=COLUMNS)]]
+        table = comparison.rename(columns=COLUMNS)[
+            [c for c in COLUMNS.values() if c in comparison.rename(columns=COLUMNS)]
+        ]
         table["contender"] = table["contender"].map(TITLES)
         body += [
             "<h2>All comparisons</h2>",
-            "<p class='soft'>Differences are from the best baseline; intervals resample datasets; the p-values are Wilcoxon's "
-            "signed-rank test over datasets, corrected by Holm over a setting's conditions. Click a heading to sort.</p>",
+            (
+                "<p class='soft'>Differences are from the best baseline; intervals resample"
+                " datasets; the p-values are Wilcoxon's signed-rank test over datasets, corrected"
+                " by Holm over a setting's conditions. Click a heading to sort.</p>"
+            ),
             _table(table),
         ]
     body += ["<h2>Audit</h2>", _audit(findings)]
     if left_out:
-        body += ["<h2>Figures left out</h2>", "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in left_out) + "</ul>"]
+        body += [
+            "<h2>Figures left out</h2>",
+            "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in left_out) + "</ul>",
+        ]
     if settings:
         body.append("<h2>Settings and versions</h2>")
         body.append(f"<pre>{html.escape(json.dumps(settings, indent=1, sort_keys=True))}</pre>")
     page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, "
-        f"initial-scale=1'><title>SAE probes: {html.escape(model_name)}</title><style>{CSS}</style></head><body>"
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
+        " content='width=device-width, initial-scale=1'><title>SAE probes:"
+        f" {html.escape(model_name)}</title><style>{CSS}</style></head><body>"
         + "\n".join(body)
         + f"<script>{SORT}</script></body></html>\n"
     )
@@ -147,10 +170,18 @@ def _audit(findings: list[Finding]) -> str:
     """What was looked for in the tables, the worst first."""
     if not findings:
         return "<p>Nothing was found.</p>"
-    titles = {"wrong": "Must not be used as what it is called", "doubt": "To be known", "fine": "Looked for and not found"}
+    titles = {
+        "wrong": "Must not be used as what it is called",
+        "doubt": "To be known",
+        "fine": "Looked for and not found",
+    }
     parts = []
     for weight, title in titles.items():
-        lines = [f"<li><b>{html.escape(f.about)}</b>: {html.escape(f.what)}</li>" for f in findings if f.weight == weight]
+        lines = [
+            f"<li><b>{html.escape(f.about)}</b>: {html.escape(f.what)}</li>"
+            for f in findings
+            if f.weight == weight
+        ]
         if lines:
             parts.append(f"<h3>{title}</h3><ul>{''.join(lines)}</ul>")
     return "".join(parts)
@@ -159,19 +190,27 @@ def _audit(findings: list[Finding]) -> str:
 def _answer(comparison: pd.DataFrame) -> str:
     """One sentence a setting: who is ahead and how sure that is."""
     if not len(comparison):
-        return "<p>No setting has both baselines and SAE probes yet, so there is nothing to compare.</p>"
+        return (
+            "<p>No setting has both baselines and SAE probes yet, so there is nothing to"
+            " compare.</p>"
+        )
     lines = []
     overall = comparison[(comparison["condition"] == ALL) & (comparison["contender"] == "sae_only")]
     several = overall["protocol"].nunique() > 1
     for row in overall.to_dict("records"):
         sure = row["ci_low"] > 0 or row["ci_high"] < 0
         side = "above" if row["mean_difference"] > 0 else "below"
-        interval = f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})" if pd.notna(row["ci_low"]) else ""
+        interval = (
+            f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+            if pd.notna(row["ci_low"])
+            else ""
+        )
         hedge = "" if sure else ", a difference this data cannot tell from none"
         where = html.escape(row["setting"]) + (f", {row['protocol']} protocol" if several else "")
         lines.append(
-            f"<li><b>{where}</b>: SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best "
-            f"baseline{interval}{hedge}; ahead in {row['wins']:.0f} of {row['n_pairs']} decisions.</li>"
+            f"<li><b>{where}</b>: SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the"
+            f" best baseline{interval}{hedge}; ahead in {row['wins']:.0f} of {row['n_pairs']}"
+            " decisions.</li>"
         )
     return "<ul>" + "".join(lines) + "</ul>"
 
@@ -189,19 +228,25 @@ def _known_answer(table: pd.DataFrame) -> str:
         for row in fewest.to_dict("records")
     )
     return (
-        "<p>Synthetic activations, the label being whether one of their features fires. An SAE whose encoder is the true "
-        "dictionary must win where training rows are few, and one with random directions must not: if it were otherwise, the "
-        f"probes would be at fault. With {int(fewest['n_train'].iloc[0])} training rows: {found}.</p>"
+        "<p>Synthetic activations, the label being whether one of their features fires. An SAE"
+        " whose encoder is the true dictionary must win where training rows are few, and one with"
+        " random directions must not: if it were otherwise, the probes would be at fault. With"
+        f" {int(fewest['n_train'].iloc[0])} training rows: {found}.</p>"
     )
 
 
 def _table(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{_cell(column, value)}</td>" for column, value in zip(table.columns, row)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{_cell(column, value)}</td>" for column, value in zip(table.columns, row))
+        + "</tr>"
         for row in table.itertuples(index=False)
     )
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return (
+        "<div"
+        f" class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _cell(column: str, value: object) -> str:

@@ -1,4 +1,6 @@
-"""Figures of the paper's side experiments, from its published files: multi-token probes, architectures, CoLA, pruned latents."""
+"""Figures of the paper's side experiments, from its published files: multi-token probes,
+architectures, CoLA, pruned latents.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from utils.names import named_l0, named_width
 from utils.results.comparison import bootstrap_interval
 from utils.runtime.units import short_number
 
-RELABELLED = {0: "original labels", 1: "labels of an ensemble\nof language models", 2: "only where the\ntwo disagree"}
+RELABELLED = {
+    0: "original labels",
+    1: "labels of an ensemble\nof language models",
+    2: "only where the\ntwo disagree",
+}
 RELABELLED_PROBES = {
     "baseline": ("logreg", "logreg"),
     "sae_128": ("SAE probe, k = 128", "sae_only"),
@@ -21,19 +27,24 @@ RELABELLED_PROBES = {
 
 
 def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
-    """Mean test AUC of each multi-token method, with its datasets as points, and the best last-token baseline for comparison.
+    """Mean test AUC of each multi-token method, with its datasets as points, and the best
+    last-token baseline for comparison.
 
-    ``table``: multi_token.load_multi_token; ``last_token``: picks of the quiver of baselines in the normal setting.
+    ``table``: multi_token.load_multi_token; ``last_token``: picks of the quiver of baselines in the
+    normal setting.
     """
     if not len(table):
         raise NoData("no multi-token results (consolidated_probing_…)")
     which = table["sae_id"].map(lambda i: f" ({_size(i)})" if isinstance(i, str) else "")
     aucs = {
-        name: rows.set_index("dataset")["test_auc"] for name, rows in table.assign(bar=table["method"] + which).groupby("bar")
+        name: rows.set_index("dataset")["test_auc"]
+        for name, rows in table.assign(bar=table["method"] + which).groupby("bar")
     }
     shared = sorted(set.intersection(*(set(auc.index) for auc in aucs.values())))
     if last_token is not None:
-        at_layer = last_token[last_token["layer"] == table["layer"].mode().iloc[0]].set_index("dataset")["test_auc"]
+        at_layer = last_token[last_token["layer"] == table["layer"].mode().iloc[0]].set_index(
+            "dataset"
+        )["test_auc"]
         if set(shared) <= set(at_layer.index):
             aucs["best baseline on the last token"] = at_layer
     if not shared:
@@ -44,9 +55,32 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     for y, name in enumerate(order):
         values = aucs[name].loc[shared].to_numpy()
         low, high = bootstrap_interval(values, np.array(shared))
-        style = STYLE["sae_only" if name.startswith("SAE") else "random_sae" if "random" in name else "quiver_baselines"]
-        axes.barh(y, values.mean() - CHANCE, 0.7, left=CHANCE, color=style["color"], hatch=style["hatch"], edgecolor="white")
-        axes.plot(values, y + rng.uniform(-0.22, 0.22, len(values)), ".", color="black", markersize=2.5, alpha=0.45)
+        style = STYLE[
+            (
+                "sae_only"
+                if name.startswith("SAE")
+                else "random_sae"
+                if "random" in name
+                else "quiver_baselines"
+            )
+        ]
+        axes.barh(
+            y,
+            values.mean() - CHANCE,
+            0.7,
+            left=CHANCE,
+            color=style["color"],
+            hatch=style["hatch"],
+            edgecolor="white",
+        )
+        axes.plot(
+            values,
+            y + rng.uniform(-0.22, 0.22, len(values)),
+            ".",
+            color="black",
+            markersize=2.5,
+            alpha=0.45,
+        )
         axes.plot([low, high], [y, y], color="black", linewidth=2.2)
         axes.text(1.015, y, f"{values.mean():.3f}", va="center", fontsize=8)
     axes.set_yticks(range(len(order)), order, fontsize=8)
@@ -54,7 +88,11 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     axes.set_xlim(np.floor(low * 10) / 10, 1.09)
     axes.set_xticks(np.arange(np.floor(low * 10), 11) / 10)
     axes.axvline(CHANCE, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlabel(f"test AUC; bar: mean over {len(shared)} datasets (points);\nline: its 95 % bootstrap interval", fontsize=9)
+    axes.set_xlabel(
+        f"test AUC; bar: mean over {len(shared)} datasets (points);\nline: its 95 % bootstrap"
+        " interval",
+        fontsize=9,
+    )
     axes.grid(axis="x")
     figure.tight_layout()
     return figure
@@ -67,7 +105,9 @@ def _size(sae_id: str) -> str:
 
 
 def architecture_wins(tables: dict[str, pd.DataFrame]) -> Figure:
-    """How often the SAE of a row beats the SAE of a column: a matrix a setting. ``tables``: {setting: sae1, sae2, win_rate}."""
+    """How often the SAE of a row beats the SAE of a column: a matrix a setting. ``tables``:
+    {setting: sae1, sae2, win_rate}.
+    """
     if not tables:
         raise NoData("no win rates of architectures (improvements/sae_win_rate_….csv)")
     first = next(iter(tables.values()))
@@ -87,32 +127,58 @@ def architecture_wins(tables: dict[str, pd.DataFrame]) -> Figure:
     for axes in grid.flat[len(tables) :]:
         axes.set_axis_off()
     for axes, (title, table) in zip(grid.flat, tables.items()):
-        matrix = table.pivot(index="sae1", columns="sae2", values="win_rate").reindex(index=names, columns=names)
+        matrix = table.pivot(index="sae1", columns="sae2", values="win_rate").reindex(
+            index=names, columns=names
+        )
         image = axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis")
         for (i, j), value in np.ndenumerate(matrix.to_numpy()):
             if np.isfinite(value):
                 axes.text(
-                    j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black"
+                    j,
+                    i,
+                    f"{100 * value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if value < 0.6 else "black",
                 )
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set_title(title, fontsize=9)
-    figure.supxlabel("the column's SAE is beaten by the row's on this share of datasets (%)", fontsize=9)
+    figure.supxlabel(
+        "the column's SAE is beaten by the row's on this share of datasets (%)", fontsize=9
+    )
     figure.colorbar(image, ax=grid, shrink=0.6, label="win rate")
     return figure
 
 
 def relabelling(table: pd.DataFrame | None) -> Figure:
-    """GLUE CoLA with its own labels, with cleaner ones, and on the texts where the two disagree: test AUC of three probes."""
+    """GLUE CoLA with its own labels, with cleaner ones, and on the texts where the two disagree:
+    test AUC of three probes.
+    """
     if table is None:
-        raise NoData("no results of the CoLA relabelling (investigate/87_glue_cola_investigate_probes.csv)")
+        raise NoData(
+            "no results of the CoLA relabelling (investigate/87_glue_cola_investigate_probes.csv)"
+        )
     figure, axes = plt.subplots(figsize=(5.6, 3.3))
     width = 0.8 / len(RELABELLED_PROBES)
     for i, (kind, (title, contender)) in enumerate(RELABELLED_PROBES.items()):
-        values = table[table["run_type"] == kind].set_index("run_num")["test_auc"].reindex(list(RELABELLED))
+        values = (
+            table[table["run_type"] == kind]
+            .set_index("run_num")["test_auc"]
+            .reindex(list(RELABELLED))
+        )
         places = np.arange(len(RELABELLED)) + (i - 1) * width
         style = STYLE[contender]
-        axes.bar(places, values, width * 0.92, color=style["color"], hatch=style["hatch"], edgecolor="white", label=title)
+        axes.bar(
+            places,
+            values,
+            width * 0.92,
+            color=style["color"],
+            hatch=style["hatch"],
+            edgecolor="white",
+            label=title,
+        )
         for x, value in zip(places, values):
             axes.text(x, value + 0.008, f"{value:.2f}", ha="center", fontsize=7)
     axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":")
@@ -125,16 +191,33 @@ def relabelling(table: pd.DataFrame | None) -> Figure:
 
 
 def pruned_latents(tables: dict[str, pd.DataFrame]) -> Figure:
-    """OOD and validation AUC of a probe on the k latents judged most relevant. ``tables``: {dataset: k, ood_auc_llm, …}."""
+    """OOD and validation AUC of a probe on the k latents judged most relevant. ``tables``:
+    {dataset: k, ood_auc_llm, …}.
+    """
     if not tables:
         raise NoData("no results of pruned latents (OOD/OOD_latents/…_pruned.csv)")
-    figure, grid = plt.subplots(1, len(tables), figsize=(1.0 + 2.6 * len(tables), 3.0), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        1, len(tables), figsize=(1.0 + 2.6 * len(tables), 3.0), sharey=True, squeeze=False
+    )
     for axes, (dataset, table) in zip(grid[0], tables.items()):
-        for judge, name, marker, face in (("llm", "a language model", "o", None), ("human", "people", "s", "white")):
+        for judge, name, marker, face in (
+            ("llm", "a language model", "o", None),
+            ("human", "people", "s", "white"),
+        ):
             line = {"marker": marker, "markersize": 4, "markerfacecolor": face}
-            for where, column, color, dash in (("in", "val", "#0072B2", "--"), ("out of", "ood", "#D55E00", "-")):
+            for where, column, color, dash in (
+                ("in", "val", "#0072B2", "--"),
+                ("out of", "ood", "#D55E00", "-"),
+            ):
                 label = f"{where} distribution, judged by {name}"
-                axes.plot(table["k"], table[f"{column}_auc_{judge}"], color=color, linestyle=dash, label=label, **line)
+                axes.plot(
+                    table["k"],
+                    table[f"{column}_auc_{judge}"],
+                    color=color,
+                    linestyle=dash,
+                    label=label,
+                    **line,
+                )
         axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_title(dataset, fontsize=9)
         axes.set_xlabel("k most relevant of 8 latents")

@@ -1,7 +1,9 @@
-"""Figures: a table in, a figure out. Nothing here reads files; a table that lacks what a figure shows raises NoData.
+"""Figures: a table in, a figure out. Nothing here reads files; a table that lacks what a figure
+shows raises NoData.
 
-Each contender has one colour (Okabe and Ito's, told apart by the colour-blind), one marker and one hatch (told apart in
-grey). The chance line is drawn, the number of datasets and what a band means are written on the figure.
+Each contender has one colour (Okabe and Ito's, told apart by the colour-blind), one marker and one
+hatch (told apart in grey). The chance line is drawn, the number of datasets and what a band means
+are written on the figure.
 """
 
 from __future__ import annotations
@@ -35,7 +37,16 @@ STYLE = {
 }
 CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
 SAE_MARKERS = ("^", "v", "<", ">", "d", "p", "h", "o")
-SAE_COLORS = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#661100", "#AA4499", "#44AA99", "#332288")
+SAE_COLORS = (
+    "#E69F00",
+    "#D55E00",
+    "#CC79A7",
+    "#882255",
+    "#661100",
+    "#AA4499",
+    "#44AA99",
+    "#332288",
+)
 CHANCE = 0.5
 BAR_ORDER = ("quiver_baselines", "quiver_with_sae", "logreg", "sae_only", "random_sae")
 
@@ -74,8 +85,16 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
         rows = overall[overall["contender"] == name].set_index("setting").reindex(settings)
         places = np.arange(len(settings)) + (i - (len(names) - 1) / 2) * width
         style = STYLE[name]
-        axes.bar(places, rows["mean_test_auc"] - CHANCE, width * 0.92, bottom=CHANCE, color=style["color"],
-                 hatch=style["hatch"], edgecolor="white", label=TITLES[name])  # fmt: skip
+        axes.bar(
+            places,
+            rows["mean_test_auc"] - CHANCE,
+            width * 0.92,
+            bottom=CHANCE,
+            color=style["color"],
+            hatch=style["hatch"],
+            edgecolor="white",
+            label=TITLES[name],
+        )
         for x, value in zip(places, rows["mean_test_auc"]):
             if np.isfinite(value):
                 axes.text(x, value + 0.006, f"{value:.2f}", ha="center", va="bottom", fontsize=7)
@@ -89,16 +108,24 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
 
 
 def auc_by_k(tidy: pd.DataFrame) -> Figure:
-    """Normal setting, a panel a dataset: test AUC against the number of latents, for each SAE, with baselines as lines."""
-    rows = tidy[(tidy["setting"] == NORMAL.name) & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()]
+    """Normal setting, a panel a dataset: test AUC against the number of latents, for each SAE, with
+    baselines as lines.
+    """
+    rows = tidy[
+        (tidy["setting"] == NORMAL.name) & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()
+    ]
     if not (rows["kind"] == SAE).any():
         raise NoData("no SAE probes in the normal setting")
     layers = set(rows["layer"])
-    baselines = tidy[(tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)]
+    baselines = tidy[
+        (tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)
+    ]
     datasets = list(dict.fromkeys(rows["dataset"]))
     figure, grid = _panels(len(datasets), height=2.1)
     for axes, dataset in zip(grid, datasets):
-        of_dataset = rows[rows["dataset"] == dataset].sort_values(["kind", "sae_id"], ascending=[False, True])
+        of_dataset = rows[rows["dataset"] == dataset].sort_values(
+            ["kind", "sae_id"], ascending=[False, True]
+        )
         # trained SAEs first, so that their colours do not depend on whether there is a control
         for i, (_, curve) in enumerate(of_dataset.groupby(["kind", "sae_id"], sort=False)):
             sae_id = curve["sae_id"].iloc[0]
@@ -114,9 +141,17 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
                 linewidth=1.2,
                 label=str(sae_id).removeprefix("layer_") + (" (control)" if control else ""),
             )
-        best = baselines[(baselines["dataset"] == dataset) & (baselines["method"] == "logreg")]["test_auc"]
+        best = baselines[(baselines["dataset"] == dataset) & (baselines["method"] == "logreg")][
+            "test_auc"
+        ]
         if len(best):
-            axes.axhline(best.max(), color=STYLE["logreg"]["color"], linewidth=1.4, linestyle="-.", label="logreg on activations")
+            axes.axhline(
+                best.max(),
+                color=STYLE["logreg"]["color"],
+                linewidth=1.4,
+                linestyle="-.",
+                label="logreg on activations",
+            )
         axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_title(_in_two_lines(dataset), fontsize=8)
         axes.grid()
@@ -129,11 +164,23 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
 
 
 def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
-    """Normal setting, a point a dataset: SAE probe against best baseline, both picked by val_auc (``comparison.contenders``)."""
+    """Normal setting, a point a dataset: SAE probe against best baseline, both picked by val_auc
+    (``comparison.contenders``).
+    """
     if not {"quiver_baselines", "sae_only"} <= set(picks):
         raise NoData("the normal setting lacks baselines or SAE probes")
-    picks = matched({name: picks[name] for name in ("quiver_baselines", "sae_only", "random_sae") if name in picks})
-    best_baseline, sae, control = picks["quiver_baselines"], picks["sae_only"], picks.get("random_sae")
+    picks = matched(
+        {
+            name: picks[name]
+            for name in ("quiver_baselines", "sae_only", "random_sae")
+            if name in picks
+        }
+    )
+    best_baseline, sae, control = (
+        picks["quiver_baselines"],
+        picks["sae_only"],
+        picks.get("random_sae"),
+    )
     figure, axes = plt.subplots(figsize=(4.6, 4.4))
     for name, picked in (("random_sae", control), ("sae_only", sae)):
         if picked is None or not len(picked):
@@ -141,8 +188,14 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
         both = best_baseline.merge(picked, on=["dataset", "layer"], suffixes=("_baseline", "_sae"))
         wins = int((both["test_auc_sae"] > both["test_auc_baseline"]).sum())
         style = STYLE[name]
-        axes.scatter(both["test_auc_baseline"], both["test_auc_sae"], s=28, color=style["color"], marker=style["marker"],
-                     label=f"{TITLES[name]}: above the line on {wins} of {len(both)}")  # fmt: skip
+        axes.scatter(
+            both["test_auc_baseline"],
+            both["test_auc_sae"],
+            s=28,
+            color=style["color"],
+            marker=style["marker"],
+            label=f"{TITLES[name]}: above the line on {wins} of {len(both)}",
+        )
     low = 0.45
     axes.plot([low, 1.01], [low, 1.01], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(low, 1.01)
@@ -156,28 +209,48 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
 
 
 def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figure:
-    """Mean test AUC over the conditions of a setting, and below it the difference from the best baseline with its interval."""
+    """Mean test AUC over the conditions of a setting, and below it the difference from the best
+    baseline with its interval.
+    """
     rows = comparison[(comparison["setting"] == setting) & (comparison["condition"] != ALL)]
     if not len(rows):
         raise NoData(f"{setting} lacks baselines or SAE probes")
     names = [name for name in STYLE if name in set(rows["contender"])]
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.4, 5.2), sharex=True, height_ratios=(3, 2))
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(5.4, 5.2), sharex=True, height_ratios=(3, 2)
+    )
     for name in names:
-        curve = rows[rows["contender"] == name].sort_values("condition", key=lambda c: c.astype(float))
+        curve = rows[rows["contender"] == name].sort_values(
+            "condition", key=lambda c: c.astype(float)
+        )
         x = curve["condition"].astype(float)
         style = STYLE[name]
-        line = {"color": style["color"], "marker": style["marker"], "linestyle": "--" if name in CONTROL_METHODS else "-"}
+        line = {
+            "color": style["color"],
+            "marker": style["marker"],
+            "linestyle": "--" if name in CONTROL_METHODS else "-",
+        }
         upper.plot(x, curve["mean_test_auc"], markersize=5, label=TITLES[name], **line)
         if name in CONTENDERS and name != "quiver_baselines":
             lower.plot(x, curve["mean_difference"], markersize=4, **line)
-            lower.fill_between(x, curve["ci_low"], curve["ci_high"], color=style["color"], alpha=0.13, linewidth=0)
+            lower.fill_between(
+                x, curve["ci_low"], curve["ci_high"], color=style["color"], alpha=0.13, linewidth=0
+            )
     lower.axhline(0, color=STYLE["quiver_baselines"]["color"], linewidth=1.2)
     lower.set_ylabel("difference from\nbest baseline")
     lower.set_xlabel(label)
     upper.set_ylabel("mean test AUC")
     counts = rows.groupby("condition")["n_datasets"].max()
-    note = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    lower.text(0, -0.42, f"{note} datasets; bands: 95 % bootstrap over datasets", transform=lower.transAxes, fontsize=8)
+    note = (
+        f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    )
+    lower.text(
+        0,
+        -0.42,
+        f"{note} datasets; bands: 95 % bootstrap over datasets",
+        transform=lower.transAxes,
+        fontsize=8,
+    )
     if get_setting(setting).log_axis:
         values = sorted(rows["condition"].astype(float).unique())
         lower.set_xscale("log", base=2)
@@ -203,11 +276,21 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
         values = picks[name].set_index("dataset")["test_auc"].reindex(datasets)
         places = np.arange(len(datasets)) + (i - (len(names) - 1) / 2) * height
         style = STYLE[name]
-        axes.barh(places, values, height * 0.9, color=style["color"], hatch=style["hatch"], edgecolor="white", label=TITLES[name])
+        axes.barh(
+            places,
+            values,
+            height * 0.9,
+            color=style["color"],
+            hatch=style["hatch"],
+            edgecolor="white",
+            label=TITLES[name],
+        )
         for y, value in zip(places, values):
             axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=7)
     axes.axvline(CHANCE, color="black", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(datasets)), [f"{d}\n{shifts.get(d, '')}".strip() for d in datasets], fontsize=8)
+    axes.set_yticks(
+        range(len(datasets)), [f"{d}\n{shifts.get(d, '')}".strip() for d in datasets], fontsize=8
+    )
     axes.invert_yaxis()
     axes.set_xlim(0.3, 1.04)
     axes.set_xlabel("test AUC out of distribution (dotted: chance)")
@@ -222,7 +305,14 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
     for method, look in looks(rows["method"]).items():
         mean = rows[rows["method"] == method].groupby("layer")["test_auc"].mean().reindex(layers)
-        axes.plot(range(len(layers)), mean, marker=look.marker, color=look.color, label=method, linewidth=1.2)
+        axes.plot(
+            range(len(layers)),
+            mean,
+            marker=look.marker,
+            color=look.color,
+            label=method,
+            linewidth=1.2,
+        )
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_xlim(-0.3, len(layers) - 0.7)
     axes.set_xlabel(f"layer ({rows['dataset'].nunique()} datasets)")
@@ -240,7 +330,9 @@ def _normal_baselines(tidy: pd.DataFrame) -> tuple[pd.DataFrame, list]:
 
 
 def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
-    """On how many datasets each baseline has the best val_auc, at each layer of the normal setting; ties are shared."""
+    """On how many datasets each baseline has the best val_auc, at each layer of the normal setting;
+    ties are shared.
+    """
     rows, layers = _normal_baselines(tidy)
     by_dataset = ["layer", "dataset", "seed"]
     best = rows[rows["val_auc"] >= rows.groupby(by_dataset)["val_auc"].transform("max") - TIE]
@@ -250,8 +342,16 @@ def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
     below = np.zeros(len(layers))
     for method, look in looks(rows["method"]).items():
         heights = np.array([shares.get((layer, method), 0.0) for layer in layers])
-        axes.bar(range(len(layers)), heights, 0.75, bottom=below, color=look.color, hatch=look.hatch,
-                 edgecolor="white", label=method)  # fmt: skip
+        axes.bar(
+            range(len(layers)),
+            heights,
+            0.75,
+            bottom=below,
+            color=look.color,
+            hatch=look.hatch,
+            edgecolor="white",
+            label=method,
+        )
         below += heights
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_xlabel(f"layer ({rows['dataset'].nunique()} datasets)")
@@ -261,28 +361,41 @@ def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
 
 
 def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
-    """Mean test AUC against the ``size`` of SAEs, "width" or "L0", a panel a setting and a line a k.
+    """Mean test AUC against the ``size`` of SAEs, "width" or "L0", a panel a setting and a line a
+    k.
 
-    Over datasets that have all the SAEs of a panel; for L0, SAEs of the width that has the most values of it.
+    Over datasets that have all the SAEs of a panel; for L0, SAEs of the width that has the most
+    values of it.
     """
     rows = tidy[(tidy["kind"] == SAE) & tidy["k"].notna()]
     read = {"width": named_width, "L0": named_l0}[size]
     sizes = {sae_id: read(str(sae_id)) for sae_id in rows["sae_id"].unique()}
     widths = {sae_id: named_width(str(sae_id)) for sae_id in sizes}
-    rows = rows.assign(size=rows["sae_id"].map(sizes), width=rows["sae_id"].map(widths)).dropna(subset=["size"])
-    # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an architecture's name
-    rows["family"] = rows["sae_id"].astype(str).str.replace(r"[_-]?(width|l0|topk)[_-](\d+[km]?(pow\d+)?)", "", regex=True)
+    rows = rows.assign(size=rows["sae_id"].map(sizes), width=rows["sae_id"].map(widths)).dropna(
+        subset=["size"]
+    )
+    # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an
+    # architecture's name
+    rows["family"] = (
+        rows["sae_id"]
+        .astype(str)
+        .str.replace(r"[_-]?(width|l0|topk)[_-](\d+[km]?(pow\d+)?)", "", regex=True)
+    )
     panels = []
     for setting, of_setting in rows.groupby("setting", sort=False):
         of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]
         if size == "L0":
             most = of_setting.groupby("width")["size"].nunique()
-            of_setting = of_setting[of_setting["width"] == most.idxmax()] if len(most) else of_setting
+            of_setting = (
+                of_setting[of_setting["width"] == most.idxmax()] if len(most) else of_setting
+            )
         if of_setting["size"].nunique() > 1:
             panels.append((setting, of_setting))
     if not panels:
         raise NoData(f"no setting has SAE probes of more than one {size}")
-    figure, grid = plt.subplots(1, len(panels), figsize=(1.2 + 2.5 * len(panels), 3.0), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(1.2 + 2.5 * len(panels), 3.0), sharey=True, squeeze=False
+    )
     for axes, (setting, of_panel) in zip(grid[0], panels):
         keys = ["dataset", "condition", "seed"]
         by_family = of_panel.groupby("family")["size"].transform("nunique")
@@ -294,18 +407,37 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
             lines = [(f"k = {k:.0f}", of_panel["k"] == k) for k in shown]
         else:  # of different architectures: a line each
             k = 16 if 16 in ks else ks[0]
-            lines = [(f"{family}, k = {k:.0f}", (of_panel["family"] == family) & (of_panel["k"] == k)) for family in families]
+            lines = [
+                (f"{family}, k = {k:.0f}", (of_panel["family"] == family) & (of_panel["k"] == k))
+                for family in families
+            ]
         for (label, mask), look in zip(lines, cycle(zip(SAE_MARKERS, SAE_COLORS))):
             curve = of_panel[complete & mask].groupby("size")["test_auc"].mean()
-            axes.plot(curve.index, curve, marker=look[0], color=look[1], linewidth=1.2, markersize=5, label=label)
+            axes.plot(
+                curve.index,
+                curve,
+                marker=look[0],
+                color=look[1],
+                linewidth=1.2,
+                markersize=5,
+                label=label,
+            )
         values = sorted(of_panel["size"].unique())
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
-        ticks = values if len(values) <= 6 else [2**i for i in range(4, 21) if values[0] <= 2**i <= values[-1]]
+        ticks = (
+            values
+            if len(values) <= 6
+            else [2**i for i in range(4, 21) if values[0] <= 2**i <= values[-1]]
+        )
         axes.set_xticks(ticks, [short_number(value) for value in ticks])
-        axes.set_title(f"{setting} ({of_panel[complete]['dataset'].nunique()} datasets)", fontsize=9)
+        axes.set_title(
+            f"{setting} ({of_panel[complete]['dataset'].nunique()} datasets)", fontsize=9
+        )
         axes.set_xlabel(
-            "latents of the SAE" if size == "width" else f"L0 of the SAE ({short_number(of_panel['width'].iloc[0])} latents)"
+            "latents of the SAE"
+            if size == "width"
+            else f"L0 of the SAE ({short_number(of_panel['width'].iloc[0])} latents)"
         )
         axes.grid()
     grid[0][0].set_ylabel("mean test AUC")
@@ -315,13 +447,17 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
 
 
 def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) -> Figure:
-    """A setting's conditions on eight datasets, evenly spaced from the one where SAE probes gain most to where they lose most."""
+    """A setting's conditions on eight datasets, evenly spaced from the one where SAE probes gain
+    most to where they lose most.
+    """
     if not {"quiver_baselines", "sae_only"} <= set(picks):
         raise NoData(f"{setting} lacks baselines or SAE probes")
     both = matched({name: picks[name] for name in ("quiver_baselines", "sae_only")})
     gain = both["sae_only"]["test_auc"] - both["quiver_baselines"]["test_auc"]
     order = gain.groupby(both["sae_only"]["dataset"]).mean().sort_values(ascending=False)
-    chosen = order.index[np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))]
+    chosen = order.index[
+        np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))
+    ]
     figure, grid = _panels(len(chosen), height=2.1)
     for axes, dataset in zip(grid, chosen):
         for name in ("quiver_baselines", "logreg", "sae_only"):
@@ -330,8 +466,15 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
             rows = picks[name][picks[name]["dataset"] == dataset]
             curve = rows.groupby(rows["condition"].astype(float))["test_auc"].mean()
             style = STYLE[name]
-            axes.plot(curve.index, curve, color=style["color"], marker=style["marker"], markersize=3.5, linewidth=1.1,
-                      label=TITLES[name])  # fmt: skip
+            axes.plot(
+                curve.index,
+                curve,
+                color=style["color"],
+                marker=style["marker"],
+                markersize=3.5,
+                linewidth=1.1,
+                label=TITLES[name],
+            )
         axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_title(f"{dataset}\n({order[dataset]:+.3f})", fontsize=8)
         axes.grid()
@@ -340,26 +483,48 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
         grid[0].set_xscale("log", base=2)
         grid[0].set_xticks([4, 32, 256], ["4", "32", "256"])
         grid[0].minorticks_off()
-    _shared_labels(figure, grid, f"{label} (in brackets: mean difference of the SAE probe from the best baseline)", "test AUC")
+    _shared_labels(
+        figure,
+        grid,
+        f"{label} (in brackets: mean difference of the SAE probe from the best baseline)",
+        "test AUC",
+    )
     return figure
 
 
 def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
-    """Validation AUC less test AUC over the conditions of each setting that has several; ``gap``: comparison.val_test_gap."""
+    """Validation AUC less test AUC over the conditions of each setting that has several; ``gap``:
+    comparison.val_test_gap.
+    """
     settings = [s for s in labels if (gap["setting"] == s).sum() > 1] if len(gap) else []
     if not settings:
         raise NoData("no setting with several conditions has validation AUCs")
-    figure, grid = plt.subplots(1, len(settings), figsize=(1.0 + 2.9 * len(settings), 3.0), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        1, len(settings), figsize=(1.0 + 2.9 * len(settings), 3.0), sharey=True, squeeze=False
+    )
     shown = gap[gap["setting"].isin(settings)]
-    names = [column for column in gap.columns if column not in ("setting", "condition") and shown[column].notna().any()]
+    names = [
+        column
+        for column in gap.columns
+        if column not in ("setting", "condition") and shown[column].notna().any()
+    ]
     looks = {"baselines": ("#0072B2", "o", "-"), "logreg": ("#56B4E9", "s", "-.")}
-    looks |= {"SAE probes, paper": ("#D55E00", "^", "-"), "SAE probes, nested": ("#E69F00", "v", "--")}
+    looks |= {
+        "SAE probes, paper": ("#D55E00", "^", "-"),
+        "SAE probes, nested": ("#E69F00", "v", "--"),
+    }
     styles = {name: looks[name] for name in names}
     for axes, setting in zip(grid[0], settings):
         rows = gap[gap["setting"] == setting]
         for name, (color, marker, line) in styles.items():
             axes.plot(
-                rows["condition"].astype(float), rows[name], color=color, marker=marker, linestyle=line, markersize=4, label=name
+                rows["condition"].astype(float),
+                rows[name],
+                color=color,
+                marker=marker,
+                linestyle=line,
+                markersize=4,
+                label=name,
             )
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xlabel(labels[setting])
@@ -388,14 +553,23 @@ def _count(row: pd.Series) -> str:
 
 
 def _panels(n: int, height: float) -> tuple[Figure, list]:
-    """Small multiples in a grid of fixed margins: laying out a hundred panels by trial takes half a minute."""
+    """Small multiples in a grid of fixed margins: laying out a hundred panels by trial takes half a
+    minute.
+    """
     columns = min(4, n) if n <= 24 else 8
     rows = -(-n // columns)
     wide, high = 2.3 * columns + 0.6, height * rows + 0.8
-    margins = {"left": 0.6 / wide, "right": 1 - 0.1 / wide, "bottom": 0.55 / high, "top": 1 - 0.25 / high}
+    margins = {
+        "left": 0.6 / wide,
+        "right": 1 - 0.1 / wide,
+        "bottom": 0.55 / high,
+        "top": 1 - 0.25 / high,
+    }
     spaces = {"wspace": 0.1, "hspace": 0.38, **margins}
     size = (wide, high)
-    figure, grid = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, gridspec_kw=spaces)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, gridspec_kw=spaces
+    )
     flat = list(grid.flat)
     for axes in flat[n:]:
         axes.set_axis_off()
@@ -414,10 +588,20 @@ def _shared_labels(figure: Figure, grid: list, x: str, y: str) -> None:
 def shared_legend(figure: Figure, axes, columns: int) -> None:
     """One legend for all panels, above them, taken from one of them."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=8)
+    figure.legend(
+        handles,
+        labels,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def legend_above(figure: Figure, axes, columns: int) -> None:
     """A legend above the panel."""
     figure.tight_layout()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=columns, frameon=False, fontsize=8)
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=columns, frameon=False, fontsize=8
+    )

@@ -1,8 +1,9 @@
-"""The five baseline probes on model activations, by the paper's rules: logreg, pca, knn, xgboost, mlp.
+"""The five baseline probes on model activations, by the paper's rules: logreg, pca, knn, xgboost,
+mlp.
 
-Each takes dense rows [n, d_model] and a seed, and returns
-test_f1, test_acc, test_auc and val_auc. This module does not import torch: its workers run XGBoost, and the two in one
-process crash on arm64 macOS.
+Each takes dense rows [n, d_model] and a seed, and returns test_f1, test_acc, test_auc and val_auc.
+This module does not import torch: its workers run XGBoost, and the two in one process crash on
+arm64 macOS.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from itertools import cycle
 
 import numpy as np
 
-from utils.probes.k_sparse import FoldRows, LinearFit, ProbeOptions, choose_C, final_fit, fit_logistic
+from utils.probes.k_sparse import (
+    FoldRows,
+    LinearFit,
+    ProbeOptions,
+    choose_C,
+    final_fit,
+    fit_logistic,
+)
 from utils.probes.scores import mean_over_folds, roc_auc, score_test_rows, validation_folds
 from utils.settings import SEED, TrainTest, get_setting
 
@@ -33,7 +41,8 @@ XGBOOST_GRID = {
     "reg_lambda": np.logspace(-3, 1, 10).tolist(),
     "min_child_weight": list(range(1, 10)),
 }
-XGBOOST_UNTUNED = {"n_estimators": 100}  # XGBClassifier's own, where there are too few rows to choose
+# XGBClassifier's own, where there are too few rows to choose
+XGBOOST_UNTUNED = {"n_estimators": 100}
 # What the paper's reseeded "random" draw always gives
 MLP_SETTINGS = {"hidden_layer_sizes": (16, 16, 16), "learning_rate_init": 10**-2.5, "alpha": 1e-2}
 
@@ -49,18 +58,27 @@ def logreg(rows: TrainTest, seed: int = SEED) -> dict:
     X_train, X_test = _in_row_span(rows.X_train, rows.X_test)
     folds = validation_folds(y_train, seed)
     options = ProbeOptions(reg_type="l2", seed=seed)
-    C, val_auc = choose_C([FoldRows(*fold, X_train) for fold in folds], y_train, X_train.shape[1], options)
+    C, val_auc = choose_C(
+        [FoldRows(*fold, X_train) for fold in folds], y_train, X_train.shape[1], options
+    )
     fit = final_fit(X_train, y_train, C, options)
     if not folds:
         val_auc = roc_auc(y_train, fit.scores(X_train))
-    return {**_linear_scores(fit, X_test, y_test), "val_auc": val_auc, "C": C, "converged": fit.converged}
+    return {
+        **_linear_scores(fit, X_test, y_test),
+        "val_auc": val_auc,
+        "C": C,
+        "converged": fit.converged,
+    }
 
 
 def pca(rows: TrainTest, seed: int = SEED) -> dict:
-    """Logistic regression on the first principal components of all training rows, their number chosen on validation rows.
+    """Logistic regression on the first principal components of all training rows, their number
+    chosen on validation rows.
 
-    The components are exact; scikit-learn's default, which the paper used, is an unseeded random approximation for arrays of
-    this size, and moves test AUC by up to 0.02 from run to run on hard datasets.
+    The components are exact; scikit-learn's default, which the paper used, is an unseeded random
+    approximation for arrays of this size, and moves test AUC by up to 0.02 from run to run on hard
+    datasets.
     """
     y_train, y_test = rows.y_train, rows.y_test
     n_most = min(*rows.X_train.shape, MAX_PCA)
@@ -72,7 +90,12 @@ def pca(rows: TrainTest, seed: int = SEED) -> dict:
         aucs = [
             np.mean(
                 [
-                    roc_auc(y_train[v], fit_logistic(train[t, :n], y_train[t], 1.0, "l2", seed).scores(train[v, :n]))
+                    roc_auc(
+                        y_train[v],
+                        fit_logistic(train[t, :n], y_train[t], 1.0, "l2", seed).scores(
+                            train[v, :n]
+                        ),
+                    )
                     for t, v in folds
                 ]
             )
@@ -83,11 +106,19 @@ def pca(rows: TrainTest, seed: int = SEED) -> dict:
     fit = fit_logistic(train[:, :n_components], y_train, 1.0, "l2", seed)
     if not folds:
         val_auc = roc_auc(y_train, fit.scores(train))
-    return {**_linear_scores(fit, test[:, :n_components], y_test), "val_auc": val_auc, "converged": fit.converged}
+    return {
+        **_linear_scores(fit, test[:, :n_components], y_test),
+        "val_auc": val_auc,
+        "converged": fit.converged,
+    }
 
 
-def principal_components(X_train: np.ndarray, X_test: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays in the first ``n`` principal components [n_rows, n] of the standardised training rows."""
+def principal_components(
+    X_train: np.ndarray, X_test: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays in the first ``n`` principal components [n_rows, n] of the standardised training
+    rows.
+    """
     from sklearn.decomposition import PCA
 
     X_train, X_test = standardised(X_train, X_test)
@@ -96,7 +127,9 @@ def principal_components(X_train: np.ndarray, X_test: np.ndarray, n: int) -> tup
 
 
 def knn(rows: TrainTest, seed: int = SEED) -> dict:
-    """k nearest neighbours on standardised activations; one distance matrix serves every k and fold."""
+    """k nearest neighbours on standardised activations; one distance matrix serves every k and
+    fold.
+    """
     y_train, y_test = rows.y_train, rows.y_test
     X_train, X_test = standardised(rows.X_train, rows.X_test)
     folds = validation_folds(y_train, seed)
@@ -119,18 +152,26 @@ def knn(rows: TrainTest, seed: int = SEED) -> dict:
 
 
 def xgboost(rows: TrainTest, seed: int = SEED) -> dict:
-    """Gradient-boosted trees, the best of ten seeded random draws from the paper's grid; a fold is binned once for all draws."""
+    """Gradient-boosted trees, the best of ten seeded random draws from the paper's grid; a fold is
+    binned once for all draws.
+    """
     y_train, y_test = rows.y_train, rows.y_test
     X_train, X_test = standardised(rows.X_train, rows.X_test)
     rng = random.Random(seed)
-    draws = [{name: rng.choice(values) for name, values in XGBOOST_GRID.items()} for _ in range(XGBOOST_DRAWS)]
+    draws = [
+        {name: rng.choice(values) for name, values in XGBOOST_GRID.items()}
+        for _ in range(XGBOOST_DRAWS)
+    ]
     folds = validation_folds(y_train, seed)
     settings, val_auc = XGBOOST_UNTUNED, float("nan")
     if folds:
         aucs = np.zeros((len(folds), len(draws)))
         for i, (train, val) in enumerate(folds):
             binned = _binned(X_train[train], y_train[train])
-            aucs[i] = [roc_auc(y_train[val], _boosted(binned, drawn, seed).inplace_predict(X_train[val])) for drawn in draws]
+            aucs[i] = [
+                roc_auc(y_train[val], _boosted(binned, drawn, seed).inplace_predict(X_train[val]))
+                for drawn in draws
+            ]
         mean = mean_over_folds(aucs)
         best = int(np.argmax(mean))
         settings, val_auc = draws[best], float(mean[best])
@@ -152,7 +193,13 @@ def _boosted(binned, settings: dict, seed: int):
     from xgboost import train
 
     params = {name: value for name, value in settings.items() if name != "n_estimators"}
-    params |= {"objective": "binary:logistic", "tree_method": "hist", "max_bin": XGBOOST_BINS, "nthread": 1, "seed": seed}
+    params |= {
+        "objective": "binary:logistic",
+        "tree_method": "hist",
+        "max_bin": XGBOOST_BINS,
+        "nthread": 1,
+        "seed": seed,
+    }
     return train(params, binned, settings["n_estimators"])
 
 
@@ -170,18 +217,28 @@ def mlp(rows: TrainTest, seed: int = SEED) -> dict:
         warnings.simplefilter("always", ConvergenceWarning)
         val_aucs = []
         for train, val in folds:
-            model = MLPClassifier(max_iter=1000, random_state=seed, **settings).fit(X_train[train], y_train[train])
+            model = MLPClassifier(max_iter=1000, random_state=seed, **settings).fit(
+                X_train[train], y_train[train]
+            )
             val_aucs.append(roc_auc(y_train[val], model.predict_proba(X_train[val])[:, 1]))
         model = MLPClassifier(max_iter=1000, random_state=seed, **settings).fit(X_train, y_train)
-    val_auc = float(np.mean(val_aucs)) if folds else roc_auc(y_train, model.predict_proba(X_train)[:, 1])
+    val_auc = (
+        float(np.mean(val_aucs)) if folds else roc_auc(y_train, model.predict_proba(X_train)[:, 1])
+    )
     scores = model.predict_proba(X_test)[:, 1]
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    return {**score_test_rows(y_test, model.predict(X_test), scores), "val_auc": val_auc, "converged": converged}
+    return {
+        **score_test_rows(y_test, model.predict(X_test), scores),
+        "val_auc": val_auc,
+        "converged": converged,
+    }
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline: its name in tables, its function, and how figures show it (None: as ``looks`` finds)."""
+    """A baseline: its name in tables, its function, and how figures show it (None: as ``looks``
+    finds).
+    """
 
     name: str
     fit: Callable[[TrainTest, int], dict]
@@ -211,7 +268,12 @@ METHODS: dict[str, Baseline] = {
         Baseline("mlp", mlp, Look("#0072B2", "D", "\\\\")),
     )
 }
-SPARE_LOOKS = (Look("#882255", "<", "||"), Look("#44AA99", ">", "--"), Look("#999933", "p", "oo"), Look("#332288", "h", "O."))
+SPARE_LOOKS = (
+    Look("#882255", "<", "||"),
+    Look("#44AA99", ">", "--"),
+    Look("#999933", "p", "oo"),
+    Look("#332288", "h", "O."),
+)
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -244,8 +306,8 @@ def standardised(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, n
 def _in_row_span(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same inner products in at most n_train dimensions.
 
-    The weights of an L2 fit lie in the span of the training rows, so with fewer rows than dimensions the fit on an
-    orthonormal basis of that span is the same fit, on smaller arrays.
+    The weights of an L2 fit lie in the span of the training rows, so with fewer rows than
+    dimensions the fit on an orthonormal basis of that span is the same fit, on smaller arrays.
     """
     n, d = X_train.shape
     X_train, X_test = X_train.astype(np.float64), X_test.astype(np.float64)

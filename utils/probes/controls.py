@@ -1,6 +1,8 @@
-"""Controls for SAE probes: the same probe on k raw dimensions, or on k principal components, of the model activations.
+"""Controls for SAE probes: the same probe on k raw dimensions, or on k principal components, of the
+model activations.
 
-Both are chosen by the rule that chooses latents, so that what is left between them and an SAE probe is the SAE.
+Both are chosen by the rule that chooses latents, so that what is left between them and an SAE probe
+is the SAE.
 """
 
 from __future__ import annotations
@@ -26,12 +28,17 @@ def control_id(control: str, layer: Layer) -> str:
 class ControlActivations:
     """Rows of one dataset as a control sees them, in the form of ``settings.ConditionRows``.
 
-    Raises UserError when the model activations are missing, unreadable, or do not belong to the dataset's texts.
+    Raises UserError when the model activations are missing, unreadable, or do not belong to the
+    dataset's texts.
     """
 
-    def __init__(self, paths: Paths, model_name: str, dataset: str, control: str, layer: Layer, ood: bool) -> None:
+    def __init__(
+        self, paths: Paths, model_name: str, dataset: str, control: str, layer: Layer, ood: bool
+    ) -> None:
         self.control = control
-        self.rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model)
+        self.rows = load_rows(
+            paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model
+        )
 
     @property
     def labels(self) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Sparse probes: rank latents, fit logistic regression on the first k, choose C on validation rows, score on test rows.
+"""Sparse probes: rank latents, fit logistic regression on the first k, choose C on validation rows,
+score on test rows.
 
 Works on sparse rows: a [n_rows, d_sae] array is never made dense, only its k chosen columns are.
 """
@@ -14,11 +15,20 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from utils.probes.l1_path import KKT_ACCEPTED, L1Fit, kkt_violation, l1_logistic_path
-from utils.probes.scores import Fold, inner_folds, mean_over_folds, roc_auc, score_test_rows, validation_folds
+from utils.probes.scores import (
+    Fold,
+    inner_folds,
+    mean_over_folds,
+    roc_auc,
+    score_test_rows,
+    validation_folds,
+)
 from utils.settings import TrainTest
 
 Cs = np.logspace(5, -5, 10)
-RANK_BITS = 20  # of a latent's rank value that count: where these agree, the lower index comes first
+RANK_BITS = (
+    20  # of a latent's rank value that count: where these agree, the lower index comes first
+)
 FINAL_SEED = 1  # of the final fit's shuffle and solver
 SELECTIONS = ("mean_diff_normalized", "mean_diff")
 PROTOCOLS = ("paper", "nested")
@@ -28,10 +38,12 @@ REG_TYPES = ("l1", "l2")
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How a probe is made; the defaults are the paper's, but for the solver (``path`` reaches the optimum, saga does not).
+    """How a probe is made; the defaults are the paper's, but for the solver (``path`` reaches the
+    optimum, saga does not).
 
-    protocol: "paper" ranks latents on all training rows before validation, which inflates val_auc. "nested" ranks inside each
-    fold, and its val_auc is honest: it scores a fold by a probe in whose making, the choice of C included, the fold had no part.
+    protocol: "paper" ranks latents on all training rows before validation, which inflates val_auc.
+    "nested" ranks inside each fold, and its val_auc is honest: it scores a fold by a probe in whose
+    making, the choice of C included, the fold had no part.
     """
 
     reg_type: str = "l1"
@@ -44,7 +56,9 @@ class ProbeOptions:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A fitted probe: weights [k] and intercept, whether its solver converged, and which one it was."""
+    """A fitted probe: weights [k] and intercept, whether its solver converged, and which one it
+    was.
+    """
 
     coef: np.ndarray
     intercept: float
@@ -59,24 +73,28 @@ class LinearFit:
 class Ranking:
     """Latents in the order in which probes take them.
 
-    ``latents`` int64 [n_keep]. ``n_tied`` int64 [n_keep]: where a probe that takes the first i + 1 latents takes some of a
-    group of equal rank and leaves others, the size of that group; else 0.
+    ``latents`` int64 [n_keep]. ``n_tied`` int64 [n_keep]: where a probe that takes the first i + 1
+    latents takes some of a group of equal rank and leaves others, the size of that group; else 0.
     """
 
     latents: np.ndarray
     n_tied: np.ndarray
 
 
-def rank_latents(X: csr_array, y: np.ndarray, selection: str = "mean_diff_normalized", n_keep: int | None = None) -> Ranking:
-    """The ``n_keep`` latents (default: all) whose class means are furthest apart, furthest first; ties: lower index first.
+def rank_latents(
+    X: csr_array, y: np.ndarray, selection: str = "mean_diff_normalized", n_keep: int | None = None
+) -> Ranking:
+    """The ``n_keep`` latents (default: all) whose class means are furthest apart, furthest first;
+    ties: lower index first.
 
-    X: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}. "mean_diff_normalized" divides each latent by its mean absolute value
-    over the rows where it is not zero.
+    X: sparse [n_rows, d_sae]; y: [n_rows] in {0, 1}. "mean_diff_normalized" divides each latent by
+    its mean absolute value over the rows where it is not zero.
 
-    Values that agree in their first 20 bits (1 to 2 parts in a million) are tied. On 2 to 20 rows hundreds of latents are: all
-    that fire in equally many rows of one class and in none of the other. The paper's code adds 1e-6 to both denominators and
-    sorts by ``torch.argsort``, which is unstable: among tied latents its choice depends on the scale of activations, on the
-    last bit of a float32 and on the machine. From about 53 rows on both choose alike.
+    Values that agree in their first 20 bits (1 to 2 parts in a million) are tied. On 2 to 20 rows
+    hundreds of latents are: all that fire in equally many rows of one class and in none of the
+    other. The paper's code adds 1e-6 to both denominators and sorts by ``torch.argsort``, which is
+    unstable: among tied latents its choice depends on the scale of activations, on the last bit of
+    a float32 and on the machine. From about 53 rows on both choose alike.
     """
     d_sae = X.shape[1]
     n_keep = d_sae if n_keep is None else min(n_keep, d_sae)
@@ -85,7 +103,9 @@ def rank_latents(X: csr_array, y: np.ndarray, selection: str = "mean_diff_normal
     candidates = np.flatnonzero(value >= cut)
     order = candidates[np.argsort(-value[candidates], kind="stable")]
     falling = -value[order]
-    first, end = (np.searchsorted(falling, falling[:n_keep], side=side) for side in ("left", "right"))
+    first, end = (
+        np.searchsorted(falling, falling[:n_keep], side=side) for side in ("left", "right")
+    )
     leaves_some = np.arange(1, n_keep + 1) < end
     return Ranking(order[:n_keep], np.where(leaves_some, end - first, 0))
 
@@ -96,7 +116,10 @@ def _class_difference(X: csr_array, y: np.ndarray, normalized: bool) -> np.ndarr
     rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     positive = y[rows] == 1
     values = X.data.astype(np.float64)
-    sums = [np.bincount(X.indices[side], weights=values[side], minlength=d_sae) for side in (positive, ~positive)]
+    sums = [
+        np.bincount(X.indices[side], weights=values[side], minlength=d_sae)
+        for side in (positive, ~positive)
+    ]
     difference = np.abs(sums[0] / max(int(y.sum()), 1) - sums[1] / max(int(len(y) - y.sum()), 1))
     if normalized:
         n_fired = np.bincount(X.indices[values != 0], minlength=d_sae)
@@ -107,7 +130,9 @@ def _class_difference(X: csr_array, y: np.ndarray, normalized: bool) -> np.ndarr
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Values to 20 bits. By their own bits: a logarithm's last digit would differ from processor to processor."""
+    """Values to 20 bits. By their own bits: a logarithm's last digit would differ from processor to
+    processor.
+    """
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.round(np.ldexp(mantissa, RANK_BITS)), exponent - RANK_BITS)
 
@@ -126,9 +151,11 @@ def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FoldRows:
-    """A fold: its training and validation rows, and all rows as its probe sees them, ``X`` [n_rows, n_columns].
+    """A fold: its training and validation rows, and all rows as its probe sees them, ``X`` [n_rows,
+    n_columns].
 
-    ``inner``: folds of its training rows, on which the C of an honest score is chosen; empty where none is wanted.
+    ``inner``: folds of its training rows, on which the C of an honest score is chosen; empty where
+    none is wanted.
     """
 
     train: np.ndarray
@@ -182,8 +209,12 @@ def fit_sae_probes(rows: TrainTest, ks: Sequence[int], options: ProbeOptions) ->
     return results
 
 
-def _nested_fold(X: csr_array, y: np.ndarray, fold: Fold, n_keep: int, options: ProbeOptions) -> FoldRows:
-    """A fold whose latents are ranked on its own training rows, and those of its inner folds on theirs."""
+def _nested_fold(
+    X: csr_array, y: np.ndarray, fold: Fold, n_keep: int, options: ProbeOptions
+) -> FoldRows:
+    """A fold whose latents are ranked on its own training rows, and those of its inner folds on
+    theirs.
+    """
 
     def ranked(train: np.ndarray, val: np.ndarray, inner: tuple[FoldRows, ...] = ()) -> FoldRows:
         ranking = rank_latents(X[train], y[train], options.latent_selection, n_keep)
@@ -194,8 +225,11 @@ def _nested_fold(X: csr_array, y: np.ndarray, fold: Fold, n_keep: int, options: 
     return ranked(train, val, tuple(inner))
 
 
-def choose_C(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeOptions) -> tuple[float, float]:
-    """(C, its mean validation AUC): the first C, from the largest down, with the best one; (1, NaN) without folds.
+def choose_C(
+    folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeOptions
+) -> tuple[float, float]:
+    """(C, its mean validation AUC): the first C, from the largest down, with the best one; (1, NaN)
+    without folds.
 
     The AUC is the best of ten, and so a little too good.
     """
@@ -212,9 +246,11 @@ def choose_C(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeOpt
 
 
 def honest_auc(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeOptions) -> float:
-    """Mean validation AUC of probes whose C was chosen on their fold's inner folds (1 where it has none); NaN without folds.
+    """Mean validation AUC of probes whose C was chosen on their fold's inner folds (1 where it has
+    none); NaN without folds.
 
-    0.5 on average where labels mean nothing: no row that is scored had a part in ranking, C or weights.
+    0.5 on average where labels mean nothing: no row that is scored had a part in ranking, C or
+    weights.
     """
     aucs = []
     for fold in folds:
@@ -228,14 +264,17 @@ def honest_auc(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeO
 def fit_ladder(X: np.ndarray, y: np.ndarray, options: ProbeOptions) -> list[LinearFit]:
     """A fit for each of the ten C."""
     if options.reg_type == "l1" and options.solver == "path":
-        # only choosing among them: a fit a little short of its optimum orders the validation rows as well
+        # only choosing among them: a fit a little short of its optimum orders the validation rows
+        # as well
         fits = l1_logistic_path(X, y, Cs, target=KKT_ACCEPTED)
         return [LinearFit(fit.coef, fit.intercept, fit.converged, "path") for fit in fits]
     return [fit_logistic(X, y, C, options.reg_type, options.seed) for C in Cs]
 
 
 def final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> LinearFit:
-    """The fit at the chosen C on all training rows, shuffled by the paper's seed where the solver heeds their order."""
+    """The fit at the chosen C on all training rows, shuffled by the paper's seed where the solver
+    heeds their order.
+    """
     if options.reg_type == "l1" and options.solver == "path":
         fit = l1_logistic_path(X, y, np.array([C]))[0]
         if not fit.converged:  # a warm start from stronger penalties gets further than a cold one
@@ -246,7 +285,9 @@ def final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> 
 
 
 def _checked(X: np.ndarray, y: np.ndarray, fit: L1Fit) -> LinearFit:
-    """A path's fit if it meets the optimality conditions, else the better of it and liblinear's coordinate descent."""
+    """A path's fit if it meets the optimality conditions, else the better of it and liblinear's
+    coordinate descent.
+    """
     if not fit.converged:
         other = fit_liblinear(X, y, fit.C)
         kkt = kkt_violation(X, y, other.coef, other.intercept, fit.C)
@@ -260,21 +301,31 @@ def fit_liblinear(X: np.ndarray, y: np.ndarray, C: float) -> LinearFit:
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings(record=True):
-        warnings.simplefilter("always")  # whether it converged is judged by the optimality conditions
+        # whether it converged is judged by the optimality conditions
+        warnings.simplefilter("always")
         model = LogisticRegression(
-            C=C, intercept_scaling=1e4, max_iter=200, tol=1e-8, random_state=FINAL_SEED, **_penalty("l1", "liblinear")
+            C=C,
+            intercept_scaling=1e4,
+            max_iter=200,
+            tol=1e-8,
+            random_state=FINAL_SEED,
+            **_penalty("l1", "liblinear"),
         ).fit(X, y)
     return LinearFit(model.coef_[0], float(model.intercept_[0]), False, "liblinear")
 
 
 def fit_logistic(X: np.ndarray, y: np.ndarray, C: float, reg_type: str, seed: int) -> LinearFit:
-    """scikit-learn's logistic regression as the paper runs it: saga for L1, lbfgs for L2, at most 1,000 iterations."""
+    """scikit-learn's logistic regression as the paper runs it: saga for L1, lbfgs for L2, at most
+    1,000 iterations.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        model = LogisticRegression(C=C, max_iter=1000, random_state=seed, **_penalty(reg_type)).fit(X, y)
+        model = LogisticRegression(C=C, max_iter=1000, random_state=seed, **_penalty(reg_type)).fit(
+            X, y
+        )
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     solver = "saga" if reg_type == "l1" else "lbfgs"
     return LinearFit(model.coef_[0], float(model.intercept_[0]), converged, solver)

@@ -1,13 +1,15 @@
 """L1-regularised logistic regression along a ladder of C, to its optimum.
 
-The problem is scikit-learn's (``LogisticRegression`` with an L1 penalty), the intercept unpenalised:
+The problem is scikit-learn's (``LogisticRegression`` with an L1 penalty), the intercept
+unpenalised:
 
     F(w, b) = ||w||_1 + C * sum_i log(1 + exp(-s_i (x_i . w + b))),   s_i in {-1, +1}
 
-It is solved from the strongest penalty to the weakest, each solution starting the next, by an active-set Newton method:
-inside the orthant of the current signs F is smooth, so a Newton step on the nonzero weights (and on those zero weights
-whose gradient exceeds the penalty) converges in a handful of steps, however badly conditioned the columns are. That is
-what first-order solvers (saga) and coordinate descent struggle with at large C. Related: Byrd et al. 2012, "A family of
+It is solved from the strongest penalty to the weakest, each solution starting the next, by an
+active-set Newton method: inside the orthant of the current signs F is smooth, so a Newton step on
+the nonzero weights (and on those zero weights whose gradient exceeds the penalty) converges in a
+handful of steps, however badly conditioned the columns are. That is what first-order solvers (saga)
+and coordinate descent struggle with at large C. Related: Byrd et al. 2012, "A family of
 second-order methods for convex l1-regularized optimization".
 """
 
@@ -31,7 +33,9 @@ MAX_NEW_PER_STEP = 64  # zero weights that may join the active set in one step
 
 @dataclass(frozen=True)
 class L1Fit:
-    """One solution: ``coef`` [n_columns], ``intercept``, and how far it is from optimal (``kkt``, in units of the penalty)."""
+    """One solution: ``coef`` [n_columns], ``intercept``, and how far it is from optimal (``kkt``,
+    in units of the penalty).
+    """
 
     C: float
     coef: np.ndarray
@@ -55,10 +59,13 @@ def objective(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: float, 
     return float(np.abs(coef).sum() + C * np.logaddexp(0.0, np.where(y == 1, -z, z)).sum())
 
 
-def kkt_violation(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: float, C: float) -> float:
+def kkt_violation(
+    X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: float, C: float
+) -> float:
     """Largest violation of the optimality conditions, in units of the penalty (0 at the optimum).
 
-    With g = C (X - its columns' means)^T (p - y): |g_j + sign(w_j)| where w_j != 0, max(|g_j| - 1, 0) where w_j = 0, and
+    With g = C (X - its columns' means)^T (p - y): |g_j + sign(w_j)| where w_j != 0, max(|g_j| - 1,
+    0) where w_j = 0, and
     |C sum(p - y)|. (At the optimum sum(p - y) is 0, and the means take nothing from g.)
     """
     residual = C * (expit(X @ coef + intercept) - y)
@@ -67,13 +74,17 @@ def kkt_violation(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: flo
     return float(max(violation.max(initial=0.0), abs(residual.sum()), 0.0))
 
 
-def l1_logistic_path(X: np.ndarray, y: np.ndarray, Cs: np.ndarray, target: float = KKT_TARGET) -> list[L1Fit]:
-    """Fits for each C of ``Cs``, in the order of ``Cs``, each until it is within ``target`` of optimal or gets no further.
+def l1_logistic_path(
+    X: np.ndarray, y: np.ndarray, Cs: np.ndarray, target: float = KKT_TARGET
+) -> list[L1Fit]:
+    """Fits for each C of ``Cs``, in the order of ``Cs``, each until it is within ``target`` of
+    optimal or gets no further.
 
     X: [n_rows, n_columns] float; y: [n_rows] in {0, 1}, both classes present.
     """
-    # Shifting a column changes only the (unpenalised) intercept, and a large mean hides what varies: to the means' common zero.
-    # In Fortran's order, because active columns are taken out again and again.
+    # Shifting a column changes only the (unpenalised) intercept, and a large mean hides what
+    # varies: to the means' common zero. In Fortran's order, because active columns are taken out
+    # again and again.
     mean = X.mean(axis=0, dtype=np.float64)
     X = np.asfortranarray(X - mean)
     y = np.asarray(y, dtype=np.float64)
@@ -85,10 +96,17 @@ def l1_logistic_path(X: np.ndarray, y: np.ndarray, Cs: np.ndarray, target: float
     for C in sorted({float(C) for C in Cs}):
         fits[C] = _solve(X, y, C, coef, intercept, target)
         coef, intercept = fits[C].coef, fits[C].intercept
-    return [replace(fits[float(C)], intercept=fits[float(C)].intercept - float(mean @ fits[float(C)].coef)) for C in Cs]
+    return [
+        replace(
+            fits[float(C)], intercept=fits[float(C)].intercept - float(mean @ fits[float(C)].coef)
+        )
+        for C in Cs
+    ]
 
 
-def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: float, target: float) -> L1Fit:
+def _solve(
+    X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: float, target: float
+) -> L1Fit:
     w, b = coef.copy(), intercept
     z = X @ w + b
     signed = np.where(y == 1, -1.0, 1.0)
@@ -118,7 +136,9 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
             entering = np.sort(entering[strongest])
         signs[entering] = -np.sign(gradient[entering])
         weights = C * p * (1 - p)
-        active, columns, step, intercept_step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w)
+        active, columns, step, intercept_step = _newton_direction(
+            X, weights, gradient, intercept_gradient, signs, w
+        )
         new = _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step)
         if new is None:
             stalled += 1
@@ -133,10 +153,12 @@ def _solve(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: 
 
 
 def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
-    """(active weights, their columns of X, step on them, step on the intercept): towards the minimum of F's quadratic model.
+    """(active weights, their columns of X, step on them, step on the intercept): towards the
+    minimum of F's quadratic model.
 
-    The model is minimised inside the orthant of ``signs``. A weight that a step would carry past zero stops there and is left
-    out of the next, which the same second derivatives give: finding steps is cheap beside making those.
+    The model is minimised inside the orthant of ``signs``. A weight that a step would carry past
+    zero stops there and is left out of the next, which the same second derivatives give: finding
+    steps is cheap beside making those.
     """
     active = np.flatnonzero(signs)
     columns, sign, m = X[:, active], signs[active], len(active)
@@ -147,7 +169,9 @@ def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
     for _ in range(MAX_INNER):
         at = np.flatnonzero(free)
         direction = np.zeros(m + 1)
-        direction[at] = -_solve_positive(hessian.copy(order="F") if free.all() else _square(hessian, at), slope[at])
+        direction[at] = -_solve_positive(
+            hessian.copy(order="F") if free.all() else _square(hessian, at), slope[at]
+        )
         backwards = free[:m] & (place[:m] == 0) & (direction[:m] * sign <= 0)
         if backwards.any():
             free[:m] &= ~backwards
@@ -162,11 +186,17 @@ def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
 
 
 def _hessian(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[n + 1, n + 1], its lower triangle: second derivatives for these columns [n_rows, n] and the intercept."""
+    """[n + 1, n + 1], its lower triangle: second derivatives for these columns [n_rows, n] and the
+    intercept.
+    """
     m = columns.shape[1]
     # rows that are fitted to the last digits bend nothing: at weak penalties these are half of them
     bent = weights > NEGLIGIBLE * weights.max()
-    scaled = np.sqrt(weights[bent])[:, None] * columns[bent] if bent.mean() < 0.8 else np.sqrt(weights)[:, None] * columns
+    scaled = (
+        np.sqrt(weights[bent])[:, None] * columns[bent]
+        if bent.mean() < 0.8
+        else np.sqrt(weights)[:, None] * columns
+    )
     hessian = np.empty((m + 1, m + 1), order="F")
     if m:
         hessian[:m, :m] = dsyrk(1.0, scaled, trans=1, lower=1)  # a symmetric product, half the work
@@ -176,14 +206,18 @@ def _hessian(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _square(hessian: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Rows and columns ``at`` of a matrix in Fortran's order; whole columns first, which is quicker than np.ix_."""
+    """Rows and columns ``at`` of a matrix in Fortran's order; whole columns first, which is quicker
+    than np.ix_.
+    """
     return hessian[:, at][at]
 
 
 def _best_on_arc(hessian, slope, place, direction, sign):
-    """(step, change of the model's slope) of the best of some points along ``direction``, weights stopped at zero.
+    """(step, change of the model's slope) of the best of some points along ``direction``, weights
+    stopped at zero.
 
-    Where stopping them helps nowhere, as far as the first weight that reaches zero: until there the model falls.
+    Where stopping them helps nowhere, as far as the first weight that reaches zero: until there the
+    model falls.
     """
     best = (0.0, np.zeros_like(direction), np.zeros_like(direction))
     t = 1.0
@@ -213,8 +247,9 @@ def _best_on_arc(hessian, slope, place, direction, sign):
 
 
 def _solve_positive(hessian: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Solve a positive semi-definite system (its lower triangle, which is written over), scaled to unit diagonal, with the
-    smallest ridge that lets it factor."""
+    """Solve a positive semi-definite system (its lower triangle, which is written over), scaled to
+    unit diagonal, with the smallest ridge that lets it factor.
+    """
     scale = np.sqrt(np.maximum(np.diagonal(hessian), 1e-12))
     hessian /= scale[:, None]
     hessian /= scale[None, :]
@@ -230,7 +265,8 @@ def _solve_positive(hessian: np.ndarray, slope: np.ndarray) -> np.ndarray:
 
 
 def _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step):
-    """Backtrack along the step, projected on the orthant of ``signs``; None when nothing decreases F.
+    """Backtrack along the step, projected on the orthant of ``signs``; None when nothing decreases
+    F.
 
     Every nonzero weight is among ``active``, whose ``columns`` [n_rows, n_active] these are.
     """
@@ -241,13 +277,15 @@ def _line_search(columns, signed, C, w, b, z, loss, active, signs, step, interce
     t = 1.0
     for _ in range(40):
         trial = old + t * step
-        trial[trial * sign < 0] = 0.0  # a weight that would change sign stops at zero, and leaves the active set
+        trial[trial * sign < 0] = (
+            0.0  # a weight that would change sign stops at zero, and leaves the active set
+        )
         z_trial = z + columns @ (trial - old) + t * intercept_step
         loss_trial = C * np.logaddexp(0.0, signed * z_trial).sum()
         penalty_trial = penalty + np.abs(trial).sum() - np.abs(old).sum()
         decrease = start - (loss_trial + penalty_trial)
-        # Near the optimum a full step improves the gradient by more than F can resolve: let it through once or twice
-        # (the caller keeps the best point seen and counts such steps).
+        # Near the optimum a full step improves the gradient by more than F can resolve: let it
+        # through once or twice (the caller keeps the best point seen and counts such steps).
         if np.isfinite(decrease) and (decrease > 0 or (t == 1.0 and decrease >= -1e-13 * start)):
             new_w = w.copy()
             new_w[active] = trial
@@ -258,7 +296,9 @@ def _line_search(columns, signed, C, w, b, z, loss, active, signs, step, interce
 
 
 def _coordinate_pass(X, signed, C, w, b, z, loss):
-    """One pass of coordinate-wise Newton steps: slow, but it moves where the projected Newton step cannot."""
+    """One pass of coordinate-wise Newton steps: slow, but it moves where the projected Newton step
+    cannot.
+    """
     w, z = w.copy(), z.copy()
     start = loss + np.abs(w).sum()
     for j in range(X.shape[1]):

@@ -1,4 +1,6 @@
-"""Scores of a probe, and the folds on which its settings are chosen (paper, appendix on probe training)."""
+"""Scores of a probe, and the folds on which its settings are chosen (paper, appendix on probe
+training).
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,26 @@ INNER_FOLDS = 3
 def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve of scores [n] for y [n] in {0, 1}.
 
-    Equal to scikit-learn's roc_auc_score to the last bit, and 20 times quicker on a thousand rows (a path of ten fits takes
-    five milliseconds). To the last bit, because many C tie in validation AUC on small training sets, and which of them the
-    paper's procedure takes is a matter of rounding. NaN, with a warning, when only one class is there.
+    Equal to scikit-learn's roc_auc_score to the last bit, and 20 times quicker on a thousand rows
+    (a path of ten fits takes five milliseconds). To the last bit, because many C tie in validation
+    AUC on small training sets, and which of them the paper's procedure takes is a matter of
+    rounding. NaN, with a warning, when only one class is there.
     """
     n_pos = int(y.sum())
     n_neg = len(y) - n_pos
     if n_pos == 0 or n_neg == 0:
-        warnings.warn("AUC is undefined: only one class in the rows scored", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            "AUC is undefined: only one class in the rows scored", RuntimeWarning, stacklevel=2
+        )
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(y) - 1)  # last row of each distinct score
+    # last row of each distinct score
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(y) - 1)
     true_positives = np.cumsum(y[order], dtype=np.float64)[ends]
     false_positives = 1 + ends - true_positives
-    if len(ends) > 2:  # points on a straight line between their neighbours change the sum only by rounding
+    if (
+        len(ends) > 2
+    ):  # points on a straight line between their neighbours change the sum only by rounding
         corner = (np.diff(false_positives, 2) != 0) | (np.diff(true_positives, 2) != 0)
         kept = np.concatenate([[True], corner, [True]])
         true_positives, false_positives = true_positives[kept], false_positives[kept]
@@ -37,12 +45,16 @@ def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 def mean_over_folds(aucs: np.ndarray) -> np.ndarray:
-    """[n_settings] means of aucs [n_folds, n_settings], each summed as a list of its folds would be."""
+    """[n_settings] means of aucs [n_folds, n_settings], each summed as a list of its folds would
+    be.
+    """
     return np.ascontiguousarray(aucs.T).mean(axis=1)
 
 
 def score_test_rows(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """test_f1 (weighted over the classes), test_acc and test_auc of predicted classes and scores [n]."""
+    """test_f1 (weighted over the classes), test_acc and test_auc of predicted classes and scores
+    [n].
+    """
     f1 = 0.0
     for label in (0, 1):
         n_true = int((y == label).sum())
@@ -50,14 +62,19 @@ def score_test_rows(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) ->
         if n_true and n_predicted:
             hits = int(((y == label) & (predicted == label)).sum())
             f1 += n_true / len(y) * 2 * hits / (n_true + n_predicted)
-    return {"test_f1": f1, "test_acc": float((y == predicted).mean()), "test_auc": roc_auc(y, scores)}
+    return {
+        "test_f1": f1,
+        "test_acc": float((y == predicted).mean()),
+        "test_auc": roc_auc(y, scores),
+    }
 
 
 def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     """The folds for a training set with labels y [n]; none for n <= 3.
 
-    n <= 12: leave two out, the pairs whose labels differ; n < 128: six stratified folds; else the last min(n / 5, 100)
-    rows. Folds with one class on either side are left out: they cannot be fitted or scored.
+    n <= 12: leave two out, the pairs whose labels differ; n < 128: six stratified folds; else the
+    last min(n / 5, 100) rows. Folds with one class on either side are left out: they cannot be
+    fitted or scored.
     """
     from sklearn.model_selection import LeavePOut, StratifiedKFold
 
@@ -67,7 +84,9 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     if n <= 12:
         folds = list(LeavePOut(2).split(y))
     elif n < FEW_ROWS:
-        with warnings.catch_warnings():  # fewer than six rows of a class: the folds without it are left out below
+        with (
+            warnings.catch_warnings()
+        ):  # fewer than six rows of a class: the folds without it are left out below
             warnings.filterwarnings("ignore", message="The least populated class")
             folds = list(StratifiedKFold(6, shuffle=True, random_state=seed).split(np.zeros(n), y))
     else:
@@ -77,14 +96,21 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
 
 
 def inner_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
-    """The folds of a fold's own training rows, labels y [n]: the last rows where there are 128, else three stratified folds."""
+    """The folds of a fold's own training rows, labels y [n]: the last rows where there are 128,
+    else three stratified folds.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     if len(y) >= FEW_ROWS:
         return validation_folds(y, seed)
     if min(y.sum(), len(y) - y.sum()) < INNER_FOLDS:
         return []
-    return _two_classed(list(StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed).split(np.zeros(len(y)), y)), y)
+    return _two_classed(
+        list(
+            StratifiedKFold(INNER_FOLDS, shuffle=True, random_state=seed).split(np.zeros(len(y)), y)
+        ),
+        y,
+    )
 
 
 def _two_classed(folds: list[Fold], y: np.ndarray) -> list[Fold]:

@@ -1,7 +1,8 @@
-"""Probes on all tokens of a text: pooled SAE latents, concatenated principal components, and an attention probe.
+"""Probes on all tokens of a text: pooled SAE latents, concatenated principal components, and an
+attention probe.
 
-Source: the paper's section on multi-token probes. The first token of a text is left out (its activations are an outlier in most
-models).
+Source: the paper's section on multi-token probes. The first token of a text is left out (its
+activations are an outlier in most models).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ Encode = Callable[[np.ndarray], SparseRows]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token activations of texts, one after another: ``values`` float16 [n_tokens, d_model]; text i has the tokens from
-    ``starts[i]`` to ``starts[i + 1]``."""
+    """Token activations of texts, one after another: ``values`` float16 [n_tokens, d_model]; text i
+    has the tokens from ``starts[i]`` to ``starts[i + 1]``.
+    """
 
     values: np.ndarray
     starts: np.ndarray
@@ -40,7 +42,11 @@ class Tokens:
         """(first text, one past the last) of runs of whole texts of about CHUNK_TOKENS tokens."""
         first = 0
         while first < len(self):
-            last = max(first + 1, int(np.searchsorted(self.starts, self.starts[first] + CHUNK_TOKENS, side="right")) - 1)
+            last = max(
+                first + 1,
+                int(np.searchsorted(self.starts, self.starts[first] + CHUNK_TOKENS, side="right"))
+                - 1,
+            )
             yield first, min(last, len(self))
             first = last
 
@@ -53,7 +59,9 @@ class Tokens:
 
 
 def pool_latents(tokens: Tokens, encode: Encode, d_sae: int) -> tuple[csr_array, csr_array]:
-    """(maximum, mean) over its tokens of each text's latents: sparse [n_texts, d_sae], made without keeping any token's."""
+    """(maximum, mean) over its tokens of each text's latents: sparse [n_texts, d_sae], made without
+    keeping any token's.
+    """
     maxima, means = [], []
     for first, last in tokens.chunks():
         found = encode(tokens.values[tokens.starts[first] : tokens.starts[last]].astype(np.float32))
@@ -65,14 +73,20 @@ def pool_latents(tokens: Tokens, encode: Encode, d_sae: int) -> tuple[csr_array,
         total = np.bincount(where, weights=found.values, minlength=len(keys))
         place = (keys // d_sae, keys % d_sae)
         maxima.append(csr_array((largest, place), shape=(last - first, d_sae)))
-        means.append(csr_array(((total / lengths[place[0]]).astype(np.float32), place), shape=(last - first, d_sae)))
+        means.append(
+            csr_array(
+                ((total / lengths[place[0]]).astype(np.float32), place), shape=(last - first, d_sae)
+            )
+        )
     return csr_array(vstack(maxima)), csr_array(vstack(means))
 
 
 def concatenated_components(tokens: Tokens, train: np.ndarray) -> np.ndarray:
-    """float32 [n_texts, n_positions * 20]: each token in the first principal components of the training texts' tokens.
+    """float32 [n_texts, n_positions * 20]: each token in the first principal components of the
+    training texts' tokens.
 
-    A text's last token stands at the last of up to 255 positions; positions before its first are zero.
+    A text's last token stands at the last of up to 255 positions; positions before its first are
+    zero.
     """
     d_model = tokens.values.shape[1]
     n_components = min(N_COMPONENTS, d_model)
@@ -82,13 +96,17 @@ def concatenated_components(tokens: Tokens, train: np.ndarray) -> np.ndarray:
         x = tokens.values[chosen[start : start + CHUNK_TOKENS]].astype(np.float64)
         count, total, square = count + len(x), total + x.sum(axis=0), square + x.T @ x
     mean = total / max(count, 1)
-    basis = np.linalg.eigh(square / max(count, 1) - np.outer(mean, mean))[1][:, ::-1][:, :n_components]
+    basis = np.linalg.eigh(square / max(count, 1) - np.outer(mean, mean))[1][:, ::-1][
+        :, :n_components
+    ]
     lengths = np.diff(tokens.starts)
     n_positions = int(min(N_POSITIONS, lengths.max(initial=1)))
     out = np.zeros((len(tokens), n_positions, n_components), dtype=np.float32)
     for first, last in tokens.chunks():
         begin, end = tokens.starts[first], tokens.starts[last]
-        projected = (tokens.values[begin:end].astype(np.float32) - mean.astype(np.float32)) @ basis.astype(np.float32)
+        projected = (
+            tokens.values[begin:end].astype(np.float32) - mean.astype(np.float32)
+        ) @ basis.astype(np.float32)
         text = np.repeat(np.arange(first, last), lengths[first:last])
         position = n_positions - (tokens.starts[text + 1] - np.arange(begin, end))  # from the end
         kept = position >= 0
@@ -96,7 +114,9 @@ def concatenated_components(tokens: Tokens, train: np.ndarray) -> np.ndarray:
     return out.reshape(len(tokens), -1)
 
 
-def components_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> dict:
+def components_probe(
+    tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> dict:
     """Logistic regression on ``concatenated_components``: val_auc, test_auc, test_f1, test_acc."""
     from threadpoolctl import threadpool_limits
 
@@ -105,18 +125,22 @@ def components_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.
         return logreg(TrainTest(X[train], y[train], X[test], y[test]), seed)
 
 
-def attention_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> dict:
-    """One query vector weighs a text's tokens, one output vector reads their weighted mean: val_auc, test_auc, test_f1, test_acc.
+def attention_probe(
+    tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> dict:
+    """One query vector weighs a text's tokens, one output vector reads their weighted mean:
+    val_auc, test_auc, test_f1, test_acc.
 
-    logit = sum_t softmax_t(x_t . query) (x_t . output) + bias, trained by Adam on the cross-entropy and stopped early by the AUC
-    of the last validation fold.
+    logit = sum_t softmax_t(x_t . query) (x_t . output) + bias, trained by Adam on the cross-entropy
+    and stopped early by the AUC of the last validation fold.
     """
     import torch
 
     folds = validation_folds(y[train], seed)
     fit_rows, val_rows = (train[folds[-1][0]], train[folds[-1][1]]) if folds else (train, train)
     sample = tokens.values[tokens.of(fit_rows)[0]].astype(np.float32)
-    scale = float(sample.std(axis=0).mean()) or 1.0  # a common shift changes neither the softmax nor, with the bias, the output
+    # a common shift changes neither the softmax nor, with the bias, the output
+    scale = float(sample.std(axis=0).mean()) or 1.0
     mean = torch.from_numpy(sample.mean(axis=0))
     del sample
 
@@ -128,7 +152,9 @@ def attention_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.n
         score = x @ query
         highest = torch.full((len(rows),), -1e30).scatter_reduce(0, place, score.detach(), "amax")
         weight = (score - highest[place]).exp()
-        sums = torch.zeros(len(rows), 2).index_add(0, place, torch.stack([weight, weight * (x @ output)], dim=1))
+        sums = torch.zeros(len(rows), 2).index_add(
+            0, place, torch.stack([weight, weight * (x @ output)], dim=1)
+        )
         return sums[:, 1] / sums[:, 0].clamp(min=1e-30) + bias
 
     def scores(parameters: list, rows: np.ndarray) -> np.ndarray:
@@ -141,7 +167,10 @@ def attention_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.n
         generator = torch.Generator().manual_seed(seed)
         d_model = tokens.values.shape[1]
         start = [torch.randn(d_model, generator=generator) * d_model**-0.5 for _ in range(2)]
-        parameters = [*(vector.requires_grad_() for vector in start), torch.zeros(1, requires_grad=True)]
+        parameters = [
+            *(vector.requires_grad_() for vector in start),
+            torch.zeros(1, requires_grad=True),
+        ]
         optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=1e-4)
         waited, reached = 0, -1.0
         for _ in range(ATTENTION_EPOCHS):
@@ -149,7 +178,9 @@ def attention_probe(tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.n
             for i in range(0, len(order), ATTENTION_BATCH):
                 rows = fit_rows[order[i : i + ATTENTION_BATCH]]
                 target = torch.from_numpy(y[rows].astype(np.float32))
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(parameters, rows), target)
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits(parameters, rows), target
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -1,4 +1,6 @@
-"""The paper's archives, unpacked member by member: nothing lands outside the folders that one is for."""
+"""The paper's archives, unpacked member by member: nothing lands outside the folders that one is
+for.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def identity(archive: Path) -> dict[str, int]:
 def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
     """Unpack one archive; lines on members that were refused.
 
-    Raises UserError when the archive is damaged or the disk too small. What was unpacked by then stays.
+    Raises UserError when the archive is damaged or the disk too small. What was unpacked by then
+    stays.
     """
     if is_extracted(archive, paths):
         print(f"{archive.name}: already unpacked")
@@ -64,11 +67,15 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
             if (
                 member.size > MOST_GROWTH * size and not member.issparse()
             ):  # tarfile would look for the next one behind its end for hours
-                raise ValueError(f"{member.name!r} announces {show_bytes(member.size)}, more than it can hold")
+                raise ValueError(
+                    f"{member.name!r} announces {show_bytes(member.size)}, more than it can hold"
+                )
             if member.isdir() or PurePosixPath(member.name).name.startswith(("._", ".DS_Store")):
                 continue
             try:
-                new = copy(members, member, destination(member, archive, paths, model_name), archive)
+                new = copy(
+                    members, member, destination(member, archive, paths, model_name), archive
+                )
             except UserError as error:
                 refused.append(str(error))
                 continue
@@ -85,12 +92,20 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
 
 
 class Header(tarfile.TarInfo):
-    """A member's header; one that announces a name or attributes of megabytes, which tarfile would read whole, is damage."""
+    """A member's header; one that announces a name or attributes of megabytes, which tarfile would
+    read whole, is damage.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
-        kinds = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.SOLARIS_XHDTYPE)
+        kinds = (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.SOLARIS_XHDTYPE,
+        )
         if header.type in kinds and header.size > CHUNK:
             raise ValueError(f"a header of {show_bytes(header.size)}")
         return header
@@ -100,10 +115,17 @@ class Header(tarfile.TarInfo):
 def damage_as_user_error(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError) as error:
+    except (
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        EOFError,
+        zlib.error,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise UserError(
-            f"{archive} is cut off or damaged ({first_line(error)}): what was whole is unpacked; download it again, and run this "
-            "again"
+            f"{archive} is cut off or damaged ({first_line(error)}): what was whole is unpacked;"
+            " download it again, and run this again"
         ) from error
 
 
@@ -118,7 +140,9 @@ def estimate(archive: Path) -> int:
                     n_out += len(unpacker.decompress(block, CHUNK))
                     block = unpacker.unconsumed_tail
             except zlib.error as error:
-                raise UserError(f"{archive} is no whole gzip file ({first_line(error)}): download it again") from error
+                raise UserError(
+                    f"{archive} is no whole gzip file ({first_line(error)}): download it again"
+                ) from error
     return int(archive.stat().st_size * n_out / max(n_in, 1))
 
 
@@ -127,26 +151,39 @@ def destination(member: tarfile.TarInfo, archive: Path, paths: Paths, model_name
 
     Raises UserError for a link, a device, or a name that leads anywhere else.
     """
-    if not member.isreg() or member.issparse():  # a few bytes of a sparse file can stand for gigabytes
-        raise UserError(f"{archive.name}: {member.name!r} is a link, device or sparse file: refused")
+    if (
+        not member.isreg() or member.issparse()
+    ):  # a few bytes of a sparse file can stand for gigabytes
+        raise UserError(
+            f"{archive.name}: {member.name!r} is a link, device or sparse file: refused"
+        )
     parts = [part for part in PurePosixPath(member.name).parts if part != "."]
     if PurePosixPath(member.name).is_absolute() or ".." in parts or "\\" in member.name:
         raise UserError(f"{archive.name}: {member.name!r} would land outside its folder: refused")
-    if not parts or not member.name.isprintable() or parts[-1] == "model.json" or any(len(part.encode()) > 200 for part in parts):
+    if (
+        not parts
+        or not member.name.isprintable()
+        or parts[-1] == "model.json"
+        or any(len(part.encode()) > 200 for part in parts)
+    ):
         raise UserError(f"{archive.name}: {member.name!r} is no name of a published file: refused")
     if len(parts) > 1 and parts[0] in ("data", "raw_text_datasets"):
         parts = parts[1:]
     stem = archive.name.removesuffix(".tar.gz")
     folders = {stem, stem.removesuffix("_1m"), stem.removesuffix("_1m").removesuffix("_OOD")}
     if parts[0] not in folders:
-        if len(parts) > 1 and parts[0].startswith(("model_activations", "sae_activations", "baseline_results")):
+        if len(parts) > 1 and parts[0].startswith(
+            ("model_activations", "sae_activations", "baseline_results")
+        ):
             raise UserError(f"{archive.name}: {member.name!r} belongs to another archive: refused")
         parts = [stem.removesuffix("_1m"), *parts]
     if stem.endswith("_1m") and not parts[0].endswith("_1m"):
         parts[0] += "_1m"  # the other archive has the same names for another SAE
     path = paths.data_dir.joinpath(*parts)
     if paths.data_dir.resolve() not in path.parent.resolve().parents:  # a link on this disk
-        raise UserError(f"{archive.name}: {member.name!r} would land outside {paths.data_dir}: refused")
+        raise UserError(
+            f"{archive.name}: {member.name!r} would land outside {paths.data_dir}: refused"
+        )
     return path
 
 
@@ -160,16 +197,21 @@ def copy(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path, archive:
     if path.is_file() and path.stat().st_size == member.size and same_content(source, path):
         return False
     if path.exists():
-        raise UserError(f"{path} is there with other content than in {archive.name}: delete it to have the archive's")
+        raise UserError(
+            f"{path} is there with other content than in {archive.name}: delete it to have the"
+            " archive's"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be a folder ({error.strerror}): move away what is in its place") from error
+        raise UserError(
+            f"{path.parent} cannot be a folder ({error.strerror}): move away what is in its place"
+        ) from error
     free = shutil.disk_usage(path.parent).free
     if member.size > free - SPARE:
         raise UserError(
-            f"{archive.name}: {member.name} needs {show_bytes(member.size)} and {show_bytes(free)} are free: make room, then run "
-            "this again"
+            f"{archive.name}: {member.name} needs {show_bytes(member.size)} and {show_bytes(free)}"
+            " are free: make room, then run this again"
         )
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
@@ -180,7 +222,7 @@ def copy(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path, archive:
 
 
 def same_content(source: IO[bytes], path: Path) -> bool:
-    """Whether a stream holds the bytes of a file of the same size; the stream is read either way."""
+    """Whether a stream holds the bytes of a file of the same size; it is read either way."""
     same = True
     with open(path, "rb") as file:
         while block := source.read(CHUNK):

@@ -18,13 +18,15 @@ def save_tensor(path: Path, tensor: torch.Tensor) -> None:
     import torch
 
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(tensor, file)  # an open file: given a name, torch would write that (temporary) name into the archive
+        # an open file: given a name, torch would write that (temporary) name into the archive
+        torch.save(tensor, file)
 
 
 def load_tensor(path: Path, remedy: str) -> torch.Tensor:
     """A tensor from a ``.pt`` file; nothing in the file is executed.
 
-    Raises UserError when the file is missing, broken, not a plain tensor, or would take more memory than disk.
+    Raises UserError when the file is missing, broken, not a plain tensor, or would take more memory
+    than disk.
     """
     import torch
 
@@ -32,13 +34,15 @@ def load_tensor(path: Path, remedy: str) -> torch.Tensor:
         raise UserError(f"no file {path}: {remedy}")
     loaded = load_plain(path, f"delete it, then {remedy}")
     if not isinstance(loaded, torch.Tensor):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a tensor: delete it, then {remedy}")
+        raise UserError(
+            f"{path} holds a {type(loaded).__name__}, not a tensor: delete it, then {remedy}"
+        )
     return loaded
 
 
 def load_plain(path: Path, remedy: str, mmap: bool = False) -> Any:
-    """What a ``.pt`` file holds, by torch's restricted reader. Compressed members and tensors that stretch a few numbers over a
-    huge shape are refused: both would fill memory from a small file.
+    """What a ``.pt`` file holds, by torch's restricted reader. Compressed members and tensors that
+    stretch a few numbers over a huge shape are refused: both would fill memory from a small file.
 
     Raises UserError for these and for a broken file.
     """
@@ -52,8 +56,12 @@ def load_plain(path: Path, remedy: str, mmap: bool = False) -> Any:
         for tensor in loaded.values() if isinstance(loaded, dict) else [loaded]:
             if isinstance(tensor, torch.Tensor):
                 _check_extent(tensor)
-    except Exception as error:  # a broken file can raise anything: zip, pickle, struct and torch errors
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): {remedy}") from error
+    except (
+        Exception
+    ) as error:  # a broken file can raise anything: zip, pickle, struct and torch errors
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): {remedy}"
+        ) from error
     return loaded.detach() if isinstance(loaded, torch.Tensor) else loaded
 
 
@@ -61,7 +69,13 @@ def _check_extent(tensor: torch.Tensor) -> None:
     """Raise ValueError unless every number of a tensor has its own place in the file."""
     import torch
 
-    if tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_neg() or tensor.is_conj() or tensor.is_nested:
+    if (
+        tensor.device.type != "cpu"
+        or tensor.is_quantized
+        or tensor.is_neg()
+        or tensor.is_conj()
+        or tensor.is_nested
+    ):
         raise ValueError("a tensor without plain numbers of its own")
     if tensor.layout == torch.sparse_coo:
         parts = [tensor._indices(), tensor._values()]
@@ -73,4 +87,6 @@ def _check_extent(tensor: torch.Tensor) -> None:
         raise ValueError(f"layout {tensor.layout}")
     for part in parts:
         if part.numel() * part.element_size() > part.untyped_storage().nbytes():
-            raise ValueError(f"shape {tuple(part.shape)} declared over {part.untyped_storage().nbytes()} bytes")
+            raise ValueError(
+                f"shape {tuple(part.shape)} declared over {part.untyped_storage().nbytes()} bytes"
+            )

@@ -18,7 +18,9 @@ MAX_STORED_ROWS, MAX_LATENTS = 1 << 20, 1 << 24
 
 @dataclass
 class SparseRows:
-    """Rows of latents in CSR form: ``indptr`` int64 [n_rows + 1], ``columns`` int32 and ``values`` float32 [n_nonzero]."""
+    """Rows of latents in CSR form: ``indptr`` int64 [n_rows + 1], ``columns`` int32 and ``values``
+    float32 [n_nonzero].
+    """
 
     indptr: np.ndarray
     columns: np.ndarray
@@ -39,7 +41,10 @@ def save_sparse(path: Path, rows: csr_array) -> None:
     import torch
 
     if rows.nnz >= 2**31:
-        raise UserError(f"{path.name} would hold {rows.nnz} nonzeros, more than 32-bit indices allow: use fewer rows")
+        raise UserError(
+            f"{path.name} would hold {rows.nnz} nonzeros, more than 32-bit indices allow: use fewer"
+            " rows"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         tensor = torch.sparse_csr_tensor(
@@ -53,9 +58,11 @@ def save_sparse(path: Path, rows: csr_array) -> None:
 
 
 def load_sparse(path: Path, remedy: str) -> csr_array:
-    """[n_rows, d_sae] float32 from a sparse file of ours (CSR), of the original scripts (COO), or a dense one.
+    """[n_rows, d_sae] float32 from a sparse file of ours (CSR), of the original scripts (COO), or a
+    dense one.
 
-    Raises UserError when the file is missing, broken, or holds NaN or infinite values or indices out of range.
+    Raises UserError when the file is missing, broken, or holds NaN or infinite values or indices
+    out of range.
     """
     import torch
 
@@ -64,17 +71,28 @@ def load_sparse(path: Path, remedy: str) -> csr_array:
         tensor = load_tensor(path, remedy)
     remedy = f"delete it, then {remedy}"
     if tensor.ndim != 2 or tensor.dense_dim() not in (0, 2) or tensor.is_complex():
-        raise UserError(f"{path} has {tensor.ndim} dimensions of {tensor.dtype}, not [n_rows, d_sae] numbers: {remedy}")
+        raise UserError(
+            f"{path} has {tensor.ndim} dimensions of {tensor.dtype}, not [n_rows, d_sae] numbers:"
+            f" {remedy}"
+        )
     n_rows, n_columns = tensor.shape
     if n_rows > MAX_STORED_ROWS or n_columns > MAX_LATENTS:
-        raise UserError(f"{path} declares shape {(n_rows, n_columns)}, more than any dataset and SAE have: {remedy}")
+        raise UserError(
+            f"{path} declares shape {(n_rows, n_columns)}, more than any dataset and SAE have:"
+            f" {remedy}"
+        )
     if tensor.layout == torch.strided:
         rows = csr_array(tensor.float().numpy())
     elif tensor.layout == torch.sparse_csr:
         indptr, indices = tensor.crow_indices().numpy(), tensor.col_indices().numpy()
         values = tensor.values().float().numpy()
         steps = np.diff(indptr)
-        if len(steps) != n_rows or indptr[0] != 0 or (steps < 0).any() or not indptr[-1] == len(indices) == len(values):
+        if (
+            len(steps) != n_rows
+            or indptr[0] != 0
+            or (steps < 0).any()
+            or not indptr[-1] == len(indices) == len(values)
+        ):
             raise UserError(f"{path} has row pointers that do not fit its values: {remedy}")
         if len(indices) and (indices.min() < 0 or indices.max() >= n_columns):
             raise UserError(f"{path} has indices out of range: {remedy}")
@@ -82,7 +100,9 @@ def load_sparse(path: Path, remedy: str) -> csr_array:
     else:
         row, column = tensor._indices().numpy()
         values = tensor._values().float().numpy()
-        if len(row) and (min(row.min(), column.min()) < 0 or row.max() >= n_rows or column.max() >= n_columns):
+        if len(row) and (
+            min(row.min(), column.min()) < 0 or row.max() >= n_rows or column.max() >= n_columns
+        ):
             raise UserError(f"{path} has indices out of range: {remedy}")
         rows = csr_array((values, (row, column)), shape=(n_rows, n_columns))
     rows.sum_duplicates()

@@ -1,7 +1,9 @@
-"""Arrays inside weight files (``.npz``, ``.safetensors``), read piece by piece from where they stand in the file.
+"""Arrays inside weight files (``.npz``, ``.safetensors``), read piece by piece from where they
+stand in the file.
 
-Only the bytes asked for are read, into memory of the caller's size: a 1M-latent SAE is 30 GB on disk and is never loaded.
-Neither format is unpickled or executed; every offset and shape is checked against the file's size before use.
+Only the bytes asked for are read, into memory of the caller's size: a 1M-latent SAE is 30 GB on
+disk and is never loaded. Neither format is unpickled or executed; every offset and shape is checked
+against the file's size before use.
 """
 
 from __future__ import annotations
@@ -21,11 +23,21 @@ import numpy as np
 from utils.runtime.errors import UserError
 
 # what parsing a header that is not one can raise
+# NotImplementedError and RecursionError are RuntimeErrors
 BROKEN = (
-    *(zipfile.BadZipFile, struct.error, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(SyntaxError, RuntimeError, MemoryError, EOFError),  # NotImplementedError and RecursionError are RuntimeErrors
+    *(
+        zipfile.BadZipFile,
+        struct.error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+    ),
+    *(SyntaxError, RuntimeError, MemoryError, EOFError),
 )
-MAX_HEADER = 4 << 20  # bytes of a header; real ones are a few kB, and reading one takes a hundred times its size
+# bytes of a header; real ones are a few kB, and reading one takes a hundred times its size
+MAX_HEADER = 4 << 20
 MAX_NPY_HEADER = 10_000  # numpy's own limit
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
@@ -46,7 +58,9 @@ class WeightArray(Protocol):
 
 @dataclass(frozen=True)
 class StoredArray:
-    """A C-ordered float array at ``offset`` of ``path``. Reads give float32 whatever the stored dtype."""
+    """A C-ordered float array at ``offset`` of ``path``. Reads give float32 whatever the stored
+    dtype.
+    """
 
     path: Path
     offset: int
@@ -77,7 +91,9 @@ class StoredArray:
         return self._read_runs(start, stop - start, self.shape[1], self.shape[0])
 
     def _read_runs(self, first: int, length: int, stride: int, n_runs: int) -> np.ndarray:
-        """float32 [n_runs, length]: runs of ``length`` items, ``stride`` items apart, from item ``first`` on."""
+        """float32 [n_runs, length]: runs of ``length`` items, ``stride`` items apart, from item
+        ``first`` on.
+        """
         stored = np.empty((n_runs, length), dtype="<u2" if self.dtype == "bfloat16" else self.dtype)
         if length == stride:
             pieces, gap = [stored.reshape(-1)], 0
@@ -91,7 +107,9 @@ class StoredArray:
                 while n_read < len(view):
                     got = file.readinto(view[n_read:])
                     if not got:
-                        raise UserError(f"{self.path} ends too early: it is truncated, fetch it again")
+                        raise UserError(
+                            f"{self.path} ends too early: it is truncated, fetch it again"
+                        )
                     n_read += got
         if self.dtype == "bfloat16":  # the upper half of a float32
             return (stored.astype(np.uint32) << 16).view(np.float32)
@@ -101,18 +119,24 @@ class StoredArray:
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
     """The float arrays of a ``.npz`` (uncompressed) or ``.safetensors`` file by name.
 
-    Raises UserError when the file is missing, broken, compressed, or holds something other than float arrays.
+    Raises UserError when the file is missing, broken, compressed, or holds something other than
+    float arrays.
     """
     try:
         arrays = _npz_arrays(path) if path.suffix == ".npz" else _safetensors_arrays(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
     except BROKEN as error:
-        raise UserError(f"{path} is not a readable weight file ({type(error).__name__}: {error}): fetch it again") from error
+        raise UserError(
+            f"{path} is not a readable weight file ({type(error).__name__}: {error}): fetch it"
+            " again"
+        ) from error
     size = path.stat().st_size
     for name, array in arrays.items():
         if array.offset + array.n_bytes > size:
-            raise UserError(f"{path} is truncated: {name} {array.shape} ends beyond the file; fetch it again")
+            raise UserError(
+                f"{path} is truncated: {name} {array.shape} ends beyond the file; fetch it again"
+            )
     return arrays
 
 
@@ -123,7 +147,9 @@ def _npz_arrays(path: Path) -> dict[str, StoredArray]:
             if not member.filename.endswith(".npy"):
                 continue
             if member.compress_type != zipfile.ZIP_STORED:
-                raise UserError(f"{path} is compressed; save it again with numpy.savez (not savez_compressed)")
+                raise UserError(
+                    f"{path} is compressed; save it again with numpy.savez (not savez_compressed)"
+                )
             # the local header's name and extra lengths can differ from the directory's
             file.seek(member.header_offset)
             local = file.read(30)
@@ -136,11 +162,17 @@ def _npz_arrays(path: Path) -> dict[str, StoredArray]:
 
 
 def _npy_array(path: Path, file) -> StoredArray:
-    """The array whose ``.npy`` header starts at the file's position (numpy.lib.format's documented layout)."""
+    """The array whose ``.npy`` header starts at the file's position (numpy.lib.format's documented
+    layout).
+    """
     magic = file.read(8)
     if magic[:6] != b"\x93NUMPY":
         raise ValueError("no .npy header")
-    length = struct.unpack("<H", file.read(2))[0] if magic[6] == 1 else struct.unpack("<I", file.read(4))[0]
+    length = (
+        struct.unpack("<H", file.read(2))[0]
+        if magic[6] == 1
+        else struct.unpack("<I", file.read(4))[0]
+    )
     if length > MAX_NPY_HEADER:
         raise ValueError("an absurd .npy header")
     header = ast.literal_eval(file.read(length).decode("latin1"))
@@ -159,7 +191,8 @@ def _safetensors_arrays(path: Path) -> dict[str, StoredArray]:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(MAX_HEADER, os.fstat(file.fileno()).st_size):
             raise ValueError("an absurd safetensors header")
-        header = json.loads(file.read(length).decode("utf-8"))  # bytes would be guessed to be UTF-16 too
+        # bytes would be guessed to be UTF-16 too
+        header = json.loads(file.read(length).decode("utf-8"))
     if not isinstance(header, dict):
         raise ValueError("no safetensors header")
     arrays = {}

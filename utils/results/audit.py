@@ -1,4 +1,6 @@
-"""What to distrust in a model's result tables, with the evidence: the known defects of the published ones, looked for in all."""
+"""What to distrust in a model's result tables, with the evidence: the known defects of the
+published ones, looked for in all.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from utils.text_checks import check_texts, share_of_copies
 
 @dataclass(frozen=True)
 class Finding:
-    """``weight``: "wrong" (do not use), "doubt" (know it) or "fine" (looked for, not found); ``about``: which table."""
+    """``weight``: "wrong" (do not use), "doubt" (know it) or "fine" (looked for, not found);
+    ``about``: which table.
+    """
 
     weight: str
     about: str
@@ -31,7 +35,11 @@ def audit(paths: Paths, model_name: str) -> list[Finding]:
     failures: list[str] = []
     tidy, remarks = load_results(paths, model_name, failures=failures)
     # what is said of OOD tables is found again below, with its weight
-    found = [Finding("doubt", "tables", remark) for remark in remarks if "out of distribution" not in remark]
+    found = [
+        Finding("doubt", "tables", remark)
+        for remark in remarks
+        if "out of distribution" not in remark
+    ]
     found += [Finding("wrong", "tables", failure) for failure in failures]
     with suppress(UserError):  # its table is among the failures
         found += _ood(paths, model_name)
@@ -60,7 +68,12 @@ def _ood(paths: Paths, model_name: str) -> list[Finding]:
     if judgement.inside:
         return [Finding("wrong", about, f"not out of distribution: {judgement.evidence}")]
     return [
-        Finding("doubt", about, f"does not say which rows it tested; by its numbers out of distribution: {judgement.evidence}")
+        Finding(
+            "doubt",
+            about,
+            "does not say which rows it tested; by its numbers out of distribution:"
+            f" {judgement.evidence}",
+        )
     ]
 
 
@@ -73,16 +86,27 @@ def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
     n_matched = len(both["probes"])
     lone = {"baselines": len(baselines) - n_matched, "SAE probes": len(probes) - n_matched}
     if not any(lone.values()):
-        return [Finding("fine", setting, f"baselines and SAE probes have the same {n_matched} datasets and conditions")]
+        return [
+            Finding(
+                "fine",
+                setting,
+                f"baselines and SAE probes have the same {n_matched} datasets and conditions",
+            )
+        ]
     elsewhere = int((~baselines["layer"].isin(set(probes["layer"]))).sum())
     parts = [f"{n} have {side} only" for side, n in lone.items() if n]
     why = f", {elsewhere} of them at layers without an SAE" if elsewhere else ""
     gap = both["probes"]["test_auc"].mean() - both["baselines"]["test_auc"].mean()
     careless = probes["test_auc"].mean() - baselines["test_auc"].mean()
     return [
-        Finding("doubt", setting, f"{n_matched} decisions match, {' and '.join(parts)}{why}: SAE probes less best baseline is "
-                f"{gap:+.3f} over the matched ones (it would be {careless:+.3f} without matching)")
-    ]  # fmt: skip
+        Finding(
+            "doubt",
+            setting,
+            f"{n_matched} decisions match, {' and '.join(parts)}{why}: SAE probes less best"
+            f" baseline is {gap:+.3f} over the matched ones (it would be {careless:+.3f} without"
+            " matching)",
+        )
+    ]
 
 
 def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
@@ -92,22 +116,37 @@ def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
         column: sorted(probes[column].dropna().astype(str).unique())
         for column in ("solver", "reg_type", "binarize", "latent_selection")
     }
-    several = [f"{column} {' and '.join(values)}" for column, values in kinds.items() if len(values) > 1]
+    several = [
+        f"{column} {' and '.join(values)}" for column, values in kinds.items() if len(values) > 1
+    ]
     if not several:
         return []
     return [
-        Finding("doubt", setting, f"SAE probes of several kinds compete in one pick, which favours them: {'; '.join(several)}")
+        Finding(
+            "doubt",
+            setting,
+            "SAE probes of several kinds compete in one pick, which favours them:"
+            f" {'; '.join(several)}",
+        )
     ]
 
 
 def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
-    """Rows that the other rows of the same setting lead one to expect: methods, datasets and conditions that some have."""
+    """Rows that the other rows of the same setting lead one to expect: methods, datasets and
+    conditions that some have.
+    """
     try:
-        sizes = {name: dataset_size(paths, name) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))}
+        sizes = {
+            name: dataset_size(paths, name)
+            for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))
+        }
     except UserError:
         return []
     found = []
-    for kind, keys in ((BASELINE, ["layer", "method"]), (SAE, ["sae_id", "reg_type", "binarize", "protocol"])):
+    for kind, keys in (
+        (BASELINE, ["layer", "method"]),
+        (SAE, ["sae_id", "reg_type", "binarize", "protocol"]),
+    ):
         of_kind = rows[rows["kind"] == kind]
         known = {_label(c) for c in of_kind["condition"]}
         n_ks = len([k for k in get_setting(setting).ks if k in set(of_kind["k"])]) or 1
@@ -115,7 +154,10 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
             (name, label)
             for name in sizes
             if name in set(of_kind["dataset"])
-            for label in (_label("all" if c.label is None else c.label) for c in conditions(setting, sizes[name]))
+            for label in (
+                _label("all" if c.label is None else c.label)
+                for c in conditions(setting, sizes[name])
+            )
             if label in known
         }
         for values, group in of_kind.groupby(keys, dropna=False):
@@ -127,13 +169,19 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
             if lacking:
                 name = " ".join(str(value) for value in values)
                 more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-                what = f"{len(lacking)} of {len(expected)} rows are missing: {', '.join(lacking[:3])}{more}"
+                what = (
+                    f"{len(lacking)} of {len(expected)} rows are missing:"
+                    f" {', '.join(lacking[:3])}{more}"
+                )
                 found.append(Finding("doubt", f"{setting}, {name}", what))
         if kind == BASELINE:
             for layer, group in of_kind.groupby("layer", sort=False):
                 absent = [m for m in methods_of(setting) if m not in set(group["method"])]
                 if absent:
-                    what = f"{' and '.join(absent)} of the paper's baselines are absent: the best baseline is the best of fewer"
+                    what = (
+                        f"{' and '.join(absent)} of the paper's baselines are absent: the best"
+                        " baseline is the best of fewer"
+                    )
                     found.append(Finding("doubt", f"{setting}, layer {layer}", what))
     return found
 
@@ -144,9 +192,14 @@ def _label(condition: object) -> str:
 
 
 def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
-    """Test rows whose very text is among the training rows: a probe that only remembers is right on them."""
+    """Test rows whose very text is among the training rows: a probe that only remembers is right on
+    them.
+    """
     try:
-        checks = [check_texts(load_dataset(paths, name)) for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))]
+        checks = [
+            check_texts(load_dataset(paths, name))
+            for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))
+        ]
     except UserError:
         return []  # no texts, or not all of them
     many, mean = share_of_copies(checks) if checks else (0, 0.0)
@@ -154,15 +207,26 @@ def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
         return []
     worst = max(checks, key=lambda check: check.seen)
     return [
-        Finding("doubt", "texts", f"in {many} of {len(checks)} datasets a tenth or more of the normal test rows are copies "
-                f"of training rows ({mean:.0%} on average; {worst.seen:.0%} in {worst.name}): `make check-datasets` lists them")
-    ]  # fmt: skip
+        Finding(
+            "doubt",
+            "texts",
+            f"in {many} of {len(checks)} datasets a tenth or more of the normal test rows are"
+            f" copies of training rows ({mean:.0%} on average; {worst.seen:.0%} in {worst.name}):"
+            " `make check-datasets` lists them",
+        )
+    ]
 
 
 def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
-    """Conditions tested on fewer than 100 rows: by the table where it says so, else by the paper's rule and the texts."""
+    """Conditions tested on fewer than 100 rows: by the table where it says so, else by the paper's
+    rule and the texts.
+    """
     told = rows.dropna(subset=["n_test"])
-    small = {(row.dataset, str(row.condition)): int(row.n_test) for row in told.itertuples() if row.n_test < MIN_TEST}
+    small = {
+        (row.dataset, str(row.condition)): int(row.n_test)
+        for row in told.itertuples()
+        if row.n_test < MIN_TEST
+    }
     try:
         known = set(list_datasets(paths))
         for name in sorted(set(rows["dataset"]) & known) if not len(told) else ():
@@ -177,9 +241,13 @@ def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding
     fewest = min(small, key=lambda key: small[key])
     n_datasets = len({name for name, _ in small})
     return [
-        Finding("doubt", setting, f"{len(small)} conditions of {n_datasets} datasets are tested on fewer than {MIN_TEST} rows; "
-                f"the fewest are {small[fewest]} ({fewest[0]})")
-    ]  # fmt: skip
+        Finding(
+            "doubt",
+            setting,
+            f"{len(small)} conditions of {n_datasets} datasets are tested on fewer than {MIN_TEST}"
+            f" rows; the fewest are {small[fewest]} ({fewest[0]})",
+        )
+    ]
 
 
 def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
@@ -189,12 +257,23 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
         untold = probes["converged"].isna() & (probes["solver"] == "saga")
         if untold.any():
             found.append(
-                Finding("doubt", setting, f"{int(untold.sum())} SAE probes were made with saga and 1,000 steps, which stops far "
-                        "from the optimum at weak penalties, and do not say whether they converged")
-            )  # fmt: skip
+                Finding(
+                    "doubt",
+                    setting,
+                    f"{int(untold.sum())} SAE probes were made with saga and 1,000 steps, which"
+                    " stops far from the optimum at weak penalties, and do not say whether they"
+                    " converged",
+                )
+            )
     told = rows.dropna(subset=["converged"])
     short = told[~told["converged"].astype(bool)]
     if len(short):
-        by_method = ", ".join(f"{method} {n}" for method, n in short["method"].value_counts().items())
-        found.append(Finding("doubt", setting, f"{len(short)} of {len(told)} fits did not converge ({by_method})"))
+        by_method = ", ".join(
+            f"{method} {n}" for method, n in short["method"].value_counts().items()
+        )
+        found.append(
+            Finding(
+                "doubt", setting, f"{len(short)} of {len(told)} fits did not converge ({by_method})"
+            )
+        )
     return found

@@ -1,10 +1,10 @@
 """Matched comparison of SAE probes with baselines: who wins, by how much, and how sure that is.
 
-A decision is one dataset in one condition at one layer, with one seed of its rows. Contenders are compared only over decisions
-that all of them have, and a control only with those that it has too.
-A contender with several probes for a decision (a quiver) takes the one with the best val_auc and is scored by its test_auc;
-ties in val_auc, which decide much of the paper's scarcity setting, are resolved in expectation over a uniformly random
-choice. Nothing is ever picked by test_auc.
+A decision is one dataset in one condition at one layer, with one seed of its rows. Contenders are
+compared only over decisions that all of them have, and a control only with those that it has too. A
+contender with several probes for a decision (a quiver) takes the one with the best val_auc and is
+scored by its test_auc; ties in val_auc, which decide much of the paper's scarcity setting, are
+resolved in expectation over a uniformly random choice. Nothing is ever picked by test_auc.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from utils.probes.k_sparse import PROTOCOLS
 from utils.results.tidy import BASELINE, CONTROL, SAE
 
 CONTENDERS = ("quiver_baselines", "quiver_with_sae", "sae_only", "logreg")
-CONTROL_METHODS = {"random_sae": "random_sae_probe", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}  # contender: method
+# contender: method
+CONTROL_METHODS = {"random_sae": "random_sae_probe", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}
 TITLES = {
     "quiver_baselines": "best baseline",
     "quiver_with_sae": "baselines + SAE",
@@ -31,16 +32,18 @@ N_RESAMPLES = 2000
 TIE = 1e-12  # val_auc this close are tied
 ALL = "all"
 COLUMNS = (
-    "setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs", "protocol", "n_unmatched", "lowest", "highest",
-    "tie_share", "mean_val_auc", "mean_difference", "ci_low", "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm",
+    "setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs", "protocol",
+    "n_unmatched", "lowest", "highest", "tie_share", "mean_val_auc", "mean_difference", "ci_low",
+    "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm",
 )  # fmt: skip
 
 
 def pick(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a decision: test_auc expected over the probes tied at the best val_auc, its range, and whether it was a tie.
+    """One row a decision: test_auc expected over the probes tied at the best val_auc, its range,
+    and whether it was a tie.
 
-    A probe without val_auc is not picked, unless it is the only one and needs no picking (the published OOD tables have one
-    baseline a dataset, without val_auc).
+    A probe without val_auc is not picked, unless it is the only one and needs no picking (the
+    published OOD tables have one baseline a dataset, without val_auc).
     """
     by_decision = rows.groupby(DECISION)
     best = by_decision["val_auc"].transform("max")
@@ -55,7 +58,8 @@ def pick(rows: pd.DataFrame) -> pd.DataFrame:
 def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The picks of every contender that has probes in the table.
 
-    All SAE probes of a decision compete, whatever their solver, penalty and selection; ``audit`` says where these are mixed.
+    All SAE probes of a decision compete, whatever their solver, penalty and selection; ``audit``
+    says where these are mixed.
     """
     rows = tidy.dropna(subset=["test_auc"])
     masks = {
@@ -64,28 +68,42 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "sae_only": rows["kind"] == SAE,
         "logreg": (rows["kind"] == BASELINE) & (rows["method"] == "logreg"),
     }
-    masks |= {name: (rows["kind"] == CONTROL) & (rows["method"] == method) for name, method in CONTROL_METHODS.items()}
+    masks |= {
+        name: (rows["kind"] == CONTROL) & (rows["method"] == method)
+        for name, method in CONTROL_METHODS.items()
+    }
     picks = {name: pick(rows[mask]) for name, mask in masks.items() if mask.any()}
     if {"quiver_baselines", "sae_only"} <= set(picks):
-        picks["quiver_with_sae"] = _rankable(picks["quiver_with_sae"], picks["quiver_baselines"], picks["sae_only"])
+        picks["quiver_with_sae"] = _rankable(
+            picks["quiver_with_sae"], picks["quiver_baselines"], picks["sae_only"]
+        )
     return {name: picked for name, picked in picks.items() if len(picked)}
 
 
 def _rankable(either: pd.DataFrame, *sides: pd.DataFrame) -> pd.DataFrame:
-    """The decisions of ``either`` in which each side was picked by a val_auc: what has none can be neither first nor second."""
+    """The decisions of ``either`` in which each side was picked by a val_auc: what has none can be
+    neither first nor second.
+    """
     unranked = pd.concat([side.loc[side["val_auc"].isna(), DECISION] for side in sides])
-    return either[~pd.MultiIndex.from_frame(either[DECISION]).isin(pd.MultiIndex.from_frame(unranked))]
+    return either[
+        ~pd.MultiIndex.from_frame(either[DECISION]).isin(pd.MultiIndex.from_frame(unranked))
+    ]
 
 
 def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The picks over the decisions that all contenders have, in the same order."""
     indexes = [pd.MultiIndex.from_frame(picked[DECISION]) for picked in picks.values()]
     shared = set(indexes[0]).intersection(*indexes[1:]) if indexes else set()
-    order = sorted(shared, key=lambda decision: tuple(map(str, decision)))  # layers are numbers and "embed"
+    # layers are numbers and "embed"
+    order = sorted(shared, key=lambda decision: tuple(map(str, decision)))
     return {
-        name: picked.set_index(DECISION).reindex(pd.MultiIndex.from_tuples(order, names=DECISION)).reset_index()
-        if order
-        else picked.iloc[:0]
+        name: (
+            picked.set_index(DECISION)
+            .reindex(pd.MultiIndex.from_tuples(order, names=DECISION))
+            .reset_index()
+            if order
+            else picked.iloc[:0]
+        )
         for name, picked in picks.items()
     }
 
@@ -97,17 +115,20 @@ def protocols(tidy: pd.DataFrame) -> list[str]:
 
 
 def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """The rows of a protocol: its probes on latents and controls, and all baselines, which have none."""
+    """The rows of a protocol: its probes on latents and controls, and all baselines, which have
+    none.
+    """
     return tidy[(tidy["kind"] == BASELINE) | (tidy["protocol"] == protocol)]
 
 
 def compare(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Per setting, protocol and condition (and "all" of them), a row a contender, against the quiver of baselines.
+    """Per setting, protocol and condition (and "all" of them), a row a contender, against the
+    quiver of baselines.
 
-    Columns: setting, condition, contender, mean_test_auc, n_datasets, n_pairs (matched decisions), then protocol, n_unmatched,
-    the range of the mean over tie rules (lowest, highest), tie_share, mean_val_auc, and against quiver_baselines:
-    mean_difference with a 95 % bootstrap interval over datasets (ci_low, ci_high), wins, ties, losses, and Wilcoxon p with
-    Holm's correction (p_holm).
+    Columns: setting, condition, contender, mean_test_auc, n_datasets, n_pairs (matched decisions),
+    then protocol, n_unmatched, the range of the mean over tie rules (lowest, highest), tie_share,
+    mean_val_auc, and against quiver_baselines: mean_difference with a 95 % bootstrap interval over
+    datasets (ci_low, ci_high), wins, ties, losses, and Wilcoxon p with Holm's correction (p_holm).
     """
     tables = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
@@ -115,13 +136,18 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
             picks = contenders(of_protocol(of_setting, protocol))
             if {"quiver_baselines", "sae_only"} <= set(picks) and len(_core(picks)["sae_only"]):
                 tables.append(_compare_picks(setting, picks).assign(protocol=protocol))
-    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS)) if tables else pd.DataFrame(columns=list(COLUMNS))
+    return (
+        pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
+        if tables
+        else pd.DataFrame(columns=list(COLUMNS))
+    )
 
 
 def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The contenders but the controls, over the decisions that baselines and SAE probes both have.
 
-    Baselines and SAEs together may be rankable nowhere (published OOD tables have no val_auc): then they are left out.
+    Baselines and SAEs together may be rankable nowhere (published OOD tables have no val_auc): then
+    they are left out.
     """
     both = matched({name: picks[name] for name in ("quiver_baselines", "sae_only")})
     wanted = {name: picks[name] for name in CONTENDERS if name in picks}
@@ -138,21 +164,35 @@ def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFr
         if name in picks:
             both = matched({name: picks[name], "baseline": present["quiver_baselines"]})
             pairs[name] = (both[name], both["baseline"])
-    conditions = [c for c in sorted(present["quiver_baselines"]["condition"].unique(), key=_sortable) if c != ALL]
-    rows = [row for c in conditions for row in _rows(setting, c, {n: _only(p, c) for n, p in pairs.items()})]
+    conditions = [
+        c
+        for c in sorted(present["quiver_baselines"]["condition"].unique(), key=_sortable)
+        if c != ALL
+    ]
+    rows = [
+        row
+        for c in conditions
+        for row in _rows(setting, c, {n: _only(p, c) for n, p in pairs.items()})
+    ]
     frame = pd.DataFrame(rows + _rows(setting, ALL, pairs))
-    decisions = {tuple(row) for name in present for row in picks[name][DECISION].itertuples(index=False)}
+    decisions = {
+        tuple(row) for name in present for row in picks[name][DECISION].itertuples(index=False)
+    }
     unmatched = len(decisions) - len(present["quiver_baselines"])
     frame["n_unmatched"] = np.where(frame["condition"] == ALL, unmatched, 0)
     return _holm(frame)
 
 
-def _only(pair: tuple[pd.DataFrame, pd.DataFrame], condition: object) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _only(
+    pair: tuple[pd.DataFrame, pd.DataFrame], condition: object
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     picked, reference = pair
     return picked[picked["condition"] == condition], reference[reference["condition"] == condition]
 
 
-def _rows(setting: object, condition: object, pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict]:
+def _rows(
+    setting: object, condition: object, pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+) -> list[dict]:
     """A row a contender; each comes with the baselines' picks for the same decisions."""
     rows = []
     for name, (picked, reference) in pairs.items():
@@ -178,7 +218,9 @@ def _rows(setting: object, condition: object, pairs: dict[str, tuple[pd.DataFram
 
 
 def difference_statistics(difference: np.ndarray, datasets: np.ndarray) -> dict:
-    """Mean difference [n_pairs], its interval from a bootstrap over datasets, wins, ties, losses and Wilcoxon's p."""
+    """Mean difference [n_pairs], its interval from a bootstrap over datasets, wins, ties, losses
+    and Wilcoxon's p.
+    """
     from scipy.stats import wilcoxon
 
     low, high = bootstrap_interval(difference, datasets)
@@ -192,12 +234,20 @@ def difference_statistics(difference: np.ndarray, datasets: np.ndarray) -> dict:
         "wins": int((difference > TIE).sum()),
         "ties": int((np.abs(difference) <= TIE).sum()),
         "losses": int((difference < -TIE).sum()),
-        "p_wilcoxon": float(wilcoxon(per_dataset).pvalue) if len(moved) > 0 and len(per_dataset) > 1 else np.nan,
+        "p_wilcoxon": (
+            float(wilcoxon(per_dataset).pvalue)
+            if len(moved) > 0 and len(per_dataset) > 1
+            else np.nan
+        ),
     }
 
 
-def bootstrap_interval(values: np.ndarray, datasets: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of values [n], resampling whole datasets; (NaN, NaN) for fewer than two datasets."""
+def bootstrap_interval(
+    values: np.ndarray, datasets: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of values [n], resampling whole datasets; (NaN, NaN) for fewer than
+    two datasets.
+    """
     names, codes = np.unique(datasets, return_inverse=True)
     if len(names) < 2:
         return float("nan"), float("nan")
@@ -224,9 +274,11 @@ def _sortable(condition: object) -> float:
 
 
 def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
-    """A row a setting, protocol and SAE (controls too): its probe, k picked by val_auc, against the best baseline, matched.
+    """A row a setting, protocol and SAE (controls too): its probe, k picked by val_auc, against the
+    best baseline, matched.
 
-    Columns: setting, SAE or control, protocol, mean test AUC of both sides, difference with its interval, ahead on, of.
+    Columns: setting, SAE or control, protocol, mean test AUC of both sides, difference with its
+    interval, ahead on, of.
     """
     rows = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
@@ -259,22 +311,35 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
-    """How far validation AUC promises more than test rows keep: a row a setting and condition, over all probes, unpicked.
+    """How far validation AUC promises more than test rows keep: a row a setting and condition, over
+    all probes, unpicked.
 
-    Columns: setting, condition, then "val - test: …" for the SAE probes of each protocol, all baselines, and logreg.
+    Columns: setting, condition, then "val - test: …" for the SAE probes of each protocol, all
+    baselines, and logreg.
     """
     rows = tidy.dropna(subset=["val_auc", "test_auc"])
     rows = rows.assign(gap=rows["val_auc"] - rows["test_auc"])
-    who = {f"SAE probes, {protocol}": (rows["kind"] == SAE) & (rows["protocol"] == protocol) for protocol in protocols(rows)}
+    who = {
+        f"SAE probes, {protocol}": (rows["kind"] == SAE) & (rows["protocol"] == protocol)
+        for protocol in protocols(rows)
+    }
     who |= {"baselines": rows["kind"] == BASELINE, "logreg": rows["method"] == "logreg"}
-    columns = {name: rows[mask].groupby(["setting", "condition"], sort=False)["gap"].mean() for name, mask in who.items()}
+    columns = {
+        name: rows[mask].groupby(["setting", "condition"], sort=False)["gap"].mean()
+        for name, mask in who.items()
+    }
     table = pd.concat(columns, axis=1).dropna(thresh=2).reset_index()
     order = {setting: i for i, setting in enumerate(dict.fromkeys(rows["setting"]))}
-    return table.sort_values(["setting", "condition"], key=lambda c: c.map(order) if c.name == "setting" else c.map(_sortable))
+    return table.sort_values(
+        ["setting", "condition"],
+        key=lambda c: c.map(order) if c.name == "setting" else c.map(_sortable),
+    )
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """Setting (and protocol, where there are two) by contender: mean test AUC over all matched decisions, and how many."""
+    """Setting (and protocol, where there are two) by contender: mean test AUC over all matched
+    decisions, and how many.
+    """
     overall = table[table["condition"] == ALL]
     index = ["setting", "protocol"] if overall["protocol"].nunique() > 1 else ["setting"]
     wide = overall.pivot(index=index, columns="contender", values="mean_test_auc")

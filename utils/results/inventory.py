@@ -1,4 +1,6 @@
-"""What of a model's files and results is on disk, what is expected, and what is broken: by names, sizes and headers alone."""
+"""What of a model's files and results is on disk, what is expected, and what is broken: by names,
+sizes and headers alone.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Count:
 
 @dataclass
 class Inventory:
-    """Counts by setting. ``model_activations``, ``baselines``: {setting: Count}; of SAEs: {(setting, sae_id): Count}."""
+    """Counts by setting. ``model_activations``, ``baselines``: {setting: Count}; of SAEs:
+    {(setting, sae_id): Count}.
+    """
 
     sae_ids: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -52,7 +56,8 @@ class Inventory:
     baselines: dict[str, Count] = field(default_factory=dict)
     sae_probes: dict[tuple[str, str], Count] = field(default_factory=dict)
     probed: set[str] = field(default_factory=set)  # settings with any SAE probes
-    only_in_tables: set[str] = field(default_factory=set)  # SAEs that are neither on disk nor the paper's for this model
+    # SAEs that are neither on disk nor the paper's for this model
+    only_in_tables: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -108,7 +113,9 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
     return found
 
 
-def _model_activations(paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory) -> Count:
+def _model_activations(
+    paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory
+) -> Count:
     layers: tuple[Layer, ...] = info.layers_of(get_setting(setting))
     done = expected = 0
     for ood in (False, True) if get_setting(setting).shifted else (False,):
@@ -122,14 +129,24 @@ def _model_activations(paths: Paths, info: LanguageModel, setting: str, names: l
     return Count(done, expected)
 
 
-def _sae_activations(paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory) -> None:
-    """Datasets whose rows of the setting can be had, SAE by SAE: from our files, the original scripts', or the OOD archives."""
-    folders = {s: file_names(paths.sae_activations_folder(info.name, s)) for s in {setting, NORMAL.name}}
+def _sae_activations(
+    paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory
+) -> None:
+    """Datasets whose rows of the setting can be had, SAE by SAE: from our files, the original
+    scripts', or the OOD archives.
+    """
+    folders = {
+        s: file_names(paths.sae_activations_folder(info.name, s)) for s in {setting, NORMAL.name}
+    }
     row = get_setting(setting)
     for sae_id in found.sae_ids:
 
-        def has(in_setting: str, dataset: str, part: str, suffix: str = "", sae_id: str = sae_id) -> bool:
-            path = paths.sae_activations(info.name, in_setting, set_stem(dataset, sae_id, suffix), part)
+        def has(
+            in_setting: str, dataset: str, part: str, suffix: str = "", sae_id: str = sae_id
+        ) -> bool:
+            path = paths.sae_activations(
+                info.name, in_setting, set_stem(dataset, sae_id, suffix), part
+            )
             return _is_good(path, folders[in_setting], found)
 
         done = 0
@@ -142,18 +159,24 @@ def _sae_activations(paths: Paths, info: LanguageModel, setting: str, names: lis
                 done += 1
             else:
                 done += all(
-                    any(has(setting, name, "X_train_sae", suffix) for suffix in condition_suffixes(condition))
+                    any(
+                        has(setting, name, "X_train_sae", suffix)
+                        for suffix in condition_suffixes(condition)
+                    )
                     for condition in conditions(setting, found.sizes[name])
                 )
         found.sae_activations[setting, sae_id] = Count(done, len(names))
 
 
 def _in_archive(paths: Paths, info: LanguageModel, dataset: str, sae_id: str) -> bool:
-    """Whether the unpacked OOD archive of this SAE's width is there (the other archive is of the 131k SAE of the paper)."""
+    """Whether the unpacked OOD archive of this SAE's width is there (the other archive is of the
+    131k SAE of the paper).
+    """
     width = "_1m" if named_width(sae_id) == 1 << 20 else ""
-    return all(paths.published_ood_archive(info.name, dataset, ood, width).is_file() for ood in (False, True)) and (
-        bool(width) or named_width(sae_id) == 131_072
-    )
+    return all(
+        paths.published_ood_archive(info.name, dataset, ood, width).is_file()
+        for ood in (False, True)
+    ) and (bool(width) or named_width(sae_id) == 131_072)
 
 
 def _is_good(path: Path, there: dict[str, int], found: Inventory) -> bool:
@@ -162,17 +185,23 @@ def _is_good(path: Path, there: dict[str, int], found: Inventory) -> bool:
         return False
     if is_whole_tensor_file(path, n_bytes):
         return True
-    line = f"{path} is no whole tensor file ({n_bytes} bytes): delete it, and make or unpack it again"
+    line = (
+        f"{path} is no whole tensor file ({n_bytes} bytes): delete it, and make or unpack it again"
+    )
     if line not in found.unreadable:
         found.unreadable.append(line)
     return False
 
 
-def _results(info: LanguageModel, setting: str, names: list[str], rows: pd.DataFrame, found: Inventory) -> None:
+def _results(
+    info: LanguageModel, setting: str, names: list[str], rows: pd.DataFrame, found: Inventory
+) -> None:
     n_conditions = {name: len(conditions(setting, found.sizes[name])) for name in names}
     n_layers = len(info.layers_of(get_setting(setting)))
     methods = methods_of(setting)
-    baselines = rows[(rows["kind"] == BASELINE) & rows["dataset"].isin(names)] if len(rows) else rows
+    baselines = (
+        rows[(rows["kind"] == BASELINE) & rows["dataset"].isin(names)] if len(rows) else rows
+    )
     key = ["dataset", "condition", "layer", "method"]
     done = len(baselines.drop_duplicates(key)) if len(baselines) else 0
     found.baselines[setting] = Count(done, sum(n_conditions.values()) * n_layers * len(methods))
@@ -180,6 +209,8 @@ def _results(info: LanguageModel, setting: str, names: list[str], rows: pd.DataF
     for sae_id in found.sae_ids:
         done = 0
         if len(rows):
-            of_sae = rows[(rows["sae_id"] == sae_id) & rows["k"].isin(ks) & rows["dataset"].isin(names)]
+            of_sae = rows[
+                (rows["sae_id"] == sae_id) & rows["k"].isin(ks) & rows["dataset"].isin(names)
+            ]
             done = len(of_sae.drop_duplicates(["dataset", "condition", "k"]))
         found.sae_probes[setting, sae_id] = Count(done, sum(n_conditions.values()) * len(ks))

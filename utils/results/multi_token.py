@@ -1,4 +1,6 @@
-"""Multi-token results: probes on all tokens of a text, one pickled dict a dataset and method (paper, section on pooling)."""
+"""Multi-token results: probes on all tokens of a text, one pickled dict a dataset and method
+(paper, section on pooling).
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,42 @@ ATTENTION = "attention probe"
 
 
 def sae_method(pooling: str, binarize: bool, control: bool = False) -> str:
-    """How a table and a figure call a probe on pooled latents of an SAE, or of a control with random weights."""
-    return f"{'random SAE' if control else 'SAE'}, {pooling} over tokens" + (", binarised" if binarize else "")
+    """How a table and a figure call a probe on pooled latents of an SAE, or of a control with
+    random weights.
+    """
+    return f"{'random SAE' if control else 'SAE'}, {pooling} over tokens" + (
+        ", binarised" if binarize else ""
+    )
 
 
 def multi_token_table(path: Path) -> ResultTable:
     """The table of train_multi_token_probes.py."""
-    key: dict[str, object] = {"dataset": None, "layer": None, "method": None, "sae_id": "", "seed": 42}
-    scores = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "C", "n_nonzero", "fitted_by", "converged", "n_train", "n_test")
+    key: dict[str, object] = {
+        "dataset": None,
+        "layer": None,
+        "method": None,
+        "sae_id": "",
+        "seed": 42,
+    }
+    scores = (
+        "test_f1",
+        "test_acc",
+        "test_auc",
+        "val_auc",
+        "k",
+        "C",
+        "n_nonzero",
+        "fitted_by",
+        "converged",
+        "n_train",
+        "n_test",
+    )
     return ResultTable(path, (*key, *scores), key)
 
 
 def load_multi_token(paths: Paths, model_name: str, failures: list[str]) -> pd.DataFrame:
-    """The paper's pickles and our table, with COLUMNS; a line is added to ``failures`` for each file that cannot be used.
+    """The paper's pickles and our table, with COLUMNS; a line is added to ``failures`` for each
+    file that cannot be used.
 
     ``method`` says what is pooled and how.
     """
@@ -43,13 +68,20 @@ def load_multi_token(paths: Paths, model_name: str, failures: list[str]) -> pd.D
         except UserError as error:
             failures.append(str(error))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            failures.append(f"{path} is no result of a multi-token probe ({type(error).__name__}: {error}): left out")
+            failures.append(
+                f"{path} is no result of a multi-token probe ({type(error).__name__}: {error}):"
+                " left out"
+            )
     published = pd.DataFrame(rows, columns=list(COLUMNS))
     ours = multi_token_table(paths.multi_token_results(model_name)).read()
     if not len(ours):
         return published
     ours = ours[ours["seed"] == ours["seed"].min()].replace({"sae_id": {"": None}})
-    both = pd.concat([ours[list(COLUMNS)], published], ignore_index=True) if len(published) else ours[list(COLUMNS)]
+    both = (
+        pd.concat([ours[list(COLUMNS)], published], ignore_index=True)
+        if len(published)
+        else ours[list(COLUMNS)]
+    )
     return both.drop_duplicates(["dataset", "layer", "method", "sae_id"]).reset_index(drop=True)
 
 
@@ -61,9 +93,17 @@ def _row(stem: str, result: dict) -> dict:
     if sae_id is not None:
         method = sae_method(result["sae_aggregation_method"], stem.endswith("_binarized"))
     elif "pca_k" in result:
-        method = f"{int(result['pca_k'])} components of each of {int(result['number_to_concat'])} tokens"
+        method = (
+            f"{int(result['pca_k'])} components of each of {int(result['number_to_concat'])} tokens"
+        )
     elif "best_attn_vector" in result or "attn" in stem:
         method = ATTENTION
     else:
         raise ValueError("of no known kind")
-    return {"dataset": str(result["dataset"]), "layer": int(result["layer"]), "method": method, "sae_id": sae_id, **aucs}
+    return {
+        "dataset": str(result["dataset"]),
+        "layer": int(result["layer"]),
+        "method": method,
+        "sae_id": sae_id,
+        **aucs,
+    }

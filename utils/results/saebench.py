@@ -1,4 +1,6 @@
-"""Our probes' results in the JSON form of SAEBench's evaluation ``sparse_probing_sae_probes`` (one file an SAE)."""
+"""Our probes' results in the JSON form of SAEBench's evaluation ``sparse_probing_sae_probes`` (one
+file an SAE).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,14 @@ NAMED_KS = (1, 2, 5, 10, 20, 50, 100)  # k with fields of their own; every k is 
 METRICS = {"test_accuracy": "test_acc", "test_auc": "test_auc", "test_f1": "test_f1"}
 
 
-def export_saebench(tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: list[str], options: ProbeOptions) -> list[Path]:
-    """Write results/saebench/{model}_{sae_id}_eval_results.json for each SAE that has probes of these options.
+def export_saebench(
+    tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: list[str], options: ProbeOptions
+) -> list[Path]:
+    """Write results/saebench/{model}_{sae_id}_eval_results.json for each SAE that has probes of
+    these options.
 
-    ``tidy``: tidy_results.load_results, normal setting, which SAEBench evaluates, with logistic regression as baseline.
+    ``tidy``: tidy_results.load_results, normal setting, which SAEBench evaluates, with logistic
+    regression as baseline.
     """
     rows = tidy[(tidy["setting"] == "normal") & (tidy["seed"] == options.seed)]
     probes = rows[rows["kind"] == SAE]
@@ -34,14 +40,20 @@ def export_saebench(tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: 
         of_sae = probes[probes["sae_id"] == sae_id]
         if not len(of_sae):
             continue
-        logreg = rows[(rows["kind"] == BASELINE) & (rows["method"] == "logreg") & (rows["layer"] == of_sae["layer"].iloc[0])]
+        logreg = rows[
+            (rows["kind"] == BASELINE)
+            & (rows["method"] == "logreg")
+            & (rows["layer"] == of_sae["layer"].iloc[0])
+        ]
         path = paths.saebench(model_name, sae_id)
         write_json(path, _result(of_sae, logreg, model_name, sae_id, options))
         written.append(path)
     return written
 
 
-def _result(probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id: str, options: ProbeOptions) -> dict:
+def _result(
+    probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id: str, options: ProbeOptions
+) -> dict:
     ks = sorted(int(k) for k in probes["k"].unique())
     datasets = sorted(probes["dataset"].unique())
     logreg = logreg[logreg["dataset"].isin(datasets)]
@@ -49,13 +61,21 @@ def _result(probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id:
     details = []
     for dataset in datasets:
         fields = _fields(probes[probes["dataset"] == dataset].set_index("k"))
-        details.append({"dataset_name": dataset, **_baseline(logreg[logreg["dataset"] == dataset]), **fields})
+        details.append(
+            {"dataset_name": dataset, **_baseline(logreg[logreg["dataset"] == dataset]), **fields}
+        )
     by_k = mean.pop("sae_metrics_by_k")
     return {
         "eval_type_id": EVALUATION,
         "eval_config": {
-            "model_name": model_name, "dataset_names": datasets, "reg_type": options.reg_type, "setting": "normal",
-            "ks": ks, "binarize": options.binarize, "include_llm_baseline": bool(len(logreg)), "baseline_method": "logreg",
+            "model_name": model_name,
+            "dataset_names": datasets,
+            "reg_type": options.reg_type,
+            "setting": "normal",
+            "ks": ks,
+            "binarize": options.binarize,
+            "include_llm_baseline": bool(len(logreg)),
+            "baseline_method": "logreg",
             "random_seed": options.seed,
         },
         "eval_id": str(uuid.uuid4()),
@@ -69,7 +89,7 @@ def _result(probes: pd.DataFrame, logreg: pd.DataFrame, model_name: str, sae_id:
         "sae_lens_release_id": model_name,
         "sae_lens_version": metadata.version("sae-lens"),
         "sae_cfg_dict": {},
-    }  # fmt: skip
+    }
 
 
 def _fields(by_k: pd.DataFrame) -> dict:
@@ -84,4 +104,7 @@ def _fields(by_k: pd.DataFrame) -> dict:
 
 
 def _baseline(logreg: pd.DataFrame) -> dict:
-    return {f"llm_{name}": float(logreg[ours].mean()) if len(logreg) else None for name, ours in METRICS.items()}
+    return {
+        f"llm_{name}": float(logreg[ours].mean()) if len(logreg) else None
+        for name, ours in METRICS.items()
+    }

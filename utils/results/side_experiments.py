@@ -1,4 +1,6 @@
-"""The paper's published tables of its side experiments: win rates of architectures, CoLA relabelling, pruned latents."""
+"""The paper's published tables of its side experiments: win rates of architectures, CoLA
+relabelling, pruned latents.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,23 @@ RELABELLED_MODEL = "gemma-2-9b"  # the experiment's only model; its table does n
 
 
 def win_rates(paths: Paths, model_name: str) -> dict[str, pd.DataFrame]:
-    """{title: sae1, sae2, win_rate}: how often probes on SAE 1 (k = 16) beat those on SAE 2, by setting; k = 1 last."""
+    """{title: sae1, sae2, win_rate}: how often probes on SAE 1 (k = 16) beat those on SAE 2, by
+    setting; k = 1 last.
+    """
     folder = paths.architecture_wins(model_name)
     files = {f"{s.name}, k = 16": f"sae_win_rate_16_{s.win_rates}.csv" for s in SETTINGS.values()}
     files["k = 1"] = "sae_win_rate_1.csv"
     return {
-        title: _table(folder / name, ("sae1", "sae2", "win_rate")) for title, name in files.items() if (folder / name).is_file()
+        title: _table(folder / name, ("sae1", "sae2", "win_rate"))
+        for title, name in files.items()
+        if (folder / name).is_file()
     }
 
 
 def relabelling(paths: Paths, model_name: str) -> pd.DataFrame | None:
-    """run_num (0 original labels, 1 ensemble's, 2 disagreements), run_type, test_auc; None where it is not there."""
+    """run_num (0 original labels, 1 ensemble's, 2 disagreements), run_type, test_auc; None where it
+    is not there.
+    """
     path = paths.relabelling()
     if model_name != RELABELLED_MODEL or not path.is_file():
         return None
@@ -33,7 +41,9 @@ def relabelling(paths: Paths, model_name: str) -> pd.DataFrame | None:
 
 
 def pruned(paths: Paths, model_name: str) -> dict[str, pd.DataFrame]:
-    """{dataset: k, ood_auc_llm, val_auc_llm, ood_auc_human, val_auc_human}: probes on the latents judged most relevant."""
+    """{dataset: k, ood_auc_llm, val_auc_llm, ood_auc_human, val_auc_human}: probes on the latents
+    judged most relevant.
+    """
     files = sorted(paths.pruned_latents(model_name).glob("*/*_pruned.csv"))
     columns = ("k", "ood_auc_llm", "val_auc_llm", "ood_auc_human", "val_auc_human")
     return {file.name.removesuffix("_pruned.csv"): _table(file, columns) for file in files}
@@ -43,5 +53,8 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     table = read_table(path)
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+        raise UserError(
+            f"{path} lacks the columns {', '.join(missing)}; it has"
+            f" {', '.join(map(str, table.columns))}"
+        )
     return table

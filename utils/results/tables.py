@@ -1,4 +1,6 @@
-"""Result tables: CSV files with the published columns first, appended to as rows arrive, and the state from which runs resume."""
+"""Result tables: CSV files with the published columns first, appended to as rows arrive, and the
+state from which runs resume.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ from utils.settings import SHIFTED
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table at ``path``. ``columns``: the published ones, then ours. ``key``: the columns that tell rows apart, each with
-    the value that a published row, which lacks the column, stands for."""
+    """A table at ``path``. ``columns``: the published ones, then ours. ``key``: the columns that
+    tell rows apart, each with the value that a published row, which lacks the column, stands
+    for.
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -39,18 +43,29 @@ class ResultTable:
         for column, default in self.key.items():
             if column not in table.columns:
                 if default is None:
-                    raise UserError(f"{self.path} lacks the column {column}; it has {', '.join(table.columns)}")
+                    raise UserError(
+                        f"{self.path} lacks the column {column}; it has {', '.join(table.columns)}"
+                    )
                 table[column] = default
             elif default is not None:
-                table[column] = table[column].astype(object).where(table[column].notna(), default).infer_objects()
+                table[column] = (
+                    table[column]
+                    .astype(object)
+                    .where(table[column].notna(), default)
+                    .infer_objects()
+                )
         return table
 
     def locked(self) -> AbstractContextManager[None]:
-        """Only this run writes the table until the block ends. Raises UserError when another does, or it cannot be written."""
+        """Only this run writes the table until the block ends. Raises UserError when another does,
+        or it cannot be written.
+        """
         return locked(self.path.parent, self.path.name)
 
     def done(self) -> set[tuple]:
-        """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut off first."""
+        """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut
+        off first.
+        """
         if self.path.is_file():
             self._mend_last_line()
         table = self.read()
@@ -61,9 +76,11 @@ class ResultTable:
         return tuple(_plain(row.get(column, default)) for column, default in self.key.items())
 
     def append(self, rows: Iterable[dict], replacing: bool = False) -> None:
-        """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which the next start mends.
+        """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which
+        the next start mends.
 
-        ``replacing``: rows of the same keys that are there already go, now that their successors are known.
+        ``replacing``: rows of the same keys that are there already go, now that their successors
+        are known.
         """
         rows = list(rows)
         if not rows:
@@ -86,8 +103,14 @@ class ResultTable:
         folder = self.path.parent
         while not folder.exists():
             folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or (self.path.exists() and not self.path.is_file()):
-            raise UserError(f"{self.path} cannot be written: {folder} must be a folder that you may write to")
+        if (
+            not folder.is_dir()
+            or not os.access(folder, os.W_OK)
+            or (self.path.exists() and not self.path.is_file())
+        ):
+            raise UserError(
+                f"{self.path} cannot be written: {folder} must be a folder that you may write to"
+            )
 
     def _remove(self, keys: set[tuple]) -> None:
         header, rows = self._cells()
@@ -96,14 +119,18 @@ class ResultTable:
             self._rewrite(header, kept)
 
     def finish(self) -> None:
-        """Put the rows in the order of their keys, so that the table is the same whatever order they were made in."""
+        """Put the rows in the order of their keys, so that the table is the same whatever order
+        they were made in.
+        """
         header, rows = self._cells()
         ordered = sorted(rows, key=lambda row: [_sortable(value) for value in self.key_of(row)])
         if ordered != rows:
             self._rewrite(header, ordered)
 
     def _cells(self) -> tuple[list[str], list[dict]]:
-        """(header, rows without their empty cells) as they are written: a number read and written again could change its form."""
+        """(header, rows without their empty cells) as they are written: a number read and written
+        again could change its form.
+        """
         if not self.path.is_file() or self.path.stat().st_size == 0:
             return [], []
         with open(self.path, encoding="utf-8", newline="") as file:
@@ -113,7 +140,9 @@ class ResultTable:
 
     def _rewrite(self, header: list[str], rows: list[dict]) -> None:
         with atomic_path(self.path) as temporary:
-            temporary.write_text(as_csv(header, rows, with_header=True), encoding="utf-8", newline="")
+            temporary.write_text(
+                as_csv(header, rows, with_header=True), encoding="utf-8", newline=""
+            )
 
     def _mend_last_line(self) -> None:
         """Cut off a last line that was not written to its end."""
@@ -132,7 +161,9 @@ def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -
     writer = csv.DictWriter(text, fieldnames=header, extrasaction="ignore", lineterminator="\n")
     if with_header:
         writer.writeheader()
-    writer.writerows({name: value for name, value in row.items() if value is not None} for row in rows)
+    writer.writerows(
+        {name: value for name, value in row.items() if value is not None} for row in rows
+    )
     return text.getvalue()
 
 
@@ -155,14 +186,20 @@ def read_table(path: Path) -> pd.DataFrame:
             content = content[: content.rfind(b"\n") + 1] or content
         check_columns(content)
         # pandas 3 reads every digit by itself, and deprecates being asked to
-        options = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+        options = (
+            {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
+        )
         return pd.read_csv(io.BytesIO(content), **options)
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it") from error
+        raise UserError(
+            f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it"
+        ) from error
 
 
 def _plain(value: object) -> object:
-    """One form for a key's value: fractions to four places, whole floats as integers, booleans as text."""
+    """One form for a key's value: fractions to four places, whole floats as integers, booleans as
+    text.
+    """
     if isinstance(value, bool) or str(value) in ("True", "False"):
         return str(value)
     try:
@@ -179,7 +216,18 @@ def _sortable(value: object) -> tuple:
 
 
 PUBLISHED = "published"
-SAE_PROBE_COLUMNS = ("test_f1", "test_acc", "test_auc", "val_auc", "k", "dataset", "layer", "sae_id", "reg_type", "binarize")
+SAE_PROBE_COLUMNS = (
+    "test_f1",
+    "test_acc",
+    "test_auc",
+    "val_auc",
+    "k",
+    "dataset",
+    "layer",
+    "sae_id",
+    "reg_type",
+    "binarize",
+)
 SAE_PROBE_EXTRAS = (
     "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
     "converged", "n_train", "n_test", "n_tied_at_cut", "latents",
@@ -192,20 +240,43 @@ BASELINE_EXTRAS = ("layer", "seed", "C", "converged", "n_train", "n_test")
 def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:
     """The table of SAE probes of a setting; ``condition_column`` None for normal and OOD."""
     varied = (condition_column,) if condition_column else ()
-    key: dict[str, object] = {"dataset": None, "sae_id": None, "k": None, "reg_type": None, "binarize": False}
+    key: dict[str, object] = {
+        "dataset": None,
+        "sae_id": None,
+        "k": None,
+        "reg_type": None,
+        "binarize": False,
+    }
     key |= dict.fromkeys(varied)
-    key |= {"protocol": "paper", "latent_selection": "mean_diff_normalized", "solver": "saga", "seed": 42}
+    key |= {
+        "protocol": "paper",
+        "latent_selection": "mean_diff_normalized",
+        "solver": "saga",
+        "seed": 42,
+    }
     return ResultTable(path, (*SAE_PROBE_COLUMNS, *varied, *SAE_PROBE_EXTRAS), key)
 
 
 def seconds_table(table: ResultTable) -> ResultTable:
-    """Beside a result table, how long each row took. Not a column of it: its bytes must not change from run to run."""
-    return ResultTable(table.path.with_name(f"{table.path.stem}_seconds.csv"), (*table.key, "seconds"), table.key)
+    """Beside a result table, how long each row took. Not a column of it: its bytes must not change
+    from run to run.
+    """
+    return ResultTable(
+        table.path.with_name(f"{table.path.stem}_seconds.csv"), (*table.key, "seconds"), table.key
+    )
 
 
 def baseline_table(path: Path, condition_column: str | None, layer: object) -> ResultTable:
-    """The table of baselines of a setting; ``layer`` is what rows of a published table, which do not say, stand for."""
-    varied = (condition_column, "num_train") if condition_column == "ratio" else (condition_column,) if condition_column else ()
+    """The table of baselines of a setting; ``layer`` is what rows of a published table, which do
+    not say, stand for.
+    """
+    varied = (
+        (condition_column, "num_train")
+        if condition_column == "ratio"
+        else (condition_column,)
+        if condition_column
+        else ()
+    )
     # the published OOD table names no method: its rows stand beside ours and are not ours
     method = PUBLISHED if path.parent.name == SHIFTED.baseline_folder else None
     key: dict[str, object] = {"dataset": None, "method": method, "layer": layer}

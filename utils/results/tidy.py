@@ -19,21 +19,27 @@ from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
 
 BASELINE, SAE, CONTROL = "baseline", "sae", "control"
 TIDY_COLUMNS = (
-    "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type", "binarize",
-    "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged",
+    "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type",
+    "binarize", "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc",
+    "test_f1", "test_acc", "n_test", "converged",
 )  # fmt: skip
 ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 
 
 def load_results(
-    paths: Paths, model_name: str, settings: Sequence[str] = tuple(SETTINGS), failures: list[str] | None = None
+    paths: Paths,
+    model_name: str,
+    settings: Sequence[str] = tuple(SETTINGS),
+    failures: list[str] | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """(tidy table, remarks): columns TIDY_COLUMNS; a remark is a line on a table that was left out or read otherwise.
+    """(tidy table, remarks): columns TIDY_COLUMNS; a remark is a line on a table that was left out
+    or read otherwise.
 
-    ``kind`` is baseline, sae or control (an SAE with random weights, raw dimensions, principal components). ``condition`` is
-    the varied value, or "all".
+    ``kind`` is baseline, sae or control (an SAE with random weights, raw dimensions, principal
+    components). ``condition`` is the varied value, or "all".
 
-    A table that is there and cannot be read is a line in ``failures`` where a list is given, and raises UserError otherwise.
+    A table that is there and cannot be read is a line in ``failures`` where a list is given, and
+    raises UserError otherwise.
     """
     frames, remarks = [], []
     for setting in settings:
@@ -50,29 +56,52 @@ def load_results(
                 frames.append(frame)
     if not frames:
         return pd.DataFrame(columns=list(TIDY_COLUMNS)), remarks
-    tidy = pd.concat([frame.reindex(columns=list(TIDY_COLUMNS)) for frame in frames], ignore_index=True)
+    tidy = pd.concat(
+        [frame.reindex(columns=list(TIDY_COLUMNS)) for frame in frames], ignore_index=True
+    )
     # beside baselines, which have none, pandas makes floats of it
     tidy["binarize"] = tidy["binarize"].astype(str).isin(("True", "1", "1.0"))
-    key = [c for c in TIDY_COLUMNS if c not in ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")]
+    key = [
+        c
+        for c in TIDY_COLUMNS
+        if c not in ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")
+    ]
     nameless = tidy["dataset"].isna() | tidy["test_auc"].isna()
     if nameless.any():
-        remarks.append(f"{int(nameless.sum())} rows have no dataset or no test_auc and are left out ({_where(tidy[nameless])})")
+        remarks.append(
+            f"{int(nameless.sum())} rows have no dataset or no test_auc and are left out"
+            f" ({_where(tidy[nameless])})"
+        )
         tidy = tidy[~nameless]
     unsure = tidy[tidy["val_auc"].isna() & (tidy["setting"] != SHIFTED.name)]
     if len(unsure):
-        remarks.append(f"{len(unsure)} rows have no val_auc and cannot be picked ({_where(unsure)})")
+        remarks.append(
+            f"{len(unsure)} rows have no val_auc and cannot be picked ({_where(unsure)})"
+        )
     twice = tidy.duplicated(key)
     if twice.any():
-        differ = tidy[tidy.duplicated(key, keep=False)].groupby(key, dropna=False)["test_auc"].nunique().gt(1).sum()
+        differ = (
+            tidy[tidy.duplicated(key, keep=False)]
+            .groupby(key, dropna=False)["test_auc"]
+            .nunique()
+            .gt(1)
+            .sum()
+        )
         but = f", though {differ} of them differ in test_auc" if differ else ""
-        remarks.append(f"{int(twice.sum())} rows stand twice; the first of each is used{but} ({_where(tidy[twice])})")
+        remarks.append(
+            f"{int(twice.sum())} rows stand twice; the first of each is used{but}"
+            f" ({_where(tidy[twice])})"
+        )
         tidy = tidy[~twice]
     return tidy.reset_index(drop=True), remarks
 
 
 def _where(rows: pd.DataFrame) -> str:
     """ "baseline scarcity 3, sae OOD 1": the tables that rows are of."""
-    return ", ".join(f"{kind} {setting} {n}" for (kind, setting), n in rows.groupby(["kind", "setting"]).size().items())
+    return ", ".join(
+        f"{kind} {setting} {n}"
+        for (kind, setting), n in rows.groupby(["kind", "setting"]).size().items()
+    )
 
 
 def existing(path: Path, *others: Path) -> Path | None:
@@ -120,11 +149,17 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
 
 
 def _torn(path: Path) -> list[str]:
-    return [f"{path}: its last line is cut off and left out; rows may be missing"] if is_torn(path) else []
+    return (
+        [f"{path}: its last line is cut off and left out; rows may be missing"]
+        if is_torn(path)
+        else []
+    )
 
 
 def _baseline_runs(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
-    """The original scripts' tables of one row each, as ``baseline_results_{model}.tar.gz`` holds them."""
+    """The original scripts' tables of one row each, as ``baseline_results_{model}.tar.gz`` holds
+    them.
+    """
     column = get_setting(setting).baseline_column
     rows: list[dict] = []
     remarks: list[str] = []
@@ -138,12 +173,16 @@ def _baseline_runs(paths: Paths, model_name: str, setting: str) -> tuple[pd.Data
         return pd.DataFrame(), remarks
     table = pd.DataFrame(rows)
     table = table.assign(kind=BASELINE, setting=setting, protocol=None, seed=42)
-    remarks.append(f"baselines of {setting}: {len(table)} tables of one row in baseline_results_{model_name}")
+    remarks.append(
+        f"baselines of {setting}: {len(table)} tables of one row in baseline_results_{model_name}"
+    )
     return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
 
 
 def _baseline_run(path: Path, column: str | None) -> dict:
-    """The row of layer{layer}_{dataset}_{method}….csv. Raises ValueError when it is not what such a file holds."""
+    """The row of layer{layer}_{dataset}_{method}….csv. Raises ValueError when it is not what such a
+    file holds.
+    """
     needed = {"dataset", "method", "val_auc", "test_auc"} | ({column} if column else set())
     with open(path, encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
@@ -161,14 +200,34 @@ def _baseline_run(path: Path, column: str | None) -> dict:
 
 
 def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
-    """The paper's true OOD AUCs: one column for logistic regression, one for its SAE probe (no validation AUC)."""
-    common = {"setting": SHIFTED.name, "condition": NO_CONDITION, "layer": layer, "seed": 42, "val_auc": np.nan}
-    ours = table[table["method"].notna() & (table["method"] != PUBLISHED)] if "method" in table.columns else table.iloc[:0]
+    """The paper's true OOD AUCs: one column for logistic regression, one for its SAE probe (no
+    validation AUC).
+    """
+    common = {
+        "setting": SHIFTED.name,
+        "condition": NO_CONDITION,
+        "layer": layer,
+        "seed": 42,
+        "val_auc": np.nan,
+    }
+    ours = (
+        table[table["method"].notna() & (table["method"] != PUBLISHED)]
+        if "method" in table.columns
+        else table.iloc[:0]
+    )
     published = table[table["test_auc_baseline"].notna()]
-    frames = [published[["dataset"]].assign(kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common)]
+    frames = [
+        published[["dataset"]].assign(
+            kind=BASELINE, method="logreg", test_auc=published["test_auc_baseline"], **common
+        )
+    ]
     if "test_auc_sae" in published.columns:  # not in the table of gemma-2-2b
         sae = {"method": "sae_probe", "sae_id": "published", "k": np.nan, "protocol": "paper"}
-        frames.append(published[["dataset"]].assign(kind=SAE, test_auc=published["test_auc_sae"], **sae, **common))
+        frames.append(
+            published[["dataset"]].assign(
+                kind=SAE, test_auc=published["test_auc_sae"], **sae, **common
+            )
+        )
     if len(ours):
         # ahead of the published rows: of a probe that both have, ours counts
         frames.insert(0, ours.assign(kind=BASELINE, setting=SHIFTED.name, condition=NO_CONDITION))
@@ -176,7 +235,9 @@ def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
 
 
 def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame, Judgement | None]:
-    """(table, its rows, what they tell) of the OOD SAE probes, for an audit: those that ``load_results`` leaves out included."""
+    """(table, its rows, what they tell) of the OOD SAE probes, for an audit: those that
+    ``load_results`` leaves out included.
+    """
     found = _sae_table(paths, model_name, SHIFTED.name)
     if found is None:
         return None, pd.DataFrame(), None
@@ -185,7 +246,8 @@ def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame,
 
 
 def _judge_untold(paths: Paths, model_name: str, table: pd.DataFrame) -> Judgement | None:
-    """What the OOD SAE probes tell that do not say how many rows they tested: published ones. None where there are none such.
+    """What the OOD SAE probes tell that do not say how many rows they tested: published ones. None
+    where there are none such.
 
     Label noise with nothing flipped has the rows of the normal setting.
     """
@@ -194,10 +256,16 @@ def _judge_untold(paths: Paths, model_name: str, table: pd.DataFrame) -> Judgeme
         return None
     inside = [_sae_probes(paths, model_name, setting)[0] for setting in ("normal", "label_noise")]
     inside = [rows[rows["condition"].isin([NO_CONDITION, 0.0])] for rows in inside if len(rows)]
-    baselines = [_baselines(paths, model_name, setting)[0] for setting in (NORMAL.name, SHIFTED.name)]
-    in_baselines, ood_baselines = (rows[rows["kind"] == BASELINE] if len(rows) else rows for rows in baselines)
+    baselines = [
+        _baselines(paths, model_name, setting)[0] for setting in (NORMAL.name, SHIFTED.name)
+    ]
+    in_baselines, ood_baselines = (
+        rows[rows["kind"] == BASELINE] if len(rows) else rows for rows in baselines
+    )
     if len(in_baselines):
-        in_baselines = in_baselines[in_baselines["layer"] == get_model(model_name, paths).probe_layer]
+        in_baselines = in_baselines[
+            in_baselines["layer"] == get_model(model_name, paths).probe_layer
+        ]
     known = pd.concat(inside, ignore_index=True) if inside else pd.DataFrame()
     return judge(untold, known, in_baselines, ood_baselines)
 
@@ -212,7 +280,11 @@ def _read_sae_table(path: Path, condition_column: str | None) -> pd.DataFrame:
 
 def _sae_table(paths: Paths, model_name: str, setting: str) -> Path | None:
     path = paths.sae_probe_table(model_name, setting)
-    return existing(path, path.parent.with_name("ood_setting") / path.name) if get_setting(setting).shifted else existing(path)
+    return (
+        existing(path, path.parent.with_name("ood_setting") / path.name)
+        if get_setting(setting).shifted
+        else existing(path)
+    )
 
 
 def _with_l0(table: pd.DataFrame) -> pd.DataFrame:
@@ -233,13 +305,21 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
     if get_setting(setting).shifted:
         judgement = _judge_untold(paths, model_name, table)
         if judgement is not None:
-            told = table["n_test"].notna() if "n_test" in table.columns else pd.Series(False, index=table.index)
+            told = (
+                table["n_test"].notna()
+                if "n_test" in table.columns
+                else pd.Series(False, index=table.index)
+            )
             which = f"{int((~told).sum())} rows of {found.parent.name}/{found.name}"
             if judgement.inside:
                 table = table[told]
-                remarks.append(f"{which} are left out, they are not out of distribution: {judgement.evidence}")
+                remarks.append(
+                    f"{which} are left out, they are not out of distribution: {judgement.evidence}"
+                )
             else:
-                remarks.append(f"{which} do not say which rows they tested, and are used: {judgement.evidence}")
+                remarks.append(
+                    f"{which} do not say which rows they tested, and are used: {judgement.evidence}"
+                )
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
     table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))
@@ -247,27 +327,37 @@ def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFra
 
 
 def _layers(table: pd.DataFrame, path: Path) -> list[Layer]:
-    """The layers of a table's rows, in one form whether pandas read numbers or, beside hooks, their text."""
+    """The layers of a table's rows, in one form whether pandas read numbers or, beside hooks, their
+    text.
+    """
     layers = []
     for row, value in enumerate(table["layer"]):
         try:
             layers.append(parse_layer(str(value).removesuffix(".0")))
         except ValueError:
-            raise UserError(f"{path}, line {row + 2}: layer is {value!r}, neither a block's number nor a hook") from None
+            raise UserError(
+                f"{path}, line {row + 2}: layer is {value!r}, neither a block's number nor a hook"
+            ) from None
     return layers
 
 
 def _check_scores(table: pd.DataFrame, path: Path, *numbers: str) -> None:
     for column in ("dataset", "layer", "val_auc", "test_auc", *numbers):
         if column not in table.columns:
-            raise UserError(f"{path} lacks the column {column}; it has {', '.join(map(str, table.columns))}")
+            raise UserError(
+                f"{path} lacks the column {column}; it has {', '.join(map(str, table.columns))}"
+            )
     for column in ("val_auc", "test_auc", *numbers):
         if len(table) and not pd.api.types.is_numeric_dtype(table[column]):
             strange = pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()
             row = int(np.flatnonzero(strange)[0]) if strange.any() else 0
-            raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]!r}, not a number")
+            raise UserError(
+                f"{path}, line {row + 2}: {column} is {table[column].iloc[row]!r}, not a number"
+            )
         if column.endswith("_auc"):
             outside = ~table[column].between(-ROUNDING, 1 + ROUNDING) & table[column].notna()
             if outside.any():
                 row = int(np.flatnonzero(outside)[0])
-                raise UserError(f"{path}, line {row + 2}: {column} is {table[column].iloc[row]}, outside 0 to 1")
+                raise UserError(
+                    f"{path}, line {row + 2}: {column} is {table[column].iloc[row]}, outside 0 to 1"
+                )

@@ -1,4 +1,5 @@
-"""A Dask cluster as the place where tasks run: our code goes to its workers, small values come back.
+"""A Dask cluster as the place where tasks run: our code goes to its workers, small values come
+back.
 
 Data travels by path: the folders must be shared by this machine and the workers. A task whose
 worker dies is done by another (Dask sees to that). One whose worker does not see the folders is
@@ -47,7 +48,8 @@ def run_on_cluster(address: str, job: Tasks[T], folder: Path, gpu: bool) -> Iter
     ``folder`` must be seen by the workers; ``gpu``: only by workers started with
     ``--resources GPU=1``.
 
-    Raises UserError when no scheduler answers, when it goes away, or when no worker sees ``folder``.
+    Raises UserError when no scheduler answers, when it goes away, or when no worker sees
+    ``folder``.
     """
     import cloudpickle
     from distributed import as_completed
@@ -82,7 +84,8 @@ def run_on_cluster(address: str, job: Tasks[T], folder: Path, gpu: bool) -> Iter
                 if not reply.sees and reply.address not in blind:
                     blind.add(reply.address)
                     print(
-                        f"the worker at {reply.address} does not see {folder}: it gets no more tasks",
+                        f"the worker at {reply.address} does not see {folder}: it gets no more"
+                        " tasks",
                         file=sys.stderr,
                     )
                 retry = reply.error is not None and reply.address and n_tries < TRIES
@@ -92,7 +95,10 @@ def run_on_cluster(address: str, job: Tasks[T], folder: Path, gpu: bool) -> Iter
                         waiting.add(submit(index, n_tries + reply.sees, others))
                         continue
                     if not reply.sees:
-                        raise UserError(f"no worker of {address} sees {folder}: it must be the same folder on all machines")
+                        raise UserError(
+                            f"no worker of {address} sees {folder}: it must be the same folder on"
+                            " all machines"
+                        )
                 yield Outcome(index, reply.value, reply.error)
 
 
@@ -131,7 +137,10 @@ def _reply(future: Any, address: str) -> _Reply:
         last = error.last_worker.address
         return _Reply("", True, None, f"its workers died, the last at {last}: out of memory?")
     except (CancelledError, OSError) as error:
-        raise UserError(f"the Dask scheduler at {address} went away: finished rows are kept; start it and run again") from error
+        raise UserError(
+            f"the Dask scheduler at {address} went away: finished rows are kept; start it and run"
+            " again"
+        ) from error
     except Exception as error:  # what a worker could not even begin: other versions, mostly
         return _Reply("", True, None, f"{type(error).__name__}: {error}")
 
@@ -146,7 +155,9 @@ def _client(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError:
-        raise UserError("--scheduler needs Dask: pip install -r requirements-cluster.txt -c constraints.txt") from None
+        raise UserError(
+            "--scheduler needs Dask: pip install -r requirements-cluster.txt -c constraints.txt"
+        ) from None
     import dask
 
     # what a scheduler's end means is said in one line of ours
@@ -157,7 +168,9 @@ def _client(address: str) -> Iterator[Any]:
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"no Dask scheduler answers at {address}: start one, or leave --scheduler out") from error
+        raise UserError(
+            f"no Dask scheduler answers at {address}: start one, or leave --scheduler out"
+        ) from error
     try:
         client.register_plugin(_code_plugin(), name="probing-code")
         _note_versions(client)
@@ -217,7 +230,11 @@ def _note_versions(client: Any) -> None:
     """
     here = installed_versions()
     for worker, there in client.run(installed_versions).items():
-        other = [f"{name} {there.get(name)} (here {version})" for name, version in here.items() if there.get(name) != version]
+        other = [
+            f"{name} {there.get(name)} (here {version})"
+            for name, version in here.items()
+            if there.get(name) != version
+        ]
         if other:
             print(f"note: the worker at {worker} has {', '.join(other)}", file=sys.stderr)
 

@@ -31,13 +31,20 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this machine has no CUDA device that torch can use; try --device auto")
+        raise UserError(
+            f"--device {name}: this machine has no CUDA device that torch can use; try --device"
+            " auto"
+        )
     if name == "mps" and not has_mps:
-        raise UserError("--device mps: this machine has no Apple GPU that torch can use; try --device auto")
+        raise UserError(
+            "--device mps: this machine has no Apple GPU that torch can use; try --device auto"
+        )
     try:
         torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name!r} is no device; use auto, cuda, cuda:N, mps or cpu") from None
+        raise UserError(
+            f"--device {name!r} is no device; use auto, cuda, cuda:N, mps or cpu"
+        ) from None
     return name
 
 
@@ -65,7 +72,9 @@ def available_memory(device: str = "cpu") -> int:
     return max(free, 0)
 
 
-def cgroup_files(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[tuple[Path, Path]]:
+def cgroup_files(
+    groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> Iterator[tuple[Path, Path]]:
     """(limit, used) of this process's control groups and of all groups that they are in.
 
     ``groups`` is Linux's list of them, ``mounted`` where their files are; both versions of the

@@ -11,12 +11,16 @@ class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
 
 
-OUT_OF_MEMORY = "memory ran out: close other programs, or lower --max_memory, --batch_size or --n_jobs"
+OUT_OF_MEMORY = (
+    "memory ran out: close other programs, or lower --max_memory, --batch_size or --n_jobs"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch on the CPU or a GPU could not get the memory it asked for."""
-    return isinstance(error, MemoryError) or bool(re.search("allocate memory|out of memory", str(error)))
+    return isinstance(error, MemoryError) or bool(
+        re.search("allocate memory|out of memory", str(error))
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -50,7 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """As ``atomic_path`` for a whole folder; one that was there goes when the new one is complete."""
+    """As ``atomic_path`` for a folder; one that was there goes when the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -78,11 +78,16 @@ def require_disk(folder: Path, n_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise UserError(f"{show_bytes(n_bytes)} are to be written to {folder} and {show_bytes(free)} are free: make room first")
+        raise UserError(
+            f"{show_bytes(n_bytes)} are to be written to {folder} and {show_bytes(free)} are free:"
+            " make room first"
+        )
 
 
 @contextmanager
-def locked(folder: Path, *names: str, wait: float = 0.0, also: Path | None = None) -> Iterator[None]:
+def locked(
+    folder: Path, *names: str, wait: float = 0.0, also: Path | None = None
+) -> Iterator[None]:
     """Only this run writes these names in ``folder`` until the block ends.
 
     Others get one line that says whose it is. The operating system lets go of the lock of a run
@@ -102,10 +107,14 @@ def locked(folder: Path, *names: str, wait: float = 0.0, also: Path | None = Non
                 killed |= owner.exists()
                 _write_owner(owner)
             except Timeout:
-                raise UserError(f"{folder / name} is being written by {_read_owner(owner)}: wait for it, or stop it") from None
+                raise UserError(
+                    f"{folder / name} is being written by {_read_owner(owner)}: wait for it, or"
+                    " stop it"
+                ) from None
             except OSError as error:
                 raise UserError(
-                    f"{folder} cannot be written ({error.strerror}): it must be a folder that you may write to"
+                    f"{folder} cannot be written ({error.strerror}): it must be a folder that you"
+                    " may write to"
                 ) from error
             held.callback(owner.unlink, missing_ok=True)
         if killed:
@@ -115,7 +124,9 @@ def locked(folder: Path, *names: str, wait: float = 0.0, also: Path | None = Non
 
 
 def remove_unfinished(temporary: Iterable[Path]) -> None:
-    """Remove those of the temporary files and folders that are of runs of this machine that are no more."""
+    """Remove those of the temporary files and folders that are of runs of this machine that are no
+    more.
+    """
     for path in list(temporary):
         name = TEMPORARY.fullmatch(path.name)
         if name and not psutil.pid_exists(int(name.group(1))):

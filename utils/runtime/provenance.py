@@ -27,7 +27,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def save_run_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the resolved settings, package versions and commit that made the results beside them."""
+    """Write the settings, package versions and commit that made the results beside them."""
     made_by = {"settings": settings, "versions": installed_versions(), "commit": _commit()}
     write_json(path, made_by)
 

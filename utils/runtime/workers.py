@@ -23,8 +23,8 @@ T = TypeVar("T")
 class Workers:
     """In ``n_jobs`` processes of one thread each (0: in this very process, with all its cores).
 
-    With ``scheduler`` on the workers of that Dask cluster, which share ``folder``; ``gpu``: on those
-    of them that offer the resource GPU.
+    With ``scheduler`` on the workers of that Dask cluster, which share ``folder``; ``gpu``: on
+    those of them that offer the resource GPU.
     """
 
     n_jobs: int

@@ -16,7 +16,8 @@ from utils.saes.encoder import Encoder, read_json
 from utils.saes.formats import FORMATS, format_of, through_sae_lens
 
 HASHED = (".json", ".npz", ".safetensors", ".pt")
-WHOLE = 4 << 20  # bytes of an array that a fingerprint reads whole: biases and thresholds of a million latents
+# bytes of an array that a fingerprint reads whole: biases and thresholds of a million latents
+WHOLE = 4 << 20
 
 
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
@@ -41,16 +42,23 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
 
 
 def choose_saes(
-    paths: Paths, info: LanguageModel, asked: list[str] | None, sae_dir: Path | None, layers: list[Layer] | None
+    paths: Paths,
+    info: LanguageModel,
+    asked: list[str] | None,
+    sae_dir: Path | None,
+    layers: list[Layer] | None,
 ) -> dict[str, Layer]:
-    """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of ``layers`` where given.
+    """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of
+    ``layers`` where given.
 
     Raises UserError when there are none.
     """
     folder = sae_dir or paths.saes(info.name)
     sae_ids = list(dict.fromkeys(asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
     if not sae_ids:
-        raise UserError(f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id")
+        raise UserError(
+            f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id"
+        )
     found = {}
     for sae_id in sae_ids:
         layer = sae_layer(sae_id)
@@ -58,13 +66,21 @@ def choose_saes(
     chosen = {sae_id: layer for sae_id, layer in found.items() if not layers or layer in layers}
     if not chosen:
         raise UserError(
-            f"no SAE reads the layers {layers}; those there are at layers {sorted(set(found.values()), key=layer_order)}"
+            f"no SAE reads the layers {layers}; those there are at layers"
+            f" {sorted(set(found.values()), key=layer_order)}"
         )
     return chosen
 
 
-def open_sae(paths: Paths, model_name: str, sae_id: str, sae_dir: Path | None = None, release: str | None = None) -> Encoder:
-    """The encoder of an SAE by its id: from ``sae_dir``, else from a release on the hub (default: the model's own).
+def open_sae(
+    paths: Paths,
+    model_name: str,
+    sae_id: str,
+    sae_dir: Path | None = None,
+    release: str | None = None,
+) -> Encoder:
+    """The encoder of an SAE by its id: from ``sae_dir``, else from a release on the hub (default:
+    the model's own).
 
     Raises UserError when it is nowhere to be had or is of a kind that cannot be read.
     """
@@ -94,14 +110,19 @@ def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:
         raise unknown_name("SAE release", release, directory)
     entry = directory[release]
     if sae_id not in entry.saes_map:
-        raise UserError(f"{nowhere}, and release {release} has none of that name: {unknown_name('SAE', sae_id, entry.saes_map)}")
+        raise UserError(
+            f"{nowhere}, and release {release} has none of that name:"
+            f" {unknown_name('SAE', sae_id, entry.saes_map)}"
+        )
     subfolder = entry.saes_map[sae_id]
     try:
         return Path(snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])) / subfolder
-    except Exception as error:  # offline, gated, missing: the hub client has an error of its own for each
+    except (
+        Exception
+    ) as error:  # offline, gated, missing: the hub client has an error of its own for each
         raise UserError(
-            f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online, "
-            f"`hf download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches it"
+            f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online, `hf"
+            f" download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches it"
         ) from error
 
 
@@ -119,14 +140,18 @@ def fingerprint(folder: Path) -> str:
 
     Settings, biases and thresholds count whole, and 64 samples of 4 kB of each matrix.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix in HASHED and path.name != "training.json")
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix in HASHED and path.name != "training.json"
+    )
     stats = [path.stat() for path in files]
     return _fingerprint(folder, tuple((p, s.st_size, s.st_mtime_ns) for p, s in zip(files, stats)))
 
 
 @lru_cache(maxsize=1024)
 def _fingerprint(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    """``files``: (path, bytes, time of change) of each; the last only so that a changed file is read again."""
+    """``files``: (path, bytes, time of change) of each; the last only so that a changed file is
+    read again.
+    """
     digest = hashlib.sha256()
     for path, size, _ in files:
         digest.update(f"{path.relative_to(folder)} {size}".encode())
@@ -140,11 +165,14 @@ def _fingerprint(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def _arrays_in(path: Path) -> list[tuple[int, int]]:
-    """(offset, bytes) of each array in a weight file, small ones and matrices alike; [] where it cannot be read."""
+    """(offset, bytes) of each array in a weight file, small ones and matrices alike; [] where it
+    cannot be read.
+    """
     try:
         if path.suffix == ".pt":
             with zipfile.ZipFile(path) as archive:
-                return [(m.header_offset, m.file_size + 512) for m in archive.infolist()]  # and its header
+                # and its header
+                return [(m.header_offset, m.file_size + 512) for m in archive.infolist()]
         if path.suffix in (".npz", ".safetensors"):
             return [(array.offset, array.n_bytes) for array in stored_arrays(path).values()]
     except (UserError, zipfile.BadZipFile):  # opening it says what is wrong

@@ -1,4 +1,5 @@
-"""Rows of activations to sparse latents, equal to SAELens's own ``encode``, block by block of the encoder.
+"""Rows of activations to sparse latents, equal to SAELens's own ``encode``, block by block of the
+encoder.
 
 Rows stay sparse from the moment they leave the device; no [n_rows, d_sae] array is ever made.
 """
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
 GATE_TOLERANCE = 1e-3  # relative; a device further than this from the CPU is not trusted
 GATE_ROWS = 64
-MAX_BLOCK = {"cpu": 16_384, "mps": 65_536}  # latents in a product; larger ones have been wrong on MPS
-CPU_BATCHES = 8  # batches in a CPU product: MKL packs the weights anew for each product, which few rows do not repay
+# latents in a product; larger ones have been wrong on MPS
+MAX_BLOCK = {"cpu": 16_384, "mps": 65_536}
+# batches in a CPU product: MKL packs the weights anew for each product, which few rows do not repay
+CPU_BATCHES = 8
 MERGE_EVERY = 8  # blocks of a TopK SAE between settlements
 
 Nonzeros = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]  # row, column, value
@@ -62,9 +65,15 @@ def read_block(encoder: Encoder, start: int, stop: int, device: torch.device) ->
     if encoder.input_scale != 1.0:
         weights = weights * np.float32(encoder.input_scale)
     if not np.isfinite(weights.sum(dtype=np.float64)):
-        raise UserError(f"{encoder.W_enc.path} has NaN or infinite weights in latents {start} to {stop - 1}: fetch it again")
+        raise UserError(
+            f"{encoder.W_enc.path} has NaN or infinite weights in latents {start} to {stop - 1}:"
+            " fetch it again"
+        )
     norms = np.linalg.norm(encoder.W_dec.rows(start, stop), axis=1) if encoder.W_dec else None
-    vectors = {name: torch.from_numpy(array[start:stop]).to(device) for name, array in encoder.vectors.items()}
+    vectors = {
+        name: torch.from_numpy(array[start:stop]).to(device)
+        for name, array in encoder.vectors.items()
+    }
     return EncoderBlock(
         start,
         torch.from_numpy(weights).to(device),
@@ -87,7 +96,9 @@ def process_input(encoder: Encoder, activations: torch.Tensor) -> torch.Tensor:
 
 
 def block_size(encoder: Encoder, device: torch.device, budget: int) -> int:
-    """Latents in a block: as many as the device multiplies well, and no more than an eighth of the memory budget holds."""
+    """Latents in a block: as many as the device multiplies well, and no more than an eighth of the
+    memory budget holds.
+    """
     if encoder.architecture == SAE_LENS:
         return encoder.d_sae
     largest = MAX_BLOCK.get(device.type, encoder.d_sae)
@@ -101,7 +112,8 @@ def block_starts(encoder: Encoder, size: int) -> list[tuple[int, int]]:
 def encode_block(encoder: Encoder, block: EncoderBlock, x: torch.Tensor) -> Nonzeros:
     """Nonzero latents of a block for prepared rows x [n_rows, d_model], row by row, on the CPU.
 
-    TopK SAEs: the block's own k strongest of each row, negative ones included; ``PartialRows`` settles it over all blocks.
+    TopK SAEs: the block's own k strongest of each row, negative ones included; ``PartialRows``
+    settles it over all blocks.
     """
     import torch
 
@@ -111,12 +123,16 @@ def encode_block(encoder: Encoder, block: EncoderBlock, x: torch.Tensor) -> Nonz
     if encoder.architecture == "gated":
         shared = x @ block.weights
         magnitude = shared * block.vectors["r_mag"].exp() + block.vectors["b_mag"]
-        return _nonzero((shared + block.vectors["b_gate"] > 0) & (magnitude > 0), magnitude, block.start)
+        return _nonzero(
+            (shared + block.vectors["b_gate"] > 0) & (magnitude > 0), magnitude, block.start
+        )
     pre = torch.addmm(block.vectors["b_enc"], x, block.weights)
     if block.decoder_norms is not None:
         pre *= block.decoder_norms
     if encoder.architecture == "topk":
-        values, columns = torch.topk(pre.cpu() if pre.device.type == "mps" else pre, min(encoder.k_active, len(block)), dim=1)
+        values, columns = torch.topk(
+            pre.cpu() if pre.device.type == "mps" else pre, min(encoder.k_active, len(block)), dim=1
+        )
         rows = torch.arange(len(x)).unsqueeze(1).expand_as(columns)
         return rows.reshape(-1), columns.reshape(-1).cpu() + block.start, values.reshape(-1).cpu()
     threshold = block.vectors.get("threshold")
@@ -130,14 +146,21 @@ def _nonzero(keep: torch.Tensor, values: torch.Tensor, start: int) -> Nonzeros:
     if keep.device.type == "cuda":
         rows, columns = keep.nonzero(as_tuple=True)
         return rows.cpu(), columns.cpu() + start, values[rows, columns].cpu()
-    # MPS has no dependable sparse kernels, and on the CPU numpy finds the few nonzeros 4 times faster than torch
+    # MPS has no dependable sparse kernels, and on the CPU numpy finds the few nonzeros 4 times
+    # faster than torch
     dense = values.cpu().numpy()
     flat = np.flatnonzero(keep.cpu().numpy())
     row, column = np.divmod(flat, dense.shape[1])
-    return torch.from_numpy(row), torch.from_numpy(column) + start, torch.from_numpy(dense.reshape(-1)[flat])
+    return (
+        torch.from_numpy(row),
+        torch.from_numpy(column) + start,
+        torch.from_numpy(dense.reshape(-1)[flat]),
+    )
 
 
-def keep_top_k(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def keep_top_k(
+    rows: np.ndarray, columns: np.ndarray, values: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of candidates in any order, each row's k largest values."""
     order = np.lexsort((columns, -values, rows))
     rows, columns, values = rows[order], columns[order], values[order]
@@ -155,7 +178,9 @@ class PartialRows:
 
     def add(self, nonzeros: Nonzeros) -> None:
         rows, columns, values = (part.numpy() for part in nonzeros)
-        self.parts.append((rows.astype(np.int32), columns.astype(np.int32), values.astype(np.float32, copy=False)))
+        self.parts.append(
+            (rows.astype(np.int32), columns.astype(np.int32), values.astype(np.float32, copy=False))
+        )
         if self.encoder.architecture == "topk" and len(self.parts) >= MERGE_EVERY:
             self.parts = [keep_top_k(*self.joined(), self.encoder.k_active)]
 
@@ -182,7 +207,11 @@ def concatenate(parts: list[SparseRows]) -> SparseRows:
     """Rows of several pieces, one after the other."""
     counts = np.concatenate([np.diff(part.indptr) for part in parts])
     indptr = np.concatenate([[0], np.cumsum(counts)])
-    return SparseRows(indptr, np.concatenate([p.columns for p in parts]), np.concatenate([p.values for p in parts]))
+    return SparseRows(
+        indptr,
+        np.concatenate([p.columns for p in parts]),
+        np.concatenate([p.values for p in parts]),
+    )
 
 
 def add_block(
@@ -193,12 +222,19 @@ def add_block(
     device: torch.device,
     n_product: int,
 ) -> None:
-    """Encode all rows with one block; ``partials`` holds one entry for each ``n_product`` rows of activations [n, d_model]."""
+    """Encode all rows with one block; ``partials`` holds one entry for each ``n_product`` rows of
+    activations [n, d_model].
+    """
     import torch
 
     with torch.inference_mode():
         for i, partial in enumerate(partials):
-            x = prepared(encoder, activations[i * n_product : i * n_product + partial.n_rows], device, n_product)
+            x = prepared(
+                encoder,
+                activations[i * n_product : i * n_product + partial.n_rows],
+                device,
+                n_product,
+            )
             rows, columns, values = encode_block(encoder, block, x)
             if len(x) > partial.n_rows:  # padding
                 real = rows < partial.n_rows
@@ -206,9 +242,12 @@ def add_block(
             partial.add((rows, columns, values))
 
 
-def prepared(encoder: Encoder, activations: np.ndarray, device: torch.device, n_product: int) -> torch.Tensor:
-    """Rows on the device as the encoder takes them; on MPS filled up with zeros to a fixed shape (its memory grows with
-    every new one)."""
+def prepared(
+    encoder: Encoder, activations: np.ndarray, device: torch.device, n_product: int
+) -> torch.Tensor:
+    """Rows on the device as the encoder takes them; on MPS filled up with zeros to a fixed shape
+    (its memory grows with every new one).
+    """
     import torch
 
     batch = torch.from_numpy(np.ascontiguousarray(activations)).to(device)
@@ -219,13 +258,22 @@ def prepared(encoder: Encoder, activations: np.ndarray, device: torch.device, n_
 
 
 def new_partials(encoder: Encoder, n_rows: int, n_product: int) -> list[PartialRows]:
-    return [PartialRows(encoder, min(n_product, n_rows - start)) for start in range(0, n_rows, n_product)]
+    return [
+        PartialRows(encoder, min(n_product, n_rows - start))
+        for start in range(0, n_rows, n_product)
+    ]
 
 
 def encode(
-    encoder: Encoder, blocks: Iterable[EncoderBlock], activations: np.ndarray, device: torch.device, batch_size: int = 128
+    encoder: Encoder,
+    blocks: Iterable[EncoderBlock],
+    activations: np.ndarray,
+    device: torch.device,
+    batch_size: int = 128,
 ) -> Iterator[SparseRows]:
-    """Sparse latents of activations [n_rows, d_model] float32, some rows at a time, with all blocks in memory."""
+    """Sparse latents of activations [n_rows, d_model] float32, some rows at a time, with all blocks
+    in memory.
+    """
     n_product = rows_per_product(device, batch_size)
     blocks = list(blocks)
     for start in range(0, len(activations), n_product):
@@ -237,16 +285,23 @@ def encode(
 
 
 def encode_all(
-    encoder: Encoder, blocks: Iterable[EncoderBlock], activations: np.ndarray, device: torch.device, batch_size: int = 128
+    encoder: Encoder,
+    blocks: Iterable[EncoderBlock],
+    activations: np.ndarray,
+    device: torch.device,
+    batch_size: int = 128,
 ) -> SparseRows:
     """Sparse latents of activations [n_rows, d_model], with all blocks in memory."""
     return concatenate(list(encode(encoder, blocks, activations, device, batch_size)))
 
 
-def check_device(encoder: Encoder, block: EncoderBlock, activations: np.ndarray, device: torch.device) -> None:
+def check_device(
+    encoder: Encoder, block: EncoderBlock, activations: np.ndarray, device: torch.device
+) -> None:
     """Compare a block's latents of the first rows with the CPU's.
 
-    Raises UserError when the nonzeros differ (but for values within the tolerance of the threshold) or the values do.
+    Raises UserError when the nonzeros differ (but for values within the tolerance of the threshold)
+    or the values do.
     """
     import torch
 
@@ -255,7 +310,9 @@ def check_device(encoder: Encoder, block: EncoderBlock, activations: np.ndarray,
     cpu = torch.device("cpu")
     reference_block = read_block(encoder, block.start, block.start + len(block), cpu)
     rows = activations[:GATE_ROWS]
-    found, reference = (_dense(encoder, b, rows, d) for b, d in ((block, device), (reference_block, cpu)))
+    found, reference = (
+        _dense(encoder, b, rows, d) for b, d in ((block, device), (reference_block, cpu))
+    )
     scale = max(float(np.abs(reference).max(initial=0.0)), 1e-12)
     only_one = (found != 0) != (reference != 0)
     both = (found != 0) & (reference != 0)
@@ -263,24 +320,34 @@ def check_device(encoder: Encoder, block: EncoderBlock, activations: np.ndarray,
     # a latent at its threshold may fall on either side; more than one in a thousand is no rounding
     if only_one.sum() > 1e-3 * max(both.sum(), 1) + 1 or error.max(initial=0.0) > GATE_TOLERANCE:
         raise UserError(
-            f"{encoder.sae_id}: {device.type} gives other latents than the CPU ({int(only_one.sum())} of {int(both.sum())} "
-            f"differ, relative error {error.max(initial=0.0):.1e}): run again with --device cpu"
+            f"{encoder.sae_id}: {device.type} gives other latents than the CPU"
+            f" ({int(only_one.sum())} of {int(both.sum())} differ, relative error"
+            f" {error.max(initial=0.0):.1e}): run again with --device cpu"
         )
 
 
-def _dense(encoder: Encoder, block: EncoderBlock, rows: np.ndarray, device: torch.device) -> np.ndarray:
+def _dense(
+    encoder: Encoder, block: EncoderBlock, rows: np.ndarray, device: torch.device
+) -> np.ndarray:
     sparse = encode_all(encoder, [block], rows, device)
     dense = np.zeros((len(rows), len(block)), dtype=np.float32)
-    dense[np.repeat(np.arange(len(rows)), np.diff(sparse.indptr)), sparse.columns - block.start] = sparse.values
+    dense[np.repeat(np.arange(len(rows)), np.diff(sparse.indptr)), sparse.columns - block.start] = (
+        sparse.values
+    )
     return dense
 
 
 def product_rate(d_model: int, device: torch.device, seconds: float = 0.4) -> float:
-    """Floating-point operations a second of a large float32 product on the device, the best of a short measurement."""
+    """Floating-point operations a second of a large float32 product on the device, the best of a
+    short measurement.
+    """
     import torch
 
     n_rows, n_columns = 1024, MAX_BLOCK["cpu"] // 2
-    x, weights = torch.randn(n_rows, d_model, device=device), torch.randn(d_model, n_columns, device=device)
+    x, weights = (
+        torch.randn(n_rows, d_model, device=device),
+        torch.randn(d_model, n_columns, device=device),
+    )
     best, stop = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < stop or best == float("inf"):
         started = time.perf_counter()

@@ -26,8 +26,9 @@ NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "
 class Encoder:
     """What an SAE's encoder is, and where its weights stand; no weights are in memory.
 
-    ``W_enc`` is [d_model, d_sae], or [d_sae, d_model] where ``latents_first``. ``vectors`` are small arrays [d_sae]
-    (b_enc, threshold, b_gate, b_mag, r_mag). The input is normalised, then ``b_dec`` [d_model] is taken off it.
+    ``W_enc`` is [d_model, d_sae], or [d_sae, d_model] where ``latents_first``. ``vectors`` are
+    small arrays [d_sae] (b_enc, threshold, b_gate, b_mag, r_mag). The input is normalised, then
+    ``b_dec`` [d_model] is taken off it.
     """
 
     sae_id: str
@@ -70,7 +71,9 @@ class Encoder:
             "d_model": self.d_model,
             "d_sae": self.d_sae,
             "named_l0": self.named_l0,
-            "threshold": None if threshold is None else [float(threshold.min()), float(threshold.max())],
+            "threshold": (
+                None if threshold is None else [float(threshold.min()), float(threshold.max())]
+            ),
         }
 
 
@@ -78,7 +81,9 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}): fetch the SAE again") from error
+        raise UserError(
+            f"{path} cannot be read ({first_line(error)}): fetch the SAE again"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: fetch the SAE again")
     return content
@@ -87,22 +92,37 @@ def read_json(path: Path) -> dict:
 def need(arrays: Mapping[str, WeightArray], names: tuple[str, ...], folder: Path) -> None:
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise UserError(f"the SAE at {folder} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}")
+        raise UserError(
+            f"the SAE at {folder} lacks {', '.join(missing)}; it has"
+            f" {', '.join(sorted(arrays)) or 'nothing'}"
+        )
     if len(arrays[names[0]].shape) != 2:
-        raise UserError(f"the SAE at {folder}: {names[0]} has shape {arrays[names[0]].shape}, not two dimensions")
+        raise UserError(
+            f"the SAE at {folder}: {names[0]} has shape {arrays[names[0]].shape}, not two"
+            " dimensions"
+        )
 
 
 def checked(encoder: Encoder, folder: Path) -> Encoder:
     """The encoder, if all its arrays fit together and are finite."""
     if encoder.normalize_activations not in NORMALIZATIONS:
-        raise UserError(f"the SAE at {folder}: normalize_activations {encoder.normalize_activations!r} is not known")
+        raise UserError(
+            f"the SAE at {folder}: normalize_activations {encoder.normalize_activations!r} is not"
+            " known"
+        )
     for name, array in encoder.vectors.items():
         if array.shape != (encoder.d_sae,):
-            raise UserError(f"the SAE at {folder}: {name} has shape {array.shape}, not ({encoder.d_sae},)")
+            raise UserError(
+                f"the SAE at {folder}: {name} has shape {array.shape}, not ({encoder.d_sae},)"
+            )
         if not np.isfinite(array).all():
             raise UserError(f"the SAE at {folder}: {name} has NaN or infinite values")
     if encoder.b_dec is not None and encoder.b_dec.shape != (encoder.d_model,):
-        raise UserError(f"the SAE at {folder}: b_dec has shape {encoder.b_dec.shape}, not ({encoder.d_model},)")
+        raise UserError(
+            f"the SAE at {folder}: b_dec has shape {encoder.b_dec.shape}, not ({encoder.d_model},)"
+        )
     if encoder.architecture == "topk" and not 0 < encoder.k_active <= encoder.d_sae:
-        raise UserError(f"the SAE at {folder}: k {encoder.k_active} is not between 1 and {encoder.d_sae}")
+        raise UserError(
+            f"the SAE at {folder}: k {encoder.k_active} is not between 1 and {encoder.d_sae}"
+        )
     return encoder

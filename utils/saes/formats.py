@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MappedArray:
-    """A tensor of a .pt file, mapped and not loaded; with the reading methods of ``weight_files.StoredArray``."""
+    """A tensor of a .pt file, mapped and not loaded; with the reading methods of
+    ``weight_files.StoredArray``.
+    """
 
     path: Path
     tensor: torch.Tensor
@@ -62,7 +64,9 @@ DICTIONARIES = {
 GATED = {"b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
 
 
-def through_sae_lens(sae_id: str, release: str | None = None, folder: Path | None = None) -> Encoder:
+def through_sae_lens(
+    sae_id: str, release: str | None = None, folder: Path | None = None
+) -> Encoder:
     """An SAE of a kind that the block reader does not know: SAELens loads it whole and encodes."""
     import torch
     from sae_lens import SAE
@@ -82,7 +86,9 @@ def through_sae_lens(sae_id: str, release: str | None = None, folder: Path | Non
     except UserError:
         raise
     except Exception as error:  # SAELens has no error type of its own
-        raise UserError(f"SAELens cannot load {sae_id} ({type(error).__name__}: {first_line(error)[:120]})") from error
+        raise UserError(
+            f"SAELens cannot load {sae_id} ({type(error).__name__}: {first_line(error)[:120]})"
+        ) from error
     return Encoder(sae_id, SAE_LENS, d_in, d_sae, None, load=load)
 
 
@@ -94,7 +100,18 @@ def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
     vectors = {name: arrays[name].read() for name in ("b_enc", "threshold")}
     # these were trained on embeddings divided by sqrt(d_model)
     scale = W_enc.shape[0] ** -0.5 if "embedding" in sae_id else 1.0
-    return checked(Encoder(sae_id, "jumprelu", W_enc.shape[0], W_enc.shape[1], W_enc, vectors=vectors, input_scale=scale), folder)
+    return checked(
+        Encoder(
+            sae_id,
+            "jumprelu",
+            W_enc.shape[0],
+            W_enc.shape[1],
+            W_enc,
+            vectors=vectors,
+            input_scale=scale,
+        ),
+        folder,
+    )
 
 
 def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
@@ -107,17 +124,30 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         from sae_lens.registry import SAE_CLASS_REGISTRY
 
         if architecture not in SAE_CLASS_REGISTRY:
-            raise unknown_name(f"architecture in {folder / 'cfg.json'}:", architecture, SAE_CLASS_REGISTRY)
+            raise unknown_name(
+                f"architecture in {folder / 'cfg.json'}:", architecture, SAE_CLASS_REGISTRY
+            )
         return through_sae_lens(sae_id, folder=folder)
     if cfg.get("reshape_activations", "none") != "none":
-        raise UserError(f"{folder / 'cfg.json'}: reshape_activations {cfg['reshape_activations']!r} is for attention heads")
-    needed = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(architecture, ("b_enc",))
+        raise UserError(
+            f"{folder / 'cfg.json'}: reshape_activations {cfg['reshape_activations']!r} is for"
+            " attention heads"
+        )
+    needed = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(
+        architecture, ("b_enc",)
+    )
     rescaled = architecture == "topk" and cfg.get("rescale_acts_by_decoder_norm", False)
     input_bias = cfg.get("apply_b_dec_to_input", True)
-    need(arrays, ("W_enc", *needed, *(("W_dec",) if rescaled else ()), *(("b_dec",) if input_bias else ())), folder)
+    need(
+        arrays,
+        ("W_enc", *needed, *(("W_dec",) if rescaled else ()), *(("b_dec",) if input_bias else ())),
+        folder,
+    )
     W_enc = arrays["W_enc"]
     if architecture == "topk" and not isinstance(cfg.get("k"), int):
-        raise UserError(f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}")
+        raise UserError(
+            f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}"
+        )
     return checked(
         Encoder(
             sae_id,
@@ -136,7 +166,9 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
 
 
 def open_llama_scope(folder: Path, sae_id: str) -> Encoder:
-    """Llama Scope: one threshold for all latents; the activation norm it was trained at is folded into the weights."""
+    """Llama Scope: one threshold for all latents; the activation norm it was trained at is folded
+    into the weights.
+    """
     cfg = read_json(folder / "hyperparams.json")
     arrays = stored_arrays(folder / "checkpoints" / "final.safetensors")
     need(arrays, ("encoder.weight", "encoder.bias"), folder)
@@ -148,7 +180,16 @@ def open_llama_scope(folder: Path, sae_id: str) -> Encoder:
         raise UserError(f"{folder / 'hyperparams.json'} lacks {error}: fetch it again") from error
     vectors = {"b_enc": arrays["encoder.bias"].read(), "threshold": threshold}
     d_sae, d_model = W_enc.shape
-    encoder = Encoder(sae_id, "jumprelu", d_model, d_sae, W_enc, latents_first=True, vectors=vectors, input_scale=scale)
+    encoder = Encoder(
+        sae_id,
+        "jumprelu",
+        d_model,
+        d_sae,
+        W_enc,
+        latents_first=True,
+        vectors=vectors,
+        input_scale=scale,
+    )
     return checked(encoder, folder)
 
 
@@ -164,7 +205,11 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
     architecture, weight_name, bias_name, input_bias_name = DICTIONARIES[kind]
     arrays = _mapped(folder / "ae.pt")
     gated = GATED if architecture == "gated" else {}
-    need(arrays, (weight_name, *(name for name in (bias_name, input_bias_name, *gated.values()) if name)), folder)
+    need(
+        arrays,
+        (weight_name, *(name for name in (bias_name, input_bias_name, *gated.values()) if name)),
+        folder,
+    )
     W_enc = arrays[weight_name]
     latents_first = weight_name == "encoder.weight"
     d_sae, d_model = W_enc.shape if latents_first else W_enc.shape[::-1]
@@ -175,7 +220,10 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
         need(arrays, (weight_name, "threshold"), folder)
         vectors["threshold"] = np.broadcast_to(arrays["threshold"].read(), (d_sae,)).copy()
         if (vectors["threshold"] < 0).any() and kind != "JumpReluAutoEncoder":
-            raise UserError(f"{folder / 'ae.pt'}: the threshold of a {kind} was not yet learned: train it further")
+            raise UserError(
+                f"{folder / 'ae.pt'}: the threshold of a {kind} was not yet learned: train it"
+                " further"
+            )
     subtract = kind != "JumpReluAutoEncoder" or bool(arrays.get("apply_b_dec_to_input", False))
     k_active = 0
     if architecture == "topk":
@@ -204,9 +252,13 @@ def open_sparsify(folder: Path, sae_id: str) -> Encoder:
     """
     cfg = read_json(folder / "cfg.json")
     if cfg.get("transcode"):
-        raise UserError(f"{folder} is a transcoder, not an SAE: it reads another place than it writes")
+        raise UserError(
+            f"{folder} is a transcoder, not an SAE: it reads another place than it writes"
+        )
     if cfg.get("activation", "topk") != "topk":
-        raise UserError(f"{folder / 'cfg.json'}: activation {cfg['activation']!r} is not known; topk is")
+        raise UserError(
+            f"{folder / 'cfg.json'}: activation {cfg['activation']!r} is not known; topk is"
+        )
     arrays = stored_arrays(folder / "sae.safetensors")
     need(arrays, ("encoder.weight", "encoder.bias", "b_dec"), folder)
     W_enc = arrays["encoder.weight"]
@@ -232,8 +284,12 @@ def _mapped(path: Path) -> dict[str, MappedArray]:
     import torch
 
     state = load_plain(path, "fetch the SAE again", mmap=True)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} holds other things than named tensors: it is no SAE of dictionary_learning")
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise UserError(
+            f"{path} holds other things than named tensors: it is no SAE of dictionary_learning"
+        )
     return {name: MappedArray(path, tensor) for name, tensor in state.items()}
 
 

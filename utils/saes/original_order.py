@@ -23,19 +23,27 @@ if TYPE_CHECKING:
     import torch
 
 
-def write_original_split(paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, rows: TrainTest) -> int:
-    """Write a condition's files as the original scripts do (coalesced COO, 20 bytes a nonzero); the bytes written."""
+def write_original_split(
+    paths: Paths, model_name: str, dataset: str, sae_id: str, condition: Condition, rows: TrainTest
+) -> int:
+    """Write a condition's files as the original scripts do (coalesced COO, 20 bytes a nonzero); the
+    bytes written.
+    """
     import torch
 
     n_bytes = 0
-    (suffix, *_) = condition_suffixes(condition)
+    suffix, *_ = condition_suffixes(condition)
     stem = set_stem(dataset, sae_id, suffix)
     for part, X in zip(("X_train_sae", "X_test_sae"), (rows.X_train, rows.X_test)):
         path = paths.sae_activations(model_name, condition.setting, stem, part)
         coo = X.tocoo()
         indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
         tensor = torch.sparse_coo_tensor(
-            indices, torch.from_numpy(coo.data), coo.shape, check_invariants=False, is_coalesced=True
+            indices,
+            torch.from_numpy(coo.data),
+            coo.shape,
+            check_invariants=False,
+            is_coalesced=True,
         )
         save_tensor(path, tensor)
         n_bytes += path.stat().st_size
@@ -46,7 +54,9 @@ def write_original_split(paths: Paths, model_name: str, dataset: str, sae_id: st
 
 
 def whole_sae(encoder: Encoder, device: torch.device) -> Any:
-    """SAELens's object with all weights, decoder included: what the original scripts load. For comparison only."""
+    """SAELens's object with all weights, decoder included: what the original scripts load. For
+    comparison only.
+    """
     if encoder.load is not None:
         return encoder.load(device)
     import torch
@@ -57,15 +67,20 @@ def whole_sae(encoder: Encoder, device: torch.device) -> Any:
     if encoder.W_enc.path.suffix != ".npz":
         return SAE.load_from_disk(encoder.W_enc.path.parent, device=str(device), dtype="float32")
     arrays = stored_arrays(encoder.W_enc.path)
-    state = {name: torch.tensor(arrays[name].read()) for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")}
-    cfg = JumpReLUSAEConfig(d_in=encoder.d_model, d_sae=encoder.d_sae, apply_b_dec_to_input=False, device="meta")
+    state = {
+        name: torch.tensor(arrays[name].read())
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    }
+    cfg = JumpReLUSAEConfig(
+        d_in=encoder.d_model, d_sae=encoder.d_sae, apply_b_dec_to_input=False, device="meta"
+    )
     sae = JumpReLUSAE(cfg)
     sae.load_state_dict(state, assign=True)
     return sae.to(device)
 
 
 def encode_dense(sae: Any, rows: TrainTest, batch_size: int) -> TrainTest:
-    """Latents of a condition's rows, encoded anew for it in dense batches of SAELens's own object."""
+    """Latents of a condition's rows, encoded for it in dense batches by SAELens's own object."""
     import torch
 
     device = next(sae.parameters()).device
@@ -73,6 +88,8 @@ def encode_dense(sae: Any, rows: TrainTest, batch_size: int) -> TrainTest:
     @torch.inference_mode()
     def encode(X: np.ndarray) -> csr_array:
         batches = torch.from_numpy(X).split(batch_size)
-        return csr_array(torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy())
+        return csr_array(
+            torch.cat([sae.encode(batch.to(device)).cpu() for batch in batches]).numpy()
+        )
 
     return replace(rows, X_train=encode(rows.X_train), X_test=encode(rows.X_test))

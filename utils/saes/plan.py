@@ -1,4 +1,6 @@
-"""In which order SAEs, blocks of their latents, and rows go through the device so that memory holds and few bytes are read."""
+"""In which order SAEs, blocks of their latents, and rows go through the device so that memory holds
+and few bytes are read.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ from utils.saes.encoder import SAE_LENS, Encoder
 if TYPE_CHECKING:
     import torch
 
-NONZEROS_PER_ROW = 400  # assumed where an SAE's id does not say; only for estimates of memory and disk
+NONZEROS_PER_ROW = (
+    400  # assumed where an SAE's id does not say; only for estimates of memory and disk
+)
 BYTES_PER_PART = 12  # of a nonzero while its row is being put together
 BYTES_STORED = 8.1  # of a nonzero on disk, with its share of the row pointers
 
 
 @dataclass
 class Job:
-    """One dataset at one layer, with the SAEs whose files are missing in the normal and in the OOD setting."""
+    """One dataset at one layer, with the SAEs whose files are missing in the normal and in the OOD
+    setting.
+    """
 
     dataset: str
     layer: Layer
@@ -40,15 +46,20 @@ class Job:
 
     def of(self, sae_id: str) -> Job:
         """The part of the job that one SAE has in it."""
-        return replace(self, normal=[i for i in self.normal if i == sae_id], ood=[i for i in self.ood if i == sae_id])
+        return replace(
+            self,
+            normal=[i for i in self.normal if i == sae_id],
+            ood=[i for i in self.ood if i == sae_id],
+        )
 
 
 @dataclass
 class Work:
     """Jobs of a layer for SAEs that are encoded together.
 
-    order "resident": all their weights stay in memory while each file passes once. "rows": as many files as fit stay in memory
-    (``chunks``) while the one SAE's weights stream past. "blocks": ``blocks_a_pass`` blocks stay while all files stream past.
+    order "resident": all their weights stay in memory while each file passes once. "rows": as many
+    files as fit stay in memory (``chunks``) while the one SAE's weights stream past. "blocks":
+    ``blocks_a_pass`` blocks stay while all files stream past.
     """
 
     sae_ids: list[str]
@@ -65,7 +76,13 @@ class Work:
         return sum(job.n_rows for job in self.jobs)
 
 
-def make_plan(jobs: list[Job], encoders: dict[str, Encoder], device: torch.device, budget: int, batch_size: int) -> list[Work]:
+def make_plan(
+    jobs: list[Job],
+    encoders: dict[str, Encoder],
+    device: torch.device,
+    budget: int,
+    batch_size: int,
+) -> list[Work]:
     """The works that do all jobs within ``budget`` bytes.
 
     Raises UserError when not even one block and one file fit.
@@ -73,7 +90,9 @@ def make_plan(jobs: list[Job], encoders: dict[str, Encoder], device: torch.devic
     works = []
     for layer in sorted({job.layer for job in jobs}, key=layer_order):
         of_layer = [job for job in jobs if job.layer == layer]
-        sae_ids = [i for i in dict.fromkeys(i for job in of_layer for i in job.sae_ids) if i in encoders]
+        sae_ids = [
+            i for i in dict.fromkeys(i for job in of_layer for i in job.sae_ids) if i in encoders
+        ]
         for group in _groups(sae_ids, of_layer, encoders, device, budget, batch_size):
             mine = [job for job in of_layer if set(job.sae_ids) & set(group)]
             works.append(_work(group, mine, encoders, device, budget, batch_size))
@@ -94,7 +113,10 @@ def _groups(sae_ids, jobs, encoders, device, budget, batch_size) -> Iterator[lis
 
 
 def _fits(group, jobs, encoders, device, budget, batch_size) -> bool:
-    working = max(_working(encoders[i], block_size(encoders[i], device, budget), device, batch_size) for i in group)
+    working = max(
+        _working(encoders[i], block_size(encoders[i], device, budget), device, batch_size)
+        for i in group
+    )
     # two files at a time: one is encoded while the next is read
     files = 2 * max(job.n_rows for job in jobs) * 4 * encoders[group[0]].d_model
     return sum(encoders[i].n_bytes for i in group) + working + files <= budget
@@ -112,14 +134,17 @@ def _work(group, jobs, encoders, device, budget, batch_size) -> Work:
     row_bytes = 4 * encoder.d_model
     activations = float(sum(job.n_rows for job in jobs) * row_bytes)
     weights = float(sum(encoders[i].n_file_bytes for i in group))
-    written = BYTES_STORED * sum(job.n_rows * (encoders[i].named_l0 or NONZEROS_PER_ROW) for job in jobs for i in group)
+    written = BYTES_STORED * sum(
+        job.n_rows * (encoders[i].named_l0 or NONZEROS_PER_ROW) for job in jobs for i in group
+    )
     if _fits(group, jobs, encoders, device, budget, batch_size):
         return Work(group, jobs, "resident", block, activations + weights, written)
 
     # one SAE, larger than the budget
     if encoder.architecture == SAE_LENS:
         raise UserError(
-            f"{group[0]} is encoded by SAELens as a whole and needs {encoder.n_bytes / 2**30:.1f} GiB: raise --max_memory"
+            f"{group[0]} is encoded by SAELens as a whole and needs {encoder.n_bytes / 2**30:.1f}"
+            " GiB: raise --max_memory"
         )
     largest = max(job.n_rows for job in jobs) * row_bytes
     streaming = 2 * encoder.block_bytes(block) + _working(encoder, block, device, batch_size)
@@ -131,8 +156,14 @@ def _work(group, jobs, encoders, device, budget, batch_size) -> Work:
     n_passes = -(-encoder.d_sae // (block * blocks_a_pass)) if blocks_a_pass > 0 else 0
     by_blocks = weights + n_passes * activations if n_passes else float("inf")
     if min(by_rows, by_blocks) == float("inf"):
-        need = min(streaming + largest, 2 * largest + _working(encoder, block, device, batch_size)) / 2**20
-        raise UserError(f"{group[0]} and one file of rows need about {need:.0f} MiB: raise --max_memory or lower --batch_size")
+        need = (
+            min(streaming + largest, 2 * largest + _working(encoder, block, device, batch_size))
+            / 2**20
+        )
+        raise UserError(
+            f"{group[0]} and one file of rows need about {need:.0f} MiB: raise --max_memory or"
+            " lower --batch_size"
+        )
     if by_rows <= by_blocks:
         return Work(group, jobs, "rows", block, by_rows, written, chunks)
     return Work(group, jobs, "blocks", block, by_blocks, written, blocks_a_pass=blocks_a_pass)

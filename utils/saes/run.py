@@ -1,4 +1,6 @@
-"""Carry out a plan of encoding: read files ahead, pass blocks and rows through the device, write sets of files whole."""
+"""Carry out a plan of encoding: read files ahead, pass blocks and rows through the device, write
+sets of files whole.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ class Loaded:
 
 
 def ahead(read: Callable[[S], T], items: Iterable[S]) -> Iterator[tuple[S, T | UserError]]:
-    """(item, read(item)) for each item; the next one is read in a thread while the caller works. A UserError is yielded."""
+    """(item, read(item)) for each item; the next one is read in a thread while the caller works. A
+    UserError is yielded.
+    """
 
     def attempt(item: S) -> T | UserError:
         try:
@@ -96,7 +100,13 @@ class EncodingRun:
         batch_size: int,
         sae_dir: Path | None = None,
     ) -> None:
-        self.paths, self.info, self.encoders, self.device, self.sae_dir = paths, info, encoders, device, sae_dir
+        self.paths, self.info, self.encoders, self.device, self.sae_dir = (
+            paths,
+            info,
+            encoders,
+            device,
+            sae_dir,
+        )
         self.n_product = rows_per_product(device, batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
@@ -107,18 +117,30 @@ class EncodingRun:
 
         started = time.monotonic()
         before = {i: self.tallies[i].seconds for i in work.sae_ids}
-        failures = {"resident": self._resident, "rows": self._rows, "blocks": self._blocks}[work.order](work, bar)
+        failures = {"resident": self._resident, "rows": self._rows, "blocks": self._blocks}[
+            work.order
+        ](work, bar)
         # reading and loading count: the time that products did not take is shared among the SAEs
         spent = sum(self.tallies[i].seconds - before[i] for i in work.sae_ids)
         for sae_id in work.sae_ids:
-            self.tallies[sae_id].seconds += max(time.monotonic() - started - spent, 0.0) / len(work.sae_ids)
+            self.tallies[sae_id].seconds += max(time.monotonic() - started - spent, 0.0) / len(
+                work.sae_ids
+            )
         if self.device.type == "mps":
             torch.mps.empty_cache()
         return failures
 
     def _read(self, job: Job) -> Loaded:
         return Loaded(
-            job, load_rows(self.paths, self.info.name, job.dataset, hook_name(job.layer), bool(job.ood), self.info.d_model)
+            job,
+            load_rows(
+                self.paths,
+                self.info.name,
+                job.dataset,
+                hook_name(job.layer),
+                bool(job.ood),
+                self.info.d_model,
+            ),
         )
 
     def _resident(self, work: Work, bar: Any) -> list[str]:
@@ -127,7 +149,10 @@ class EncodingRun:
         for sae_id in work.sae_ids:
             encoder = self.encoders[sae_id]
             try:
-                blocks[sae_id] = [read_block(encoder, *span, self.device) for span in block_starts(encoder, work.block)]
+                blocks[sae_id] = [
+                    read_block(encoder, *span, self.device)
+                    for span in block_starts(encoder, work.block)
+                ]
             except UserError as error:  # of the weights: the other SAEs go on
                 failures.append(str(error))
         for job, loaded in ahead(self._read, work.jobs):
@@ -156,7 +181,10 @@ class EncodingRun:
                 else:
                     loaded.append(found)
             partials = [self._new_partials(sae_id, one) for one in loaded]
-            for _, block in ahead(lambda span: read_block(encoder, *span, self.device), block_starts(encoder, work.block)):
+            for _, block in ahead(
+                lambda span: read_block(encoder, *span, self.device),
+                block_starts(encoder, work.block),
+            ):
                 if isinstance(block, UserError):
                     return [*failures, str(block)]
                 for one, partial in zip(loaded, partials):
@@ -166,7 +194,9 @@ class EncodingRun:
         return failures
 
     def _blocks(self, work: Work, bar: Any) -> list[str]:
-        """Blocks of weights in memory, all files streamed past each; nonzeros wait on disk for the last block."""
+        """Blocks of weights in memory, all files streamed past each; nonzeros wait on disk for the
+        last block.
+        """
         (sae_id,) = work.sae_ids
         encoder = self.encoders[sae_id]
         waiting = temporary_name(self.paths.sae_activations_root(self.info.name) / "waiting")
@@ -174,13 +204,17 @@ class EncodingRun:
         failures: dict[str, str] = {}
         try:
             spans = block_starts(encoder, work.block)
-            passes = [spans[i : i + work.blocks_a_pass] for i in range(0, len(spans), work.blocks_a_pass)]
+            passes = [
+                spans[i : i + work.blocks_a_pass] for i in range(0, len(spans), work.blocks_a_pass)
+            ]
             for number, of_pass in enumerate(passes):
                 try:
                     blocks = [read_block(encoder, *span, self.device) for span in of_pass]
                 except UserError as error:
                     return [*failures.values(), str(error)]
-                for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
+                for job, loaded in ahead(
+                    self._read, [job for job in work.jobs if job.dataset not in failures]
+                ):
                     if isinstance(loaded, UserError):
                         failures[job.dataset] = str(loaded)
                         continue
@@ -190,7 +224,9 @@ class EncodingRun:
                     _spill(waiting / f"{job.dataset}.{number}.npz", partials)
                 del blocks
             said = list(failures.values())
-            for job, loaded in ahead(self._read, [job for job in work.jobs if job.dataset not in failures]):
+            for job, loaded in ahead(
+                self._read, [job for job in work.jobs if job.dataset not in failures]
+            ):
                 if isinstance(loaded, UserError):
                     said.append(str(loaded))
                     continue
@@ -203,9 +239,19 @@ class EncodingRun:
         return said
 
     def _new_partials(self, sae_id: str, loaded: Loaded) -> list[list[PartialRows]]:
-        return [new_partials(self.encoders[sae_id], len(piece), self.n_product) for piece in loaded.pieces()]
+        return [
+            new_partials(self.encoders[sae_id], len(piece), self.n_product)
+            for piece in loaded.pieces()
+        ]
 
-    def _add(self, sae_id: str, block: EncoderBlock, loaded: Loaded, partials: list[list[PartialRows]], bar: Any) -> None:
+    def _add(
+        self,
+        sae_id: str,
+        block: EncoderBlock,
+        loaded: Loaded,
+        partials: list[list[PartialRows]],
+        bar: Any,
+    ) -> None:
         encoder = self.encoders[sae_id]
         if sae_id not in self._trusted:
             check_device(encoder, block, loaded.rows.X, self.device)
@@ -216,7 +262,9 @@ class EncodingRun:
 
     def _finish(self, sae_id: str, loaded: Loaded, partials: list[list[PartialRows]]) -> list[str]:
         """Join the blocks' nonzeros and write the job's files; a line if that failed."""
-        encoded: list[SparseRows] = [concatenate([partial.finish() for partial in of_piece]) for of_piece in partials]
+        encoded: list[SparseRows] = [
+            concatenate([partial.finish() for partial in of_piece]) for of_piece in partials
+        ]
         self._count(sae_id, encoded)
         try:
             self._write(sae_id, loaded, encoded)
@@ -232,12 +280,28 @@ class EncodingRun:
         labels = loaded.rows.y
         if sae_id in job.normal:
             of = split(Condition(NORMAL.name), labels)
-            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, NORMAL.name, self.sae_dir)
+            made = made_from(
+                self.paths,
+                self.info.name,
+                job.dataset,
+                job.layer,
+                sae_id,
+                NORMAL.name,
+                self.sae_dir,
+            )
             files = SaeFiles(self.paths, self.info.name, NORMAL.name, job.dataset, sae_id)
             files.write(rows, of, rest_rows(of, len(labels)), None, made, sae)
         if sae_id in job.ood and loaded.rows.y_ood is not None:
             of = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
-            made = made_from(self.paths, self.info.name, job.dataset, job.layer, sae_id, SHIFTED.name, self.sae_dir)
+            made = made_from(
+                self.paths,
+                self.info.name,
+                job.dataset,
+                job.layer,
+                sae_id,
+                SHIFTED.name,
+                self.sae_dir,
+            )
             files = SaeFiles(self.paths, self.info.name, SHIFTED.name, job.dataset, sae_id)
             files.write(rows, of, None, to_csr(encoded[1], d_sae), made, sae)
 
@@ -256,7 +320,9 @@ def _spill(path: Path, partials: list[list[PartialRows]]) -> None:
     arrays: dict[str, Any] = {}
     for i, of_piece in enumerate(partials):
         for j, partial in enumerate(of_piece):
-            arrays |= dict(zip((f"rows{i}_{j}", f"columns{i}_{j}", f"values{i}_{j}"), partial.joined()))
+            arrays |= dict(
+                zip((f"rows{i}_{j}", f"columns{i}_{j}", f"values{i}_{j}"), partial.joined())
+            )
     np.savez(path, **arrays)
 
 
@@ -266,5 +332,9 @@ def _unspill(path: Path, partials: list[list[PartialRows]]) -> None:
     with np.load(path, allow_pickle=False) as arrays:
         for i, of_piece in enumerate(partials):
             for j, partial in enumerate(of_piece):
-                rows, columns, values = (arrays[f"{name}{i}_{j}"] for name in ("rows", "columns", "values"))
-                partial.add((torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(values)))
+                rows, columns, values = (
+                    arrays[f"{name}{i}_{j}"] for name in ("rows", "columns", "values")
+                )
+                partial.add(
+                    (torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(values))
+                )

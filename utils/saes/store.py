@@ -1,9 +1,11 @@
-"""SAE activations on disk, sparse: one set of files a dataset and SAE, from which every condition takes its rows.
+"""SAE activations on disk, sparse: one set of files a dataset and SAE, from which every condition
+takes its rows.
 
-``normal_setting/{stem}_X_train_sae.pt`` and ``_X_test_sae.pt`` hold the rows of the paper's normal split in the paper's
-order, ``_X_rest_sae.pt`` the rows that split leaves out, so that together they are the whole dataset once: scarcity, class
-imbalance and label noise only draw other rows from it. ``OOD_setting`` holds the OOD split. All are sparse CSR tensors of
-8 bytes a nonzero; ``torch.load(path, weights_only=True).to_dense().float()`` reads them.
+``normal_setting/{stem}_X_train_sae.pt`` and ``_X_test_sae.pt`` hold the rows of the paper's normal
+split in the paper's order, ``_X_rest_sae.pt`` the rows that split leaves out, so that together they
+are the whole dataset once: scarcity, class imbalance and label noise only draw other rows from it.
+``OOD_setting`` holds the OOD split. All are sparse CSR tensors of 8 bytes a nonzero;
+``torch.load(path, weights_only=True).to_dense().float()`` reads them.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ class SaeFiles:
         """Whether all files are there and were made from this."""
         parts = (*X_PARTS[self.setting], "y_train", "y_test")
         made = {name: value for name, value in self.description().items() if name != "measured"}
-        if None in (made.get("sae"), made_from.get("sae")):  # an SAE of the hub is not on disk to compare with
+        if None in (
+            made.get("sae"),
+            made_from.get("sae"),
+        ):  # an SAE of the hub is not on disk to compare with
             made, made_from = ({**of, "sae": None} for of in (made, made_from))
         return made == made_from and all(self.path(part).is_file() for part in parts)
 
@@ -77,8 +82,8 @@ class SaeFiles:
     ) -> None:
         """Write X and y of the split; the description comes last and says that the set is whole.
 
-        rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's test indexes; sae: the
-        encoder's shape.
+        rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's
+        test indexes; sae: the encoder's shape.
         """
         import torch
 
@@ -95,23 +100,48 @@ class SaeFiles:
         write_json(self.description_path, {**made_from, "measured": measured})
 
 
-def stored_checks(paths: Paths, model_name: str, sae_id: str, datasets: Iterable[str]) -> dict | None:
-    """An SAE's shape and the mean L0 over all rows whose latents are on disk; None where there are none of ours."""
+def stored_checks(
+    paths: Paths, model_name: str, sae_id: str, datasets: Iterable[str]
+) -> dict | None:
+    """An SAE's shape and the mean L0 over all rows whose latents are on disk; None where there are
+    none of ours.
+    """
     checks: dict = {}
     rows = nonzeros = 0
     for setting, dataset in product(X_PARTS, datasets):
-        measured = SaeFiles(paths, model_name, setting, dataset, sae_id).description().get("measured")
+        measured = (
+            SaeFiles(paths, model_name, setting, dataset, sae_id).description().get("measured")
+        )
         if measured:
             checks = measured
             rows, nonzeros = rows + measured["rows"], nonzeros + measured["nonzeros"]
     if not rows:
         return None
-    return {**{k: v for k, v in checks.items() if k != "nonzeros"}, "rows": rows, "mean_l0": round(nonzeros / rows, 2)}
+    return {
+        **{k: v for k, v in checks.items() if k != "nonzeros"},
+        "rows": rows,
+        "mean_l0": round(nonzeros / rows, 2),
+    }
 
 
-def made_from(paths: Paths, model_name: str, dataset: str, layer: Layer, sae_id: str, setting: str, sae_dir: Path | None) -> dict:
-    """What SAE activations depend on, as their description records it: when it changes they are made again."""
-    made: dict = {"sae_id": sae_id, "model_name": model_name, "hook_name": hook_name(layer), "setting": setting}
+def made_from(
+    paths: Paths,
+    model_name: str,
+    dataset: str,
+    layer: Layer,
+    sae_id: str,
+    setting: str,
+    sae_dir: Path | None,
+) -> dict:
+    """What SAE activations depend on, as their description records it: when it changes they are
+    made again.
+    """
+    made: dict = {
+        "sae_id": sae_id,
+        "model_name": model_name,
+        "hook_name": hook_name(layer),
+        "setting": setting,
+    }
     for kind, ood in (("activations", False), ("ood_activations", True)):
         if ood and not get_setting(setting).shifted:
             continue
@@ -119,7 +149,9 @@ def made_from(paths: Paths, model_name: str, dataset: str, layer: Layer, sae_id:
         described = read_description(path)
         if not ood:
             made["n_rows"] = described.get("n_rows")
-        made[kind] = described.get("texts_sha256") or (path.stat().st_size if path.is_file() else None)
+        made[kind] = described.get("texts_sha256") or (
+            path.stat().st_size if path.is_file() else None
+        )
     folder = find_sae_folder(sae_dir or paths.saes(model_name), sae_id)
     made["sae"] = fingerprint(folder) if folder else None
     return made
@@ -127,14 +159,17 @@ def made_from(paths: Paths, model_name: str, dataset: str, layer: Layer, sae_id:
 
 def rest_rows(condition_split: Split, n_rows: int) -> np.ndarray:
     """The rows that a split neither trains nor tests on, ascending."""
-    return np.setdiff1d(np.arange(n_rows), np.concatenate([condition_split.train, condition_split.test]))
+    return np.setdiff1d(
+        np.arange(n_rows), np.concatenate([condition_split.train, condition_split.test])
+    )
 
 
 class SaeActivations:
     """The latents of one dataset and SAE, from which every condition takes its rows.
 
-    Reads our own files, whose rows are the whole dataset once; the original scripts' files, one split a condition; and the
-    published OOD archives. Raises UserError when files are missing, unreadable, or do not belong to these labels.
+    Reads our own files, whose rows are the whole dataset once; the original scripts' files, one
+    split a condition; and the published OOD archives. Raises UserError when files are missing,
+    unreadable, or do not belong to these labels.
     """
 
     def __init__(
@@ -147,32 +182,48 @@ class SaeActivations:
         ood_labels: np.ndarray | None,
         remedy: str,
     ) -> None:
-        self.paths, self.model_name, self.dataset, self.sae_id, self.remedy = paths, model_name, dataset, sae_id, remedy
+        self.paths, self.model_name, self.dataset, self.sae_id, self.remedy = (
+            paths,
+            model_name,
+            dataset,
+            sae_id,
+            remedy,
+        )
         self.normal = SaeFiles(paths, model_name, NORMAL.name, dataset, sae_id)
         self.ood = SaeFiles(paths, model_name, SHIFTED.name, dataset, sae_id)
         # only the first rows of a dataset may have activations
-        self.labels = labels[: self.normal.description().get("n_rows") or self.ood.description().get("n_rows") or len(labels)]
+        self.labels = labels[
+            : self.normal.description().get("n_rows")
+            or self.ood.description().get("n_rows")
+            or len(labels)
+        ]
         self.ood_labels = ood_labels
         self._rows: csr_array | None = None
 
     def rows(self) -> csr_array:
         """Sparse [n_rows, d_sae] in dataset order, from our own files."""
         if self._rows is None:
-            pieces = [load_sparse(self.normal.path(part), self.remedy) for part in ("X_train_sae", "X_test_sae", "X_rest_sae")]
+            pieces = [
+                load_sparse(self.normal.path(part), self.remedy)
+                for part in ("X_train_sae", "X_test_sae", "X_rest_sae")
+            ]
             if len({piece.shape[1] for piece in pieces}) != 1:
                 raise UserError(
-                    f"{self.normal.path('X_train_sae')} and its companions are of different SAEs: delete them, then {self.remedy}"
+                    f"{self.normal.path('X_train_sae')} and its companions are of different SAEs:"
+                    f" delete them, then {self.remedy}"
                 )
             stacked = vstack(pieces, format="csr")
             if stacked.shape[0] != len(self.labels):
                 raise UserError(
-                    f"{self.normal.path('X_train_sae')}: {stacked.shape[0]} rows, but {self.dataset} has {len(self.labels)} "
-                    f"texts: {self.remedy}"
+                    f"{self.normal.path('X_train_sae')}: {stacked.shape[0]} rows, but"
+                    f" {self.dataset} has {len(self.labels)} texts: {self.remedy}"
                 )
             normal = split(Condition(NORMAL.name), self.labels)
             _check_labels(self.normal, normal, self.remedy)
             order = np.empty(len(self.labels), dtype=np.int64)
-            order[np.concatenate([normal.train, normal.test, rest_rows(normal, len(self.labels))])] = np.arange(len(order))
+            order[
+                np.concatenate([normal.train, normal.test, rest_rows(normal, len(self.labels))])
+            ] = np.arange(len(order))
             self._rows = stacked[order]
         return self._rows
 
@@ -203,39 +254,57 @@ class SaeActivations:
         inside, outside = (load_sparse(path, self.remedy) for path in archives)
         if width is not None and inside.shape[1] != width:
             raise UserError(
-                f"{archives[0]} has {inside.shape[1]} latents, not those of {self.sae_id}: unpack the archive of that SAE"
+                f"{archives[0]} has {inside.shape[1]} latents, not those of {self.sae_id}: unpack"
+                " the archive of that SAE"
             )
         if outside.shape[0] != len(rows_of.y_test) or rows_of.train.max() >= inside.shape[0]:
-            raise UserError(f"{archives[1]} has other rows than the texts of {self.dataset}: {self.remedy}")
+            raise UserError(
+                f"{archives[1]} has other rows than the texts of {self.dataset}: {self.remedy}"
+            )
         return inside[rows_of.train], outside
 
     def _archives(self, width: str) -> list[Path]:
-        return [self.paths.published_ood_archive(self.model_name, self.dataset, ood, width) for ood in (False, True)]
+        return [
+            self.paths.published_ood_archive(self.model_name, self.dataset, ood, width)
+            for ood in (False, True)
+        ]
 
-    def _original_split(self, condition: Condition, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
-        """The original scripts' files hold the paper's split and nothing else; label noise has the files of normal."""
+    def _original_split(
+        self, condition: Condition, rows_of: Split, seed: int
+    ) -> tuple[csr_array, csr_array]:
+        """The original scripts' files hold the paper's split and nothing else; label noise has the
+        files of normal.
+        """
         setting = condition.setting if get_setting(condition.setting).exports else NORMAL.name
         paths = [
-            self.paths.sae_activations(self.model_name, setting, set_stem(self.dataset, self.sae_id, suffix), "X_train_sae")
+            self.paths.sae_activations(
+                self.model_name, setting, set_stem(self.dataset, self.sae_id, suffix), "X_train_sae"
+            )
             for suffix in condition_suffixes(condition)
         ]
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
-            raise UserError(f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}")
+            raise UserError(
+                f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}"
+            )
         if seed != SEED:
             raise UserError(f"{found} holds the rows of seed 42 only: {self.remedy}")
         train = load_sparse(found, self.remedy)
-        test = load_sparse(found.with_name(found.name.replace("_X_train_sae", "_X_test_sae")), self.remedy)
+        test = load_sparse(
+            found.with_name(found.name.replace("_X_train_sae", "_X_test_sae")), self.remedy
+        )
         if (train.shape[0], test.shape[0]) != (len(rows_of.train), len(rows_of.test)):
             raise UserError(
-                f"{found} and its test file have {train.shape[0]} and {test.shape[0]} rows, the split has {len(rows_of.train)} "
-                f"and {len(rows_of.test)}: {self.remedy}"
+                f"{found} and its test file have {train.shape[0]} and {test.shape[0]} rows, the"
+                f" split has {len(rows_of.train)} and {len(rows_of.test)}: {self.remedy}"
             )
         return train, test
 
 
 def condition_suffixes(condition: Condition) -> list[str]:
-    """What the original scripts append to a file's stem for a condition, in both spellings of a fraction."""
+    """What the original scripts append to a file's stem for a condition, in both spellings of a
+    fraction.
+    """
     prefix = get_setting(condition.setting).file_suffix
     if prefix is None:
         return [""]
@@ -247,5 +316,12 @@ def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
 
     for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
         found = load_tensor(files.path(name), remedy)
-        if found.layout != torch.strided or found.is_complex() or not torch.equal(found.double(), torch.tensor(labels).double()):
-            raise UserError(f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it, then {remedy}")
+        if (
+            found.layout != torch.strided
+            or found.is_complex()
+            or not torch.equal(found.double(), torch.tensor(labels).double())
+        ):
+            raise UserError(
+                f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it,"
+                f" then {remedy}"
+            )
