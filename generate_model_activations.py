@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from utils import cli
 from utils.activations import read_description, write_activations
@@ -29,10 +29,10 @@ from utils.models import MODELS, LanguageModel, describe_model, get_model
 from utils.names import hook_name, layer_order
 from utils.paths import Paths
 from utils.runtime.devices import pick_device
-from utils.runtime.errors import UserError
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked
 from utils.runtime.tasks import Tasks
-from utils.runtime.workers import run_tasks
+from utils.runtime.workers import Workers, run_tasks
 from utils.settings import SHIFTED
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -110,19 +110,35 @@ def main(argv: list[str] | None = None) -> int:
 
     shifted = paths.model_activations_folder(info.name, ood=True)
     with locked(paths.model_activations_folder(info.name), *hooks, also=shifted):
-        return generate(paths, args, info, hooks, jobs)
+        reading = Reading(tuple(hooks), args.device, args.dtype, args.batch_size, args.max_rows)
+        failures = generate(info, reading, jobs, paths, cli.workers_of(args, paths, 0))
+    return cli.report(failures, "files of texts")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a text, and how.
+
+    ``batch_size``: texts in a forward pass, None by their length; ``max_rows``: only the first rows
+    of a dataset.
+    """
+
+    hooks: tuple[str, ...]
+    device: str
+    dtype: str
+    batch_size: int | None
+    max_rows: int | None
 
 
 def generate(
-    paths: Paths,
-    args: argparse.Namespace,
     info: LanguageModel,
-    hooks: list[str],
+    reading: Reading,
     jobs: list[tuple[str, bool]],
-) -> int:
-    """Make what is missing of these (dataset, whether its OOD file); the exit status."""
-    asked_n = args.max_rows
-    failures: list[str] = []
+    paths: Paths,
+    workers: Workers,
+) -> Failures:
+    """Make what is missing of these (dataset, whether its OOD file)."""
+    failures = Failures()
     usable = {
         ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood))
         for ood in (False, True)
@@ -130,41 +146,29 @@ def generate(
     jobs = [(name, ood) for name, ood in jobs if name in usable[ood]]
     todo = []
     for job in jobs:
-        try:
-            if not _is_done(paths, info, *job, hooks, asked_n):
+        with failures.caught():
+            if not _is_done(paths, info, *job, reading):
                 todo.append(job)
-        except UserError as error:
-            failures.append(str(error))
+    where = ", ".join(reading.hooks)
     print(
-        f"{info.name}: {len(jobs)} files of texts at {', '.join(hooks)}; {len(jobs) - len(todo)}"
+        f"{info.name}: {len(jobs)} files of texts at {where}; {len(jobs) - len(todo)}"
         f" done, {len(todo)} to do"
     )
     if not todo:
-        return cli.report_failures(failures, "files of texts")
+        return failures
 
-    if not args.scheduler:
+    if not workers.scheduler:
         # a model that is not there ends the run here
-        load_model(info, tuple(hooks), paths, pick_device(args.device), args.dtype)
+        load_model(info, reading.hooks, paths, pick_device(reading.device), reading.dtype)
     started = time.monotonic()
     tasks = [
-        (
-            paths,
-            info,
-            tuple(hooks),
-            *job,
-            asked_n,
-            args.device,
-            args.dtype,
-            args.batch_size,
-            f"[{number}/{len(todo)}]",
-        )
+        (paths, info, reading, *job, f"[{number}/{len(todo)}]")
         for number, job in enumerate(todo, start=1)
     ]
     n_texts = n_files = 0
-    workers = cli.workers_of(args, paths, 0)
     for outcome in run_tasks(Tasks(generate_file, tasks), workers, "model activations"):
-        if outcome.error is not None and outcome.error not in failures:
-            failures.append(outcome.error)
+        if outcome.error is not None:
+            failures.add(outcome.error)
         if outcome.value is not None:
             n_texts, n_files = n_texts + outcome.value, n_files + 1
     seconds = time.monotonic() - started
@@ -172,25 +176,16 @@ def generate(
         f"{n_texts} texts of {n_files} files in {seconds:.0f} s:"
         f" {paths.model_activations_folder(info.name)}"
     )
-    return cli.report_failures(failures, "files of texts")
+    return failures
 
 
 def generate_file(
-    paths: Paths,
-    info: LanguageModel,
-    hooks: tuple[str, ...],
-    name: str,
-    ood: bool,
-    max_rows: int | None,
-    device: str,
-    dtype: str,
-    batch_size: int | None,
-    number: str,
+    paths: Paths, info: LanguageModel, reading: Reading, name: str, ood: bool, position: str
 ) -> int:
     """Write the activations of one file of texts at all hooks; how many texts it has."""
-    model = load_model(info, hooks, paths, pick_device(device), dtype)
-    dataset = _texts(paths, name, ood, max_rows)
-    pooled = model.pooled(dataset.texts, f"{number} {dataset.name}", batch_size)
+    model = load_model(info, reading.hooks, paths, pick_device(reading.device), reading.dtype)
+    dataset = _texts(paths, name, ood, reading.max_rows)
+    pooled = model.pooled(dataset.texts, f"{position} {dataset.name}", reading.batch_size)
     made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len}
     made_by["dtype"] = str(model.dtype).removeprefix("torch.")
     for hook, activations in pooled.items():
@@ -253,14 +248,12 @@ def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:
     )
 
 
-def _is_done(
-    paths: Paths, info: LanguageModel, name: str, ood: bool, hooks: list[str], max_rows: int | None
-) -> bool:
+def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: Reading) -> bool:
     """Whether every hook's file is there with enough rows; more rows than asked for are enough.
 
     Raises UserError when a file of ours was made with another longest text.
     """
-    for hook in hooks:
+    for hook in reading.hooks:
         path = paths.model_activations(info.name, name, hook, ood)
         if not path.is_file():
             return False
@@ -271,7 +264,7 @@ def _is_done(
                 " delete it to make it anew"
             )
         have, size = made.get("n_rows"), dataset_size(paths, name)
-        if have is not None and not ood and have < min(max_rows or size, size):
+        if have is not None and not ood and have < min(reading.max_rows or size, size):
             return False
     return True
 

@@ -25,7 +25,8 @@ import json
 import time
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from utils import cli
@@ -42,19 +43,20 @@ from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name, layer_order, sae_stem
 from utils.paths import Paths
 from utils.runtime.devices import available_memory, peak_memory, pick_device, return_freed_memory
-from utils.runtime.errors import UserError
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked, require_disk, write_json
 from utils.runtime.progress import progress
 from utils.runtime.tasks import Tasks
 from utils.runtime.units import show_bytes
-from utils.runtime.workers import run_tasks
+from utils.runtime.workers import Workers, run_tasks
 from utils.saes.catalog import choose_saes, open_sae
 from utils.saes.encode import product_rate
+from utils.saes.encoder import Encoder
 from utils.saes.original_order import encode_dense, whole_sae, write_original_split
-from utils.saes.plan import Job, make_plan
-from utils.saes.run import EncodingRun
+from utils.saes.plan import Job, Work, make_plan
+from utils.saes.run import Encoding, EncodingRun, Tally
 from utils.saes.store import SaeFiles, made_from, stored_checks
-from utils.settings import NORMAL, SETTINGS, SHIFTED, conditions
+from utils.settings import NORMAL, SHIFTED, conditions, get_setting
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,77 +98,75 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
 
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
-    datasets = choose_datasets(paths, args.datasets)
+    failures = Failures()
+    datasets = [] if args.setting == SHIFTED.name else choose_datasets(paths, args.datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
+    wanted = Wanted(
+        info,
+        layers,
+        readable(paths, datasets, failures),
+        readable(paths, with_ood, failures, ood=True),
+    )
+    encoding = Encoding(
+        args.device, args.batch_size, args.max_memory, args.sae_dir, args.sae_release, args.dry_run
+    )
     stems = [sae_stem(sae_id) for sae_id in layers]
     with nullcontext() if args.dry_run else locked(paths.sae_activations_root(info.name), *stems):
-        if not args.batch_mode:
-            return run_original_order(paths, args, info, layers, datasets, with_ood)
-        return generate(paths, args, info, layers, datasets, with_ood)
+        if args.batch_mode:
+            generate(paths, wanted, encoding, cli.workers_of(args, paths, 0), failures)
+        else:
+            run_original_order(paths, wanted, encoding, cli.settings_asked(args), failures)
+    return cli.report(failures, "files or SAEs")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The sets of files that a run completes.
+
+    ``layers``: {sae_id: what it reads}; ``datasets``: encoded for the normal setting and those that
+    draw from it; ``with_ood``: for the OOD setting.
+    """
+
+    info: LanguageModel
+    layers: dict[str, Layer]
+    datasets: list[str]
+    with_ood: list[str]
+
+    def __len__(self) -> int:
+        return len(self.layers) * (len(self.datasets) + len(self.with_ood))
 
 
 def generate(
-    paths: Paths,
-    args: argparse.Namespace,
-    info: LanguageModel,
-    layers: dict[str, Layer],
-    datasets: list[str],
-    with_ood: list[str],
-) -> int:
-    """Make the files that are missing; the exit status."""
-    failures: list[str] = []
-    datasets = readable(paths, datasets, failures)
-    with_ood = readable(paths, with_ood, failures, ood=True)
-    jobs, n_sets = find_jobs(
-        paths,
-        info.name,
-        layers,
-        datasets,
-        with_ood,
-        args.setting != SHIFTED.name,
-        args.sae_dir,
-        failures,
-    )
+    paths: Paths, wanted: Wanted, encoding: Encoding, workers: Workers, failures: Failures
+) -> None:
+    """Make the files that are missing."""
+    info, layers = wanted.info, wanted.layers
+    jobs = find_jobs(paths, wanted, encoding.sae_dir, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
     print(
-        f"{info.name}: {len(layers)} SAEs, {n_sets} sets of files; {n_sets - n_todo} done, {n_todo}"
-        " to do"
-    )
-    encoding = Encoding(
-        args.device, args.max_memory, args.batch_size, args.sae_dir, args.sae_release, args.dry_run
+        f"{info.name}: {len(layers)} SAEs, {len(wanted)} sets of files; {len(wanted) - n_todo}"
+        f" done, {n_todo} to do"
     )
     # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's
     # own
     by_sae = (
         [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers]
-        if args.scheduler
+        if workers.scheduler
         else [jobs]
     )
     tasks = [(paths, info, of_sae, encoding) for of_sae in by_sae if of_sae]
-    for outcome in run_tasks(Tasks(encode, tasks), cli.workers_of(args, paths, 0), "SAEs"):
-        failures += outcome.value or []
+    for outcome in run_tasks(Tasks(encode, tasks), workers, "SAEs"):
+        for line in outcome.value or []:
+            failures.add(line)
         if outcome.error is not None:
-            if not args.scheduler:  # all SAEs were in this task
+            if not workers.scheduler:  # all SAEs were in this task
                 raise UserError(outcome.error)
-            failures.append(outcome.error)
-    if not args.dry_run:
+            failures.add(outcome.error)
+    if not encoding.dry_run:
         write_checks(paths, info.name, list(layers))
-    return cli.report_failures(failures, "files or SAEs")
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """The flags that say how to encode."""
-
-    device: str
-    max_memory: int | None
-    batch_size: int
-    sae_dir: Path | None
-    sae_release: str | None
-    dry_run: bool
-
-
-def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list[str]:
+def encode(paths: Paths, info: LanguageModel, jobs: list[Job], encoding: Encoding) -> list[str]:
     """Plan, check memory and disk, encode; a line for each file or SAE that could not be done.
 
     Raises UserError when the jobs cannot be done in this memory or on this disk.
@@ -174,32 +174,34 @@ def encode(paths: Paths, info: LanguageModel, jobs: list, how: Encoding) -> list
     import torch
 
     return_freed_memory()
-    failures: list[str] = []
-    device = pick_device(how.device)
-    free = available_memory(device)
-    budget = how.max_memory or int(0.6 * free)
+    failures = Failures()
+    encoding = replace(encoding, device=pick_device(encoding.device))
+    device = torch.device(encoding.device)
+    free = available_memory(encoding.device)
+    budget = encoding.max_memory or int(0.6 * free)
     if budget > free:
         raise UserError(
             f"--max_memory {show_bytes(budget)} is more than the {show_bytes(free)} that are free:"
             " give less"
         )
-    encoders = open_encoders(paths, how, info, jobs, failures)
-    works = make_plan(jobs, encoders, torch.device(device), budget, how.batch_size)
-    rate = product_rate(info.d_model, torch.device(device))
-    to_write = print_plan(works, encoders, device, budget, rate)
-    if how.dry_run:
-        return failures
+    encoders = open_encoders(paths, encoding, info, jobs, failures)
+    works = make_plan(jobs, encoders, device, budget, encoding.batch_size)
+    rate = product_rate(info.d_model, device)
+    to_write = print_plan(works, encoders, encoding.device, budget, rate)
+    if encoding.dry_run:
+        return failures.lines
     require_disk(paths.data_dir, to_write)
 
-    runner = EncodingRun(paths, info, encoders, torch.device(device), how.batch_size, how.sae_dir)
+    runner = EncodingRun(paths, info, encoders, encoding)
     total = sum(work.n_rows * len(work.sae_ids) for work in works)
     with progress(total=total, desc="encoding", unit="row", unit_scale=True) as bar:
         for work in works:
-            failures += runner.run(work, bar)
+            for line in runner.run(work, bar):
+                failures.add(line)
     # the ceiling before and after: other work on the machine can only lower a measurement
-    ceiling = max(rate, product_rate(info.d_model, torch.device(device)))
+    ceiling = max(rate, product_rate(info.d_model, device))
     print_table(runner.tallies, encoders, ceiling, info.d_model)
-    return failures
+    return failures.lines
 
 
 def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]:
@@ -216,72 +218,62 @@ def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]
         return []
 
 
-def find_jobs(
-    paths: Paths,
-    model_name: str,
-    layers: dict[str, Layer],
-    datasets: list[str],
-    with_ood: list[str],
-    normal: bool,
-    sae_dir: Path | None,
-    failures: list[str],
-) -> tuple[list, int]:
-    """(jobs with something to do, number of sets of files in all); a line is added for each dataset
-    that cannot be read.
-    """
+def find_jobs(paths: Paths, wanted: Wanted, sae_dir: Path | None, failures: Failures) -> list[Job]:
+    """The jobs with something to do; a dataset that cannot be read is a failure."""
+    info, layers = wanted.info, wanted.layers
 
-    def is_done(setting: str, name: str, sae_id: str) -> bool:
-        files = SaeFiles(paths, model_name, setting, name, sae_id)
+    def is_done(setting: str, dataset: str, sae_id: str) -> bool:
+        files = SaeFiles(paths, info.name, setting, dataset, sae_id)
         # without a description they are unfinished; with one, its sources must still be what they
         # were
-        made = made_from(paths, model_name, name, layers[sae_id], sae_id, setting, sae_dir)
-        return bool(files.description()) and files.is_done(made)
+        return bool(files.description()) and files.is_done(
+            made_from(files, layers[sae_id], sae_dir)
+        )
 
     jobs = []
-    for layer in sorted(set(layers.values()), key=layer_order):
+    names = list(dict.fromkeys([*wanted.datasets, *wanted.with_ood]))
+    for layer, name in product(sorted(set(layers.values()), key=layer_order), names):
         of_layer = [sae_id for sae_id in layers if layers[sae_id] == layer]
-        for name in datasets:
-            try:
-                ours = [i for i in of_layer if normal and not is_done(NORMAL.name, name, i)]
-                ood = [
-                    i for i in of_layer if name in with_ood and not is_done(SHIFTED.name, name, i)
-                ]
-            except UserError as error:
-                failures.append(str(error))
+        with failures.caught():
+            todo = {
+                setting: [i for i in of_layer if name in asked and not is_done(setting, name, i)]
+                for setting, asked in (
+                    (NORMAL.name, wanted.datasets),
+                    (SHIFTED.name, wanted.with_ood),
+                )
+            }
+            if not any(todo.values()):
                 continue
-            if ours or ood:
-                described = read_description(
-                    paths.model_activations(model_name, name, hook_name(layer))
-                )
-                n_rows = described.get("n_rows") or dataset_size(paths, name)
-                jobs.append(
-                    Job(name, layer, ours, ood, n_rows, len(load_ood(paths, name)) if ood else 0)
-                )
-    return jobs, len(layers) * (normal * len(datasets) + len(with_ood))
+            path = paths.model_activations(info.name, name, hook_name(layer))
+            normal, ood = todo.values()
+            n_rows = read_description(path).get("n_rows") or dataset_size(paths, name)
+            n_ood_rows = len(load_ood(paths, name)) if ood else 0
+            jobs.append(Job(name, layer, normal, ood, n_rows, n_ood_rows))
+    return jobs
 
 
 def open_encoders(
-    paths: Paths, how: Encoding, info: LanguageModel, jobs: list, failures: list[str]
-) -> dict:
+    paths: Paths, encoding: Encoding, info: LanguageModel, jobs: list[Job], failures: Failures
+) -> dict[str, Encoder]:
     """The encoders of the jobs' SAEs; an SAE that cannot be opened is a failure, and the others go
     on.
     """
     encoders = {}
     for sae_id in dict.fromkeys(i for job in jobs for i in job.sae_ids):
-        try:
-            encoder = open_sae(paths, info.name, sae_id, how.sae_dir, how.sae_release)
+        with failures.caught():
+            encoder = open_sae(paths, info.name, sae_id, encoding.sae_dir, encoding.sae_release)
             if encoder.d_model != info.d_model:
                 raise UserError(
                     f"{sae_id} reads activations of width {encoder.d_model}; those of {info.name}"
                     f" have {info.d_model}"
                 )
             encoders[sae_id] = encoder
-        except UserError as error:
-            failures.append(str(error))
     return encoders
 
 
-def print_plan(works: list, encoders: dict, device: str, budget: int, rate: float) -> int:
+def print_plan(
+    works: list[Work], encoders: dict[str, Encoder], device: str, budget: int, rate: float
+) -> int:
     """Print what will be read, encoded and written; the bytes that will be written, estimated."""
     print(
         f"plan: device {device} ({rate / 1e9:.0f} GFLOP/s), {show_bytes(budget)} for weights and"
@@ -312,7 +304,9 @@ def print_plan(works: list, encoders: dict, device: str, budget: int, rate: floa
     return int(to_write)
 
 
-def print_table(tallies: dict, encoders: dict, rate: float, d_model: int) -> None:
+def print_table(
+    tallies: dict[str, Tally], encoders: dict[str, Encoder], rate: float, d_model: int
+) -> None:
     """The closing table; warns of a measured L0 far from the one an SAE's id names."""
     if not tallies:
         return
@@ -358,46 +352,35 @@ def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
 
 
 def run_original_order(
-    paths: Paths,
-    args: argparse.Namespace,
-    info: LanguageModel,
-    layers: dict[str, Layer],
-    datasets: list[str],
-    with_ood: list[str],
-) -> int:
-    """The yardstick: for each dataset and setting load the whole SAE and encode each condition
-    anew.
-    """
+    paths: Paths, wanted: Wanted, encoding: Encoding, settings: tuple[str, ...], failures: Failures
+) -> None:
+    """The yardstick: for each dataset and setting load the SAE, encode each condition anew."""
     import torch
 
-    device = torch.device(pick_device(args.device))
-    wanted = [setting for setting in SETTINGS.values() if setting.name in cli.settings_asked(args)]
-    if (
-        args.setting == cli.EVERY
-    ):  # those that have files of their own: label noise reads those of normal
-        wanted = [setting for setting in wanted if setting.exports or not setting.values]
-    failures: list[str] = []
-    tallies: dict[str, float] = defaultdict(float)
+    info = wanted.info
+    device = torch.device(pick_device(encoding.device))
+    asked = [get_setting(name) for name in settings]
+    if len(asked) > 1:  # those that have files of their own: label noise reads those of normal
+        asked = [setting for setting in asked if setting.exports or not setting.values]
     pieces = [
-        (i, s, d) for i in layers for s in wanted for d in (with_ood if s.shifted else datasets)
+        (sae_id, setting, dataset)
+        for sae_id, setting in product(wanted.layers, asked)
+        for dataset in (wanted.with_ood if setting.shifted else wanted.datasets)
     ]
+    seconds: dict[str, float] = defaultdict(float)
     for sae_id, setting, name in progress(pieces, desc="original order", unit="dataset"):
         started = time.monotonic()
-        try:
-            sae = whole_sae(
-                open_sae(paths, info.name, sae_id, args.sae_dir, args.sae_release), device
-            )
-            hook = hook_name(layers[sae_id])
+        with failures.caught():
+            encoder = open_sae(paths, info.name, sae_id, encoding.sae_dir, encoding.sae_release)
+            sae = whole_sae(encoder, device)
+            hook = hook_name(wanted.layers[sae_id])
             activations = load_rows(paths, info.name, name, hook, setting.shifted, info.d_model)
             for condition in conditions(setting.name, len(activations.labels)):
-                rows = encode_dense(sae, activations.condition(condition), args.batch_size)
+                rows = encode_dense(sae, activations.condition(condition), encoding.batch_size)
                 write_original_split(paths, info.name, name, sae_id, condition, rows)
-        except UserError as error:
-            failures.append(str(error))
-        tallies[sae_id] += time.monotonic() - started
-    for sae_id, seconds in tallies.items():
-        print(f"{sae_id}: {seconds:.1f} s in the original order")
-    return cli.report_failures(failures, "datasets")
+        seconds[sae_id] += time.monotonic() - started
+    for sae_id, spent in seconds.items():
+        print(f"{sae_id}: {spent:.1f} s in the original order")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ train_sae_probes.py.
 from __future__ import annotations
 
 import argparse
-import random
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 from itertools import product
 
 from utils import cli
@@ -26,12 +25,9 @@ from utils.models import get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.baselines import METHODS, Baseline, methods_of
-from utils.results.tables import ResultTable, baseline_table, seconds_table
-from utils.runtime.errors import UserError
-from utils.runtime.files import locked
-from utils.runtime.provenance import save_run_settings
-from utils.runtime.tasks import Tasks
-from utils.runtime.workers import run_tasks
+from utils.results.sweep import Sweep, SweepOptions, Task
+from utils.results.tables import baseline_table, lock_tables
+from utils.runtime.errors import Failures, UserError
 from utils.settings import Condition, choose_conditions, conditions, get_setting
 
 
@@ -62,100 +58,42 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.over_settings(train, make_parser().parse_args(argv))
+    return cli.over_settings(train, make_parser().parse_args(argv), "datasets")
 
 
-def train(args: argparse.Namespace) -> int:
-    """Make the baselines of one setting; the exit status."""
+def train(args: argparse.Namespace, failures: Failures) -> None:
+    """Make the baselines of one setting that its tables lack."""
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
-    setting = args.setting
-    layers = args.layers or info.layers_of(get_setting(setting))
-    asked = [method for part in args.method or () for method in part]
-    methods = asked or methods_of(setting)
-    column = get_setting(setting).baseline_column
-    tables: dict[Layer, ResultTable] = {
+    setting = get_setting(args.setting)
+    tables = {
         layer: baseline_table(
-            paths.baseline_table(info.name, setting, layer),
-            column,
-            layer if get_setting(setting).all_layers else info.probe_layer,
+            paths.baseline_table(info.name, setting.name, layer),
+            setting.baseline_column,
+            layer if setting.all_layers else info.probe_layer,
         )
-        for layer in layers
+        for layer in args.layers or info.layers_of(setting)
     }
-    written = {table.path.name for table in tables.values()}
-    with locked(next(iter(tables.values())).path.parent, *written):
-        return probe_all(paths, args, info.name, tables, methods)
-
-
-def probe_all(
-    paths: Paths,
-    args: argparse.Namespace,
-    model_name: str,
-    tables: dict[Layer, ResultTable],
-    methods: Sequence[str],
-) -> int:
-    """Make the probes that the tables lack; the exit status."""
-    setting = args.setting
-    failures: list[str] = []
-    datasets = readable(
-        paths,
-        choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted),
-        failures,
-        ood=get_setting(setting).shifted,
-    )
-
-    tasks: list[tuple] = []
-    n_expected = n_todo = 0
-    for layer in tables:
-        done = tables[layer].done()
-        for dataset in datasets:
-            chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
-            wanted: dict[tuple[int, Condition], list[Baseline]] = {}
-            for seed, condition, method in product(cli.seeds_of(args), chosen, methods):
-                key = tables[layer].key_of(row_of(dataset, layer, condition, method, seed))
-                n_expected += 1
-                if key in done and not args.overwrite:
-                    continue
-                wanted.setdefault((seed, condition), []).append(METHODS[method])
+    asked = [method for part in args.method or () for method in part]
+    methods = asked or methods_of(setting.name)
+    names = choose_datasets(paths, args.datasets, ood=setting.shifted)
+    datasets = readable(paths, names, failures, ood=setting.shifted)
+    seeds = cli.seeds_of(args)
+    with lock_tables(tables.values()):
+        title = f"baselines, {info.name}, {setting.name}"
+        sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
+        for layer, dataset in product(tables, datasets):
+            chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
+            wanted = defaultdict(list)
+            for seed, condition, method in product(seeds, chosen, methods):
+                row = row_of(dataset, layer, condition, method, seed)
+                if sweep.lacks(tables[layer], row):
+                    wanted[seed, condition].append(METHODS[method])
             if wanted:
-                n_todo += sum(map(len, wanted.values()))
-                tasks.append((paths, model_name, dataset, layer, wanted))
-    print(
-        f"baselines, {model_name}, {setting}: {n_expected} probes; {n_expected - n_todo} done,"
-        f" {n_todo} to do"
-    )
-    if not tasks:
-        return cli.report_failures(failures, "datasets")
-    if args.randomize_order:
-        random.Random(args.seed).shuffle(tasks)
-    return run(paths, tables, tasks, args, failures)
-
-
-def run(
-    paths: Paths,
-    tables: dict[Layer, ResultTable],
-    tasks: list[tuple],
-    args: argparse.Namespace,
-    failures: list[str],
-) -> int:
-    started = time.monotonic()
-    n_rows = 0
-    workers = cli.workers_of(args, paths, args.n_jobs)
-    job = Tasks(probe_dataset, tasks, prepare=load_task)
-    for outcome in run_tasks(job, workers, f"baselines, {args.setting}"):
-        _, _, dataset, layer, _ = tasks[outcome.index]
-        rows = outcome.value or []
-        if outcome.error is not None:
-            failures.append(f"{dataset} at layer {layer}: {outcome.error}")
-        for written in (tables[layer], seconds_table(tables[layer])):
-            written.append(rows, replacing=args.overwrite)
-        n_rows += len(rows)
-    for table in tables.values():
-        table.finish()
-    folder = next(iter(tables.values())).path.parent
-    save_run_settings(folder / "settings.json", cli.settings_of(args))
-    print(f"{n_rows} probes in {time.monotonic() - started:.0f} s: {folder}")
-    return cli.report_failures(failures, "datasets")
+                arguments = (paths, info.name, dataset, layer, dict(wanted))
+                sweep.add(Task(f"{dataset} at layer {layer}", tables[layer], arguments))
+        sweep.report()
+        sweep.fill(probe_dataset, failures, prepare=load_task)
 
 
 def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: int) -> dict:

@@ -13,7 +13,6 @@ visualize.py shows it beside the paper's consolidated results. The setting is th
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -31,20 +30,22 @@ from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.probes.token_probes import Tokens, attention_probe, components_probe, pool_latents
 from utils.results.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
-from utils.results.tables import ResultTable
+from utils.results.sweep import Sweep, SweepOptions, Task
+from utils.results.tables import lock_tables
 from utils.runtime.devices import available_memory, pick_device
-from utils.runtime.errors import UserError
-from utils.runtime.provenance import save_run_settings
-from utils.runtime.tasks import Tasks
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.units import show_bytes
-from utils.runtime.workers import run_tasks
 from utils.saes.catalog import choose_saes, is_control, open_sae
 from utils.saes.encode import encode_all, read_block
 from utils.settings import NORMAL, Condition, split
 
 if TYPE_CHECKING:
+    import torch
+
     from utils.language_models import HookedModel
-    from utils.probes.token_probes import Tokens
+    from utils.readers.sparse_files import SparseRows
+    from utils.saes.encode import EncoderBlock
+    from utils.saes.encoder import Encoder
 
 HALF_MAX = 65_504  # of a 16-bit float
 K = 128  # latents of a pooled probe, as in the paper
@@ -85,63 +86,33 @@ def main(argv: list[str] | None = None) -> int:
     saes = choose_saes(
         paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer]
     )
-    table = multi_token_table(paths.multi_token_results(info.name))
-    with table.locked():
-        return probe_all(paths, args, info, saes, table)
-
-
-def probe_all(
-    paths: Paths,
-    args: argparse.Namespace,
-    info: LanguageModel,
-    saes: dict[str, Layer],
-    table: ResultTable,
-) -> int:
-    """Make the probes that the table lacks; the exit status."""
-    failures: list[str] = []
-    datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
-    done = set() if args.overwrite else table.done()
     sae_dir = args.sae_dir or paths.saes(info.name)
     controls = {sae_id for sae_id in saes if is_control(sae_dir / sae_id)}
-    methods = [
+    methods: list[tuple[str, str | None]] = [
         (sae_method(pooling, binarize, sae_id in controls), sae_id)
         for sae_id, pooling, binarize in product(saes, POOLINGS, (False, True))
     ]
-    wanted = {}
-    for name in datasets:
-        rows = [
-            base_row(name, info.probe_layer, m, i, args.seed)
-            for m, i in [*methods, (COMPONENTS, None), (ATTENTION, None)]
-        ]
-        lacking = [(row["method"], row["sae_id"]) for row in rows if table.key_of(row) not in done]
-        if lacking:
-            wanted[name] = lacking
-    n_all = len(datasets) * (len(methods) + 2)
-    n_todo = sum(map(len, wanted.values()))
-    print(f"multi-token probes, {info.name}: {n_all} probes; {n_all - n_todo} done, {n_todo} to do")
-    if not wanted:
-        return cli.report_failures(failures, "datasets")
-
-    if not args.scheduler:
-        # a model that is not there ends the run here
-        load_model(info, (hook_name(info.probe_layer),), paths, pick_device(args.device))
-    started, n_made = time.monotonic(), 0
-    how = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_dir)
-    tasks = [
-        (paths, info, name, lacking, how, f"[{n}/{len(wanted)}]")
-        for n, (name, lacking) in enumerate(wanted.items(), start=1)
-    ]
-    workers = cli.workers_of(args, paths, 0)
-    for outcome in run_tasks(Tasks(probe_dataset, tasks), workers, "multi-token probes"):
-        rows = outcome.value or []
-        if outcome.error is not None:
-            failures.append(f"{tasks[outcome.index][2]}: {outcome.error}")
-        table.append(rows, replacing=args.overwrite)
-        n_made += len(rows)
-    table.finish()
-    save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
-    print(f"{n_made} probes in {time.monotonic() - started:.0f} s: {table.path}")
-    return cli.report_failures(failures, "datasets")
+    methods += [(COMPONENTS, None), (ATTENTION, None)]
+    failures = Failures()
+    datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
+    table = multi_token_table(paths.multi_token_results(info.name))
+    read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_dir)
+    with lock_tables([table]):
+        title = f"multi-token probes, {info.name}"
+        sweep = Sweep(title, [table], SweepOptions.of(args, paths, 0))
+        for number, dataset in enumerate(datasets, start=1):
+            rows = [base_row(dataset, info.probe_layer, m, i, args.seed) for m, i in methods]
+            lacking = [(row["method"], row["sae_id"]) for row in rows if sweep.lacks(table, row)]
+            if lacking:
+                position = f"[{number}/{len(datasets)}]"
+                arguments = (paths, info, dataset, lacking, read_and_probe, position)
+                sweep.add(Task(dataset, table, arguments))
+        sweep.report()
+        if sweep.tasks and not args.scheduler:
+            # a model that is not there ends the run here
+            load_model(info, (hook_name(info.probe_layer),), paths, pick_device(args.device))
+        sweep.fill(probe_dataset, failures)
+    return cli.report(failures, "datasets")
 
 
 @dataclass(frozen=True)
@@ -170,7 +141,7 @@ def probe_dataset(
     ]
 
 
-def base_row(dataset: str, layer, method: str, sae_id: str | None, seed: int) -> dict:
+def base_row(dataset: str, layer: Layer, method: str, sae_id: str | None, seed: int) -> dict:
     """The columns of a row that say what it is."""
     return {
         "dataset": dataset,
@@ -233,7 +204,9 @@ def probe_tokens(
     return results
 
 
-def _encode(encoder, block, device, x: np.ndarray):
+def _encode(
+    encoder: Encoder, block: EncoderBlock, device: torch.device, x: np.ndarray
+) -> SparseRows:
     return encode_all(encoder, [block], x, device)
 
 

@@ -15,15 +15,16 @@ is train_baselines.py.
 from __future__ import annotations
 
 import argparse
-import random
-import time
+from collections import defaultdict
 from dataclasses import asdict
 from itertools import product
+from pathlib import Path
 
 from utils import cli
-from utils.datasets import choose_datasets, dataset_size, load_dataset, load_ood, readable
-from utils.models import LanguageModel, get_model
-from utils.names import Layer, layer_order
+from utils.activations import load_rows
+from utils.datasets import choose_datasets, dataset_size, readable
+from utils.models import get_model
+from utils.names import Layer, hook_name, layer_order
 from utils.paths import Paths
 from utils.probes.controls import CONTROLS, ControlActivations, control_id
 from utils.probes.k_sparse import (
@@ -35,12 +36,10 @@ from utils.probes.k_sparse import (
     fit_sae_probes,
 )
 from utils.results import saebench
-from utils.results.tables import ResultTable, sae_probe_table, seconds_table
+from utils.results.sweep import Sweep, SweepOptions, Task
+from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
-from utils.runtime.errors import UserError
-from utils.runtime.provenance import save_run_settings
-from utils.runtime.tasks import Tasks
-from utils.runtime.workers import run_tasks
+from utils.runtime.errors import Failures, UserError
 from utils.saes.catalog import choose_saes, is_control
 from utils.saes.store import SaeActivations
 from utils.settings import (
@@ -111,122 +110,67 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             "--export_saebench is for --setting normal, which is what SAEBench evaluates"
         )
-    return cli.over_settings(train, args)
+    return cli.over_settings(train, args, "datasets and SAEs")
 
 
-def train(args: argparse.Namespace) -> int:
-    """Make the SAE probes of one setting; the exit status."""
+def train(args: argparse.Namespace, failures: Failures) -> None:
+    """Make the SAE probes of one setting that its table lacks."""
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
-
-    setting = args.setting
-    ks = tuple(args.ks or get_setting(setting).ks)
-    ks = tuple(sorted({*ks, *(saebench.KS if args.export_saebench else ())}))
+    setting = get_setting(args.setting)
+    ks = sorted({*(args.ks or setting.ks), *(saebench.KS if args.export_saebench else ())})
     options = [
         ProbeOptions(
             args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed
         )
         for seed in cli.seeds_of(args)
     ]
-    table = sae_probe_table(
-        paths.sae_probe_table(info.name, setting), get_setting(setting).sae_column
-    )
     layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
-    with table.locked():
-        status = probe_all(paths, args, info, layers, table, options, ks)
+    probed = sources(layers, args.sae_dir or paths.saes(info.name), args.controls)
+    names = choose_datasets(paths, args.datasets, ood=setting.shifted)
+    datasets = readable(paths, names, failures, ood=setting.shifted)
+    table = sae_probe_table(paths.sae_probe_table(info.name, setting.name), setting.sae_column)
+    with lock_tables([table]):
+        title = f"SAE probes, {info.name}, {setting.name}"
+        sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
+        for dataset, source in product(datasets, probed):
+            base = {"dataset": dataset, **source}
+            chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
+            wanted = defaultdict(list)
+            for option, condition, k in product(options, chosen, ks):
+                if sweep.lacks(table, published_row(base, condition, k, option)):
+                    wanted[option, condition].append(k)
+            if wanted:
+                arguments = (paths, info.name, base, dict(wanted))
+                sweep.add(Task(f"{dataset} with {source['sae_id']}", table, arguments))
+        sweep.report()
+        sweep.fill(probe_dataset, failures)
     if args.export_saebench:
-        tidy, _ = load_results(paths, info.name, (NORMAL.name,))
-        for path in saebench.export_saebench(tidy, paths, info.name, list(layers), options[0]):
+        results = load_results(paths, info.name, (NORMAL.name,))
+        for line in results.unreadable():
+            failures.add(line)
+        for path in saebench.export_saebench(
+            results.tidy, paths, info.name, list(layers), options[0]
+        ):
             print(f"SAEBench  {path}")
-    return status
 
 
-def probe_all(
-    paths: Paths,
-    args: argparse.Namespace,
-    info: LanguageModel,
-    layers: dict[str, Layer],
-    table: ResultTable,
-    options: list[ProbeOptions],
-    ks: tuple[int, ...],
-) -> int:
-    """Make the probes that the table lacks; the exit status."""
-    setting = args.setting
-    failures: list[str] = []
-    datasets = readable(
-        paths,
-        choose_datasets(paths, args.datasets, ood=get_setting(setting).shifted),
-        failures,
-        ood=get_setting(setting).shifted,
-    )
-    sae_dir = args.sae_dir or paths.saes(info.name)
-    # an SAE with random weights is a control too, and a method of its own
+def sources(layers: dict[str, Layer], sae_dir: Path, controls: list[str]) -> list[dict]:
+    """What is probed: {sae_id, layer, method} of each SAE and control at the SAEs' layers."""
     probed = [
-        (i, layer, "random_sae_probe" if is_control(sae_dir / i) else "sae_probe")
-        for i, layer in layers.items()
+        {
+            "sae_id": sae_id,
+            "layer": layer,
+            # an SAE with random weights is a control too, and a method of its own
+            "method": "random_sae_probe" if is_control(sae_dir / sae_id) else "sae_probe",
+        }
+        for sae_id, layer in layers.items()
     ]
     read = sorted(set(layers.values()), key=layer_order)
-    probed += [
-        (control_id(control, layer), layer, control)
-        for layer, control in product(read, args.controls)
+    return probed + [
+        {"sae_id": control_id(control, layer), "layer": layer, "method": control}
+        for layer, control in product(read, controls)
     ]
-
-    tasks = []
-    n_expected = 0
-    done = table.done()
-    for dataset in datasets:
-        chosen = choose_conditions(setting, dataset_size(paths, dataset), args.conditions)
-        for sae_id, layer, method in probed:
-            base = {"dataset": dataset, "sae_id": sae_id, "layer": layer, "method": method}
-            wanted = {}
-            for option, condition in product(options, chosen):
-                keys = {k: table.key_of(published_row(base, condition, k, option)) for k in ks}
-                n_expected += len(keys)
-                needed = [k for k in ks if args.overwrite or keys[k] not in done]
-                if needed:
-                    wanted[option, condition] = needed
-            if wanted:
-                tasks.append((paths, info.name, base, wanted))
-    n_todo = sum(len(needed) for task in tasks for needed in task[3].values())
-    print(
-        f"SAE probes, {info.name}, {setting}: {n_expected} probes; {n_expected - n_todo} done,"
-        f" {n_todo} to do"
-    )
-    if args.randomize_order:
-        random.Random(args.seed).shuffle(tasks)
-    return (
-        run(paths, table, tasks, args, failures)
-        if tasks
-        else cli.report_failures(failures, "datasets")
-    )
-
-
-def run(
-    paths: Paths,
-    table: ResultTable,
-    tasks: list[tuple],
-    args: argparse.Namespace,
-    failures: list[str],
-) -> int:
-    started = time.monotonic()
-    seconds = seconds_table(table)
-    workers = cli.workers_of(args, paths, args.n_jobs)
-    n_rows = n_unconverged = 0
-    for outcome in run_tasks(Tasks(probe_dataset, tasks), workers, f"SAE probes, {args.setting}"):
-        base, rows = tasks[outcome.index][2], outcome.value or []
-        if outcome.error is not None:
-            failures.append(f"{base['dataset']} with {base['sae_id']}: {outcome.error}")
-        for written in (table, seconds):
-            written.append(rows, replacing=args.overwrite)
-        n_rows += len(rows)
-        n_unconverged += sum(not row["converged"] for row in rows)
-    table.finish()
-    save_run_settings(table.path.with_name("settings.json"), cli.settings_of(args))
-    print(
-        f"{n_rows} probes in {time.monotonic() - started:.0f} s, {n_unconverged} of them not"
-        f" converged: {table.path}"
-    )
-    return cli.report_failures(failures, "datasets and SAEs")
 
 
 def published_row(base: dict, condition: Condition, k: int, options: ProbeOptions) -> dict:
@@ -247,26 +191,22 @@ def probe_dataset(
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     activations: ConditionRows
     if base["method"] in CONTROLS:
-        activations = ControlActivations(
-            paths, model_name, name, base["method"], base["layer"], ood
-        )
+        d_model = get_model(model_name, paths).d_model
+        rows = load_rows(paths, model_name, name, hook_name(base["layer"]), ood, d_model)
+        activations = ControlActivations(base["method"], rows)
     else:
-        remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
-        ood_labels = load_ood(paths, name).labels if ood else None
-        activations = SaeActivations(
-            paths, model_name, name, sae_id, load_dataset(paths, name).labels, ood_labels, remedy
-        )
-    rows = []
+        activations = SaeActivations(paths, model_name, name, sae_id, ood)
+    made = []
     for (options, condition), ks in wanted.items():
         if condition not in conditions(condition.setting, len(activations.labels)):
             continue  # fewer rows have activations than have texts
         for result in fit_sae_probes(activations.condition(condition, options.seed), ks, options):
-            rows.append({**published_row(base, condition, result["k"], options), **result})
-    if not rows:
+            made.append({**published_row(base, condition, result["k"], options), **result})
+    if not made:
         raise UserError(
             f"only {len(activations.labels)} rows have activations: too few for what was asked"
         )
-    return rows
+    return made
 
 
 if __name__ == "__main__":

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from utils import cli
 from utils.activations import read_description
 from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood
 from utils.language_models import HookedModel
-from utils.models import LanguageModel, get_model
+from utils.models import get_model
 from utils.names import Layer, hook_name, layer_folder, make_sae_id
 from utils.paths import Paths
 from utils.runtime.devices import pick_device
@@ -32,6 +34,9 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_folder, locked, write_json
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, Condition, split
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH_TOKENS = 512
 LEARNING_RATE = 1e-3
@@ -116,15 +121,28 @@ def main(argv: list[str] | None = None) -> int:
 
     device = pick_device(args.device)
     with locked(paths.saes(info.name), layer_folder(layer)):
-        tokens = collect_tokens(paths, info, layer, args.n_tokens, args.corpus, args.seed, device)
+        texts = training_texts(paths, info.name, args.corpus, args.seed)
+        model = HookedModel(info, [hook_name(layer)], paths, device)
+        tokens = collect_tokens(model, hook_name(layer), texts, args.n_tokens, args.seed)
+        sae = SaeToTrain(info.name, layer, args.k_active, args.n_epochs, args.seed, device)
         for width, folder in wanted.items():
             if folder in todo:
-                make_sae(tokens, folder, info.name, layer, width, args, device, train=True)
+                make_sae(tokens, folder, sae, width, train=True)
         if control in todo and control is not None:
-            make_sae(
-                tokens, control, info.name, layer, args.control_width, args, device, train=False
-            )
+            make_sae(tokens, control, sae, args.control_width, train=False)
     return 0
+
+
+@dataclass(frozen=True)
+class SaeToTrain:
+    """All of a training run but the width of its SAE; ``k_active``: latents active on a token."""
+
+    model_name: str
+    layer: Layer
+    k_active: int
+    n_epochs: float
+    seed: int
+    device: str
 
 
 def sae_folder(
@@ -181,22 +199,13 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
 
 
 def collect_tokens(
-    paths: Paths,
-    info: LanguageModel,
-    layer: Layer,
-    n_tokens: int,
-    corpus: list[str] | None,
-    seed: int,
-    device: str,
-):
+    model: HookedModel, hook: str, texts: list[str], n_tokens: int, seed: int
+) -> torch.Tensor:
     """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for
     training.
     """
     import torch
 
-    hook = hook_name(layer)
-    texts = training_texts(paths, info.name, corpus, seed)
-    model = HookedModel(info, [hook], paths, device)
     wanted = n_tokens + HELD_OUT_TOKENS
     token_ids, total = [], 0
     for start in range(0, len(texts), 1000):
@@ -217,7 +226,7 @@ def collect_tokens(
     return tokens[order]
 
 
-def batches(tokens, generator) -> Iterator:
+def batches(tokens: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Endless shuffled batches [BATCH_TOKENS, d_model]."""
     import torch
 
@@ -228,7 +237,7 @@ def batches(tokens, generator) -> Iterator:
 
 
 def make_sae(
-    tokens, folder: Path, model_name: str, layer: Layer, width: int, args, device: str, train: bool
+    tokens: torch.Tensor, folder: Path, wanted: SaeToTrain, width: int, train: bool
 ) -> None:
     """Make one SAE, and move its finished folder into place."""
     import torch
@@ -236,7 +245,7 @@ def make_sae(
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    torch.manual_seed(args.seed)
+    torch.manual_seed(wanted.seed)
     training, held_out = tokens[:-HELD_OUT_TOKENS], tokens[-HELD_OUT_TOKENS:]
     mean = training.mean(dim=0)
     # Unit mean square per dimension makes one learning rate fit every layer. It is folded into the
@@ -245,14 +254,14 @@ def make_sae(
     cfg = TopKTrainingSAEConfig(
         d_in=tokens.shape[1],
         d_sae=width,
-        k=args.k_active,
-        device=device,
+        k=wanted.k_active,
+        device=wanted.device,
         apply_b_dec_to_input=True,
         rescale_acts_by_decoder_norm=False,  # with it, encoding would need the decoder
         metadata=SAEMetadata(
-            model_name=model_name,
-            hook_name=hook_name(layer),
-            seed=args.seed,
+            model_name=wanted.model_name,
+            hook_name=hook_name(wanted.layer),
+            seed=wanted.seed,
             control=None if train else "random",
         ),
     )
@@ -260,29 +269,28 @@ def make_sae(
     with torch.no_grad():
         sae.b_dec.copy_(mean * scale)
     if train:
-        generator = torch.Generator().manual_seed(args.seed)
+        generator = torch.Generator().manual_seed(wanted.seed)
         scaled = training * scale
+        n_samples = int(len(training) * wanted.n_epochs)
         trainer_cfg = SAETrainerConfig(
-            total_training_samples=int(len(training) * args.n_epochs)
-            // BATCH_TOKENS
-            * BATCH_TOKENS,
+            total_training_samples=n_samples // BATCH_TOKENS * BATCH_TOKENS,
             train_batch_size_samples=BATCH_TOKENS,
             lr=LEARNING_RATE,
             lr_end=LEARNING_RATE / 10,
             lr_warm_up_steps=20,
-            lr_decay_steps=int(len(training) * args.n_epochs) // BATCH_TOKENS // 5,
-            device=device,
+            lr_decay_steps=n_samples // BATCH_TOKENS // 5,
+            device=wanted.device,
             dead_feature_window=100,
         )
         trainer = SAETrainer(trainer_cfg, sae, batches(scaled, generator))
         sae = trainer.fit()
     sae.fold_activation_norm_scaling_factor(scale)
-    figures = measure(sae, held_out.to(device))
+    figures = measure(sae, held_out.to(wanted.device))
     with atomic_folder(folder) as temporary:
         sae.save_inference_model(temporary)
         write_json(
             temporary / "training.json",
-            {**figures, "n_tokens": len(training), "n_epochs": args.n_epochs * train},
+            {**figures, "n_tokens": len(training), "n_epochs": wanted.n_epochs * train},
         )
     kind = "trained" if train else "untrained control"
     print(
@@ -291,7 +299,7 @@ def make_sae(
     )
 
 
-def measure(sae, tokens) -> dict[str, float]:
+def measure(sae: Any, tokens: torch.Tensor) -> dict[str, float]:
     """Variance explained (1 - FVU), mean L0 and latents that never fire, on tokens [n, d_model]."""
     import torch
 

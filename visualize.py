@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from io import BytesIO
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
 
 from utils import cli
-from utils.figures import side_experiments as paper_figures
-from utils.figures import study as figures
-from utils.figures.report import write_report
-from utils.figures.study import NoData
+from utils.figures.gallery import Material, draw_all, gallery
+from utils.figures.report import Report, write_report
 from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
-from utils.results import side_experiments
 from utils.results.audit import audit
 from utils.results.comparison import (
     CONTROL_METHODS,
@@ -41,25 +36,13 @@ from utils.results.comparison import (
     protocols,
     val_test_gap,
 )
+from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.tables import read_table
-from utils.results.tidy import CONTROL, SAE, load_results
-from utils.runtime.errors import UserError
+from utils.results.tidy import CONTROL, SAE, Results, load_results
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import atomic_path, locked
-from utils.runtime.progress import progress
 from utils.settings import SETTINGS
-
-# What differs in the texts of each out-of-distribution file, as read in the files
-OOD_SHIFTS = {
-    "5_hist_fig_ismale": "cartoon characters",
-    "6_hist_fig_isamerican": "stray letters in names",
-    "7_hist_fig_ispolitician": "surname first",
-    "66_living-room": "in French",
-    "67_social-security": "in Spanish",
-    "73_control-group": "in German",
-    "87_glue_cola": "sentences from elsewhere",
-    "90_glue_qnli": "texts from elsewhere",
-}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -74,188 +57,65 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     model_name = get_model(args.model_name, paths).name
-    settings = cli.settings_asked(args)
-    failures: list[str] = []
-    tidy, remarks = load_results(paths, model_name, settings, failures)
+    results = load_results(paths, model_name, cli.settings_asked(args))
+    failures = Failures(results.unreadable())
+    tidy = results.tidy
     if args.datasets:
         tidy = tidy[tidy["dataset"].isin(args.datasets)]
-    if not len(tidy) and failures:
-        raise UserError(failures[0])
+    if not len(tidy) and failures.lines:
+        raise UserError(failures.lines[0])
     if not len(tidy):
         raise UserError(
             f"no result tables of {model_name} in {paths.results_dir}: "
             f"run `make train-baselines train-sae-probes MODEL={model_name}`"
         )
-    for remark in remarks:
-        print(f"note: {remark}")
+    for finding in results.findings:
+        if finding.weight != "fine" and finding.kind is not Kind.UNREADABLE:
+            print(f"note: {finding}")
     with locked(paths.figures(model_name), "report.html", also=paths.results_dir):
-        return show(paths, model_name, tidy, failures)
+        show(paths, model_name, replace(results, tidy=tidy), failures)
+    return cli.report(failures, "result tables")
 
 
-def show(paths: Paths, model_name: str, tidy: pd.DataFrame, failures: list[str]) -> int:
-    """Write the comparison, the figures and the report; the exit status."""
+def show(paths: Paths, model_name: str, results: Results, failures: Failures) -> None:
+    """Write the comparison, the figures and the report, and print the headline."""
+    tidy = results.tidy
     comparison = compare(tidy)
     table_path = paths.comparison_table(model_name)
     with atomic_path(table_path) as temporary:
         comparison.to_csv(temporary, index=False, lineterminator="\n")
 
+    multi_token, unusable = load_multi_token(paths, model_name)
+    for finding in unusable:
+        failures.add(finding.what)
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
+    of_shown = of_protocol(tidy, shown)
     gap = val_test_gap(tidy)
-    jobs = makers(
-        of_protocol(tidy, shown),
-        comparison[comparison["protocol"] == shown],
-        gap,
-        paths,
-        model_name,
-        failures,
-    )
-    drawn, left_out = draw(jobs, paths.figures(model_name), failures)
+    of_table = comparison[comparison["protocol"] == shown]
+    material = Material(of_shown, of_table, gap, multi_token)
+    folder = paths.figures(model_name)
+    drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
     for line in left_out:
         print(f"left out: {line}")
-    against_control = control_table(of_protocol(tidy, shown))
-    report = paths.figures(model_name) / "report.html"
-    findings = audit(paths, model_name)
-    write_report(
-        report,
-        model_name,
-        {
-            "comparison": comparison,
-            "against_control": against_control,
-            "gap": gap,
-            "positive_control": positive_control(paths),
-            "each_sae": by_sae(tidy),
-        },
-        drawn,
-        findings,
-        left_out,
-        run_settings(paths, model_name),
+    against_control = control_table(of_shown)
+    report = Report(
+        model_name=model_name,
+        comparison=comparison,
+        against_control=against_control,
+        positive_control=positive_control(paths),
+        gap=gap,
+        each_sae=by_sae(tidy),
+        drawings=drawings,
+        left_out=left_out,
+        findings=audit(paths, results),
+        settings=run_settings(paths, model_name),
     )
+    write_report(folder / "report.html", report)
     print_summary(comparison, against_control)
-    print(
-        f"\nreport   {report}\nfigures  {paths.figures(model_name)} ({len(drawn)} as PNG and"
-        f" PDF)\ntable    {table_path}"
-    )
-    return cli.report_failures(failures, "result tables")
-
-
-def draw(
-    jobs: dict[str, tuple[str, Callable]], folder: Path, failures: list[str]
-) -> tuple[dict[str, tuple[str, Path]], list[str]]:
-    """({name: (caption, PNG)} of the figures drawn, a line for each left out)."""
-    from matplotlib import pyplot as plt
-
-    drawn: dict[str, tuple[str, Path]] = {}
-    left_out: list[str] = []
-    for name, (caption, make) in progress(jobs.items(), desc="figures", unit="figure"):
-        try:
-            figure = make()
-        except (NoData, UserError) as reason:
-            if isinstance(reason, UserError):  # a file is there and cannot be used
-                failures.append(str(reason))
-            left_out.append(f"figure {name}: {reason}")
-            for suffix in ("png", "pdf"):  # an older one would show what is no longer there
-                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-            continue
-        for suffix in ("png", "pdf"):
-            content = BytesIO()  # on a full disk matplotlib's own writing ends in a traceback
-            # the same bytes on every run
-            metadata = {"CreationDate": None} if suffix == "pdf" else None
-            figure.savefig(content, format=suffix, dpi=160, metadata=metadata)
-            with atomic_path(folder / f"{name}.{suffix}") as temporary:
-                temporary.write_bytes(content.getvalue())
-        plt.close(figure)
-        drawn[name] = (caption, folder / f"{name}.png")
-    return drawn, left_out
-
-
-def makers(
-    tidy: pd.DataFrame,
-    comparison: pd.DataFrame,
-    gap: pd.DataFrame,
-    paths: Paths,
-    model_name: str,
-    failures: list[str],
-) -> dict[str, tuple[str, Callable]]:
-    """{name: (caption, what draws it or raises NoData)}, in the order of the report."""
-    picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
-    normal = picks.get("normal", {})
-    jobs: dict[str, tuple[str, Callable]] = {
-        "settings": (
-            "Mean test AUC of each contender, setting by setting",
-            lambda: figures.setting_bars(comparison),
-        ),
-        "normal_auc_by_k": (
-            "Test AUC against k, the number of latents a probe may use, dataset by dataset",
-            lambda: figures.auc_by_k(tidy),
-        ),
-        "normal_quiver": (
-            "SAE probe against best baseline, a point a dataset; both picked by validation AUC",
-            lambda: figures.quiver_scatter(normal),
-        ),
-        "auc_by_width": (
-            "Mean test AUC against the width of the SAE (whose L0 may differ too)",
-            lambda: figures.auc_by_size(tidy, "width"),
-        ),
-        "auc_by_l0": (
-            "Mean test AUC against the L0 of the SAE",
-            lambda: figures.auc_by_size(tidy, "L0"),
-        ),
-        "normal_layers": (
-            "Mean test AUC of each baseline by layer",
-            lambda: figures.method_by_layer(tidy),
-        ),
-        "normal_best_method": (
-            "How often each baseline is the best by validation AUC, layer by layer",
-            lambda: figures.best_method_by_layer(tidy),
-        ),
-    }
-    labels = {setting.name: setting.axis_label for setting in SETTINGS.values() if setting.values}
-    for setting, label in labels.items():
-        jobs[setting] = (
-            (
-                f"Mean test AUC over the conditions of {setting}, and the difference from the best"
-                " baseline"
-            ),
-            lambda s=setting, name=label: figures.condition_curves(comparison, s, name),
-        )
-        jobs[f"{setting}_datasets"] = (
-            (
-                f"{setting} on eight datasets, from the one where SAE probes gain most to the one"
-                " where they lose most"
-            ),
-            lambda s=setting, name=label: figures.selected_datasets(picks.get(s, {}), s, name),
-        )
-    jobs["OOD"] = (
-        "Test AUC out of distribution, dataset by dataset, with what was shifted",
-        lambda: figures.ood_bars(picks.get("OOD", {}), OOD_SHIFTS),
-    )
-    jobs["validation_gaps"] = (
-        "How much more validation promises than test rows keep",
-        lambda: figures.validation_gaps(gap, labels),
-    )
-    jobs["multi_token"] = (
-        "Probes on all tokens of a text",
-        lambda: paper_figures.multi_token(
-            load_multi_token(paths, model_name, failures), normal.get("quiver_baselines")
-        ),
-    )
-    jobs["architectures"] = (
-        "How often probes on one SAE architecture beat those on another (published win rates)",
-        lambda: paper_figures.architecture_wins(side_experiments.win_rates(paths, model_name)),
-    )
-    jobs["cola_relabelling"] = (
-        "CoLA with its own labels and with cleaner ones (published results)",
-        lambda: paper_figures.relabelling(side_experiments.relabelling(paths, model_name)),
-    )
-    jobs["pruned_latents"] = (
-        (
-            "Probes on the latents judged most relevant, in and out of distribution (published"
-            " results)"
-        ),
-        lambda: paper_figures.pruned_latents(side_experiments.pruned(paths, model_name)),
-    )
-    return jobs
+    print(f"\nreport   {folder / 'report.html'}")
+    print(f"figures  {folder} ({len(drawings)} as PNG and PDF)")
+    print(f"table    {table_path}")
 
 
 def control_table(tidy: pd.DataFrame) -> pd.DataFrame:

@@ -322,11 +322,8 @@ def compare_orders(paths: Paths, names: list[str], size: Size) -> None:
         }
         disk = folder_bytes(out)
         theirs, original_disk = {}, 0
-        for setting in (
-            "normal",
-            "scarcity",
-            "class_imbalance",
-        ):  # label noise reads the files of normal
+        # label noise reads the files of normal
+        for setting in ("normal", "scarcity", "class_imbalance"):
             theirs[setting] = generate(
                 paths, few, "--setting", setting, "--no-batch_mode", *flags
             ).seconds

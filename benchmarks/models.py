@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measurements import hand_on
 from utils import cli
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def plain(unhooked, model: HookedModel, texts: list[str]) -> torch.Tensor:
+def plain(unhooked: Any, model: HookedModel, texts: list[str]) -> torch.Tensor:
     """[n_texts, d_model]: batches of texts as they come, through the whole model, its state read
     afterwards.
     """

@@ -20,7 +20,7 @@ from utils import cli
 from utils.datasets import choose_datasets, dataset_size, load_ood, readable
 from utils.models import get_model
 from utils.names import named_l0, named_width, sae_layer
-from utils.runtime.errors import UserError, unknown_name
+from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.runtime.units import short_number, show_bytes
 from utils.settings import SETTINGS
 
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     if not saes:
         raise UserError(f"{release} has no SAE of the layers {args.layers}")
-    failures: list[str] = []
+    failures = Failures()
     names = readable(paths, choose_datasets(paths, args.datasets), failures)
     sizes = [dataset_size(paths, name) for name in names]
     shifted = (
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         " one thread like those measured"
     )
     print(f"measured {measured['date']} on {measured['machine']} ({KEPT.name})")
-    return cli.report_failures(failures, "files of texts")
+    return cli.report(failures, "files of texts")
 
 
 def list_release(release: str) -> list[str]:

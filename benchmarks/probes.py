@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -42,6 +44,9 @@ from utils.runtime.errors import UserError
 from utils.runtime.progress import progress
 from utils.saes.store import SaeActivations
 from utils.settings import KS_NORMAL, Condition, TrainTest, split
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 MODEL = "all-MiniLM-L6-v2"
 SAE_ID = "layer_2/width_4k/topk_32"
@@ -102,9 +107,7 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
         )
     rows = []
     for name in progress(names, desc="path and saga", unit="dataset"):
-        found = SaeActivations(
-            paths, MODEL, name, SAE_ID, load_dataset(paths, name).labels, None, REMEDY
-        )
+        found = SaeActivations(paths, MODEL, name, SAE_ID)
         normal = found.condition(Condition("normal"))
         seconds, aucs = {}, {}
         for solver in ("path", "saga"):
@@ -196,7 +199,7 @@ def normal_split(paths: Paths, name: str, widen: bool) -> TrainTest:
     return split(Condition("normal"), texts.labels[: len(X)]).take(X)
 
 
-def timed(method, rows: TrainTest) -> tuple[float, float]:
+def timed(method: Callable[[TrainTest], dict], rows: TrainTest) -> tuple[float, float]:
     """(test AUC, seconds)."""
     started = time.perf_counter()
     auc = method(rows)["test_auc"]
@@ -210,7 +213,7 @@ def timed(method, rows: TrainTest) -> tuple[float, float]:
 def plain_logreg(rows: TrainTest) -> dict:
     from sklearn.linear_model import LogisticRegression
 
-    def make(C):
+    def make(C: float) -> LogisticRegression:
         return LogisticRegression(C=C, max_iter=1000, random_state=42)
 
     return _choose_and_score([make(C) for C in Cs], rows)
@@ -281,7 +284,7 @@ def _choose_and_score(models: list, rows: TrainTest) -> dict:
     return {"test_auc": roc_auc(rows.y_test, _fit_scores(best, X, y, rows.X_test))}
 
 
-def _fit_scores(model, X_train, y_train, X) -> np.ndarray:
+def _fit_scores(model: Any, X_train: np.ndarray, y_train: np.ndarray, X: np.ndarray) -> np.ndarray:
     return model.fit(X_train, y_train).predict_proba(X)[:, 1]
 
 

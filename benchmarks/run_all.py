@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.measurements import KEPT, machine, read_measurements, taken_from
 from utils import cli
+from utils.runtime.errors import Failures
 from utils.runtime.files import ROOT, atomic_path, write_json
 from utils.runtime.provenance import installed_versions
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": installed_versions(),
     }
     measured["full"] = args.full
-    failures = []
+    failures = Failures()
     if set(args.only) < set(PARTS):
         measured = {**read_measurements(), **measured}
     for script, flags in scripts.items():
@@ -120,13 +121,13 @@ def main(argv: list[str] | None = None) -> int:
             print(line, end="", flush=True)
             output += line
         if process.wait():
-            failures.append(f"{script} ended with {process.returncode}: its ratios are missing")
+            failures.add(f"{script} ended with {process.returncode}: its ratios are missing")
         measured.update(taken_from(output))
     write_json(KEPT, measured)
     with atomic_path(KEPT.with_suffix(".md")) as temporary:
         temporary.write_text(as_markdown(measured), encoding="utf-8")
     print(f"\n{as_markdown(measured)}\nwritten to {KEPT.with_suffix('.md')} and {KEPT.name}")
-    return cli.report_failures(failures, "benchmarks")
+    return cli.report(failures, "benchmarks")
 
 
 def as_markdown(measured: dict[str, Any]) -> str:

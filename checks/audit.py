@@ -14,6 +14,7 @@ import argparse
 from utils import cli
 from utils.models import get_model
 from utils.results.audit import audit
+from utils.results.tidy import load_results
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    found = audit(paths, get_model(args.model_name, paths).name)
+    found = audit(paths, load_results(paths, get_model(args.model_name, paths).name))
     if not found:
         print("no result tables to audit")
     for finding in found:

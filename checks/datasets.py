@@ -17,6 +17,7 @@ import argparse
 
 from utils import cli
 from utils.datasets import choose_datasets, list_ood_datasets, load_dataset, load_ood, readable
+from utils.runtime.errors import Failures
 from utils.text_checks import TextCheck, check_texts, share_of_copies
 
 MAX_SHOWN = 20
@@ -36,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    failures: list[str] = []
+    failures = Failures()
     names = readable(paths, choose_datasets(paths, args.datasets), failures)
     with_ood = readable(
         paths, [name for name in list_ood_datasets(paths) if name in names], failures, ood=True
@@ -44,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     checks = sorted(
         (check_texts(load_dataset(paths, name)) for name in names), key=lambda check: -check.seen
     )
-    failures += [
-        f"{check.name} cannot be split: {check.trouble}" for check in checks if check.trouble
-    ]
+    for check in checks:
+        if check.trouble:
+            failures.add(f"{check.name} cannot be split: {check.trouble}")
     shown = checks if args.all else checks[:MAX_SHOWN]
     if shown:
         print_table(shown, len(checks))
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         shared = set(load_dataset(paths, name).texts) & set(load_ood(paths, name).texts)
         if shared:
             print(f"{name}: {len(shared)} of its OOD texts are texts of the dataset itself")
-    return cli.report_failures(failures, "files of texts")
+    return cli.report(failures, "files of texts")
 
 
 def print_table(shown: list[TextCheck], n_all: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from utils import cli
 from utils.probes.baselines import METHODS
@@ -68,13 +69,12 @@ def reference_cases(golden: dict) -> list[tuple[Condition, dict]]:
     return cases
 
 
-def reference_latents(folder: Path, X: np.ndarray):
+def reference_latents(folder: Path, X: np.ndarray) -> csr_array:
     """Latents [n_rows, d_sae] of the reference's TopK SAE by numpy's product, as the reference made
     them to the last bit.
     """
     import torch
     from safetensors.numpy import load_file
-    from scipy.sparse import csr_array
 
     weights = load_file(folder / "sae" / "sae_weights.safetensors")
     k_active = json.loads((folder / "sae" / "cfg.json").read_text())["k"]

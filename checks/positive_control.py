@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from utils import cli
 from utils.paths import Paths
@@ -126,7 +127,7 @@ def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.Data
     )
 
 
-def encode_with(directions, activations: np.ndarray):
+def encode_with(directions: np.ndarray, activations: np.ndarray) -> csr_array:
     """Latents [n_rows, n_directions] of a TopK SAE with these encoder directions, saved and opened
     as any SAE is.
     """

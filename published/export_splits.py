@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 
 from utils import cli
-from utils.datasets import choose_datasets, load_dataset
+from utils.datasets import choose_datasets
 from utils.models import get_model
 from utils.names import sae_stem
 from utils.paths import Paths
-from utils.runtime.errors import UserError
+from utils.runtime.errors import Failures
 from utils.runtime.files import locked
 from utils.runtime.progress import progress
 from utils.runtime.units import show_bytes
@@ -57,27 +57,19 @@ def main(argv: list[str] | None = None) -> int:
 
     sae_ids = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
     with locked(paths.sae_activations_folder(model_name, args.setting), *map(sae_stem, sae_ids)):
-        return export(paths, args, model_name, list(sae_ids))
+        failures = export(paths, args, model_name, list(sae_ids))
+    return cli.report(failures, "datasets")
 
 
-def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: list[str]) -> int:
-    """Write the files of all conditions; the exit status."""
+def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: list[str]) -> Failures:
+    """Write the files of all conditions."""
     jobs = [
         (dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids
     ]
-    failures, n_files, n_bytes = [], 0, 0
-    remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
+    failures, n_files, n_bytes = Failures(), 0, 0
     for dataset, sae_id in progress(jobs, desc=f"export, {args.setting}", unit="dataset"):
-        try:
-            activations = SaeActivations(
-                paths,
-                model_name,
-                dataset,
-                sae_id,
-                load_dataset(paths, dataset).labels,
-                None,
-                remedy,
-            )
+        with failures.caught(f"{dataset} with {sae_id}: "):
+            activations = SaeActivations(paths, model_name, dataset, sae_id)
             for condition in choose_conditions(
                 args.setting, len(activations.labels), args.conditions
             ):
@@ -87,13 +79,11 @@ def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: lis
                         paths, model_name, dataset, sae_id, condition, rows
                     )
                     n_files += 4
-        except UserError as error:
-            failures.append(f"{dataset} with {sae_id}: {error}")
     print(
         f"{n_files} files, {show_bytes(n_bytes)}:"
         f" {paths.sae_activations_folder(model_name, args.setting)}"
     )
-    return cli.report_failures(failures, "datasets")
+    return failures
 
 
 if __name__ == "__main__":

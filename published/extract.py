@@ -18,7 +18,7 @@ import argparse
 from utils import cli
 from utils.models import get_model
 from utils.readers.archives import extract
-from utils.runtime.errors import UserError
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked
 
 
@@ -54,19 +54,18 @@ def main(argv: list[str] | None = None) -> int:
             f"no archive of {model_name} in {paths.data_dir} or {paths.text_dir}: put one there"
             f" ({names})"
         )
-    failures: list[str] = []
+    failures = Failures()
     for archive in found:
         try:
-            with locked(paths.data_dir, archive.name):
-                failures += extract(archive, paths, model_name)
-        except UserError as error:
-            failures.append(str(error))
+            with failures.caught(), locked(paths.data_dir, archive.name):
+                for line in extract(archive, paths, model_name):
+                    failures.add(line)
         except OSError as error:
-            failures.append(
+            failures.add(
                 f"{archive.name}: {error.strerror or error} ({error.filename}): what was whole is"
                 " unpacked"
             )
-    return cli.report_failures(failures, "archives")
+    return cli.report(failures, "archives")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from utils import cli
 from utils.paths import Paths
-from utils.runtime.errors import UserError
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
 
@@ -81,28 +81,28 @@ def bring(source: Path, paths: Paths) -> int:
             f"no published results in {source}: it needs results/**/*.csv or"
             " data/consolidated_probing_*/*.pkl"
         )
-    n_new, kept, failures = 0, [], []
+    n_new, kept, failures = 0, [], Failures()
     for file, target in progress(wanted, desc="published results", unit="file"):
         if (
             target.is_symlink()
             or (target.exists() and not target.is_file())
             or leads_out(target, paths)
         ):
-            failures.append(f"{target}: a link or folder stands in its place: move it away")
+            failures.add(f"{target}: a link or folder stands in its place: move it away")
         elif not target.exists():
             try:
                 with atomic_path(target) as temporary:
                     shutil.copyfile(file, temporary)
                 n_new += 1
             except OSError as error:
-                failures.append(f"{target}: {error.strerror or error}")
+                failures.add(f"{target}: {error.strerror or error}")
         elif not filecmp.cmp(file, target, shallow=False):
             kept.append(target)
-    n_there = len(wanted) - n_new - len(kept) - len(failures)
+    n_there = len(wanted) - n_new - len(kept) - len(failures.lines)
     print(f"{n_new} files brought, {n_there} were there, {len(kept)} of yours kept as they are")
     for target in kept:
         print(f"  kept: {target}")
-    return cli.report_failures(failures, "published files")
+    return cli.report(failures, "published files")
 
 
 def leads_out(target: Path, paths: Paths) -> bool:

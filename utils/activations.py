@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from utils.paths import Paths
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import write_json
-from utils.settings import SEED, Condition, TrainTest, split
+from utils.settings import SEED, Condition, TrainTest, get_setting, split
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,11 @@ def fingerprint(texts: list[str]) -> str:
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
+
+
+def labels_fingerprint(labels: np.ndarray) -> str:
+    """SHA-256 of labels [n_rows] in order: says whether rows were drawn by these very labels."""
+    return hashlib.sha256(np.asarray(labels, dtype=np.int8).tobytes()).hexdigest()
 
 
 def description_path(path: Path) -> Path:
@@ -114,12 +119,12 @@ def load_activations(
 @dataclass(frozen=True)
 class ModelRows:
     """A dataset's activations ``X`` [n_rows, d_model] with labels ``y`` [n_rows], and those of its
-    OOD file where asked for.
+    OOD file where asked for. Latents have the same form, sparse [n_rows, d_sae].
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
-    X_ood: np.ndarray | None = None
+    X_ood: Any = None
     y_ood: np.ndarray | None = None
 
     @property
@@ -127,13 +132,9 @@ class ModelRows:
         return self.y
 
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
-        """The rows of a condition, [n, d_model]."""
-        return split(condition, self.y, seed, ood_labels=self.y_ood).take(self.X, self.X_test)
-
-    @property
-    def X_test(self) -> np.ndarray:
-        """What the test rows of a split index: the OOD file's rows where they were asked for."""
-        return self.X if self.X_ood is None else self.X_ood
+        """The rows of a condition, [n, d_model]; the test rows of OOD are those of the OOD file."""
+        drawn = split(condition, self.y, seed, ood_labels=self.y_ood)
+        return drawn.take(self.X, self.X_ood if get_setting(condition.setting).shifted else None)
 
 
 def load_rows(

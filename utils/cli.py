@@ -17,7 +17,7 @@ from utils.models import DEFAULT_MODEL
 from utils.names import Layer, parse_layer
 from utils.paths import Paths
 from utils.runtime.devices import default_n_jobs
-from utils.runtime.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
+from utils.runtime.errors import OUT_OF_MEMORY, Failures, UserError, is_out_of_memory
 from utils.runtime.progress import where_it_stood
 from utils.runtime.tasks import NO_ROOM
 from utils.runtime.units import parse_bytes
@@ -93,25 +93,25 @@ def settings_asked(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(SETTINGS) if args.setting == EVERY else (args.setting,)
 
 
-def over_settings(train: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run ``train`` with the flags of each setting that --setting asks for; the worst exit status.
+def over_settings(
+    train: Callable[[argparse.Namespace, Failures], None], args: argparse.Namespace, what: str
+) -> int:
+    """Run ``train`` with the flags of each setting that --setting asks for; the exit status.
 
-    Of several settings one that cannot be done is named, and the others go on.
+    Of several settings one that cannot be done is a failure, and the others go on.
 
     Raises UserError where --conditions, which are of one setting, are given for all.
     """
+    failures = Failures()
     if args.setting != EVERY:
-        return train(args)
+        train(args, failures)
+        return report(failures, what)
     if args.conditions:
         raise UserError("--conditions are of one setting: name it with --setting")
-    status = 0
     for setting in settings_asked(args):
-        try:
-            status = max(status, train(argparse.Namespace(**{**vars(args), "setting": setting})))
-        except UserError as error:
-            print(f"error: {setting}: {error}", file=sys.stderr)
-            status = max(status, EXIT_FAILED)
-    return status
+        with failures.caught(f"{setting}: "):
+            train(argparse.Namespace(**{**vars(args), "setting": setting}), failures)
+    return report(failures, what)
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
@@ -317,12 +317,12 @@ def settings_of(args: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}
 
 
-def report_failures(failures: list[str], what: str) -> int:
+def report(failures: Failures, what: str) -> int:
     """Print the failures of a run, one line each; the exit status of the script."""
-    if not failures:
+    if not failures.lines:
         return 0
-    print(f"\nfailed ({what}: {len(failures)}); everything else is done:", file=sys.stderr)
-    for line in failures:
+    print(f"\nfailed ({what}: {len(failures.lines)}); the rest is done:", file=sys.stderr)
+    for line in failures.lines:
         print(f"  - {line}", file=sys.stderr)
     return EXIT_FAILED
 
@@ -342,10 +342,8 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     as SIGINT does.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a file name may be no text, and its line must still be printed
+    # a file name may be no text, and its line must still be printed
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(_status_of(main))
@@ -384,9 +382,7 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
     finally:
         with suppress(OSError, ValueError):  # a closed pipe or disk
             sys.stdout.flush()
-        for stop in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # libraries' threads still end, which a KeyboardInterrupt would disturb
+        # libraries' threads still end, which a KeyboardInterrupt would disturb
+        for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, lambda _signal, _frame: os._exit(status))
     return status

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from utils.paths import Paths
-from utils.runtime.errors import UserError, unknown_name
+from utils.runtime.errors import Failures, UserError, unknown_name
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
@@ -204,20 +204,15 @@ def dataset_size(paths: Paths, name: str) -> int:
     return len(load_dataset(paths, name))
 
 
-def readable(paths: Paths, names: list[str], failures: list[str], ood: bool = False) -> list[str]:
-    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read; a line is
-    added for each other.
-    """
+def readable(paths: Paths, names: list[str], failures: Failures, ood: bool = False) -> list[str]:
+    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read."""
     usable = []
     for name in names:
-        try:
+        with failures.caught():
             dataset_size(paths, name)
             if ood:
                 load_ood(paths, name)
             usable.append(name)
-        except UserError as error:
-            if str(error) not in failures:
-                failures.append(str(error))
     return usable
 
 

@@ -66,9 +66,8 @@ class HookedModel:
         self.dtype = pick_dtype(dtype, self.device)
         self.tokenizer, self.model = _load(model_source(info, paths), info, self.dtype)
         self.model.to(self.device).eval()
-        if (
-            self.tokenizer.pad_token is None
-        ):  # decoders often have none; padded places are masked, any token will do
+        # decoders often have none; padded places are masked, any token will do
+        if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
         self.tokenizer.truncation_side = "right" if info.pooling == "mean" else "left"
@@ -236,7 +235,7 @@ def read_config(source: str, name: str) -> Any:
     return getattr(config, "text_config", config)
 
 
-def _load(source: str, info: LanguageModel, dtype: torch.dtype):
+def _load(source: str, info: LanguageModel, dtype: torch.dtype) -> tuple[Any, Any]:
     import logging
 
     import transformers

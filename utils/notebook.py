@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.sparse import csr_array, vstack
 from threadpoolctl import threadpool_limits
 
-from utils.activations import load_rows
+from utils.activations import ModelRows, load_rows
 from utils.datasets import choose_datasets
 from utils.names import hook_name as full_name
 from utils.names import parse_layer
@@ -28,7 +28,7 @@ from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.runtime.errors import UserError
 from utils.runtime.progress import progress
-from utils.settings import NORMAL, Condition, conditions, get_setting, split
+from utils.settings import NORMAL, Condition, conditions, get_setting
 
 BATCH_ROWS = 128
 
@@ -75,41 +75,25 @@ def probe_sae(
             " generate_model_activations.py"
         )
     options = ProbeOptions(protocol=protocol, seed=seed)
-    rows = []
+    table: list[dict] = []
     for name in progress(names, desc=f"probing on {setting}", unit="dataset"):
-        rows += _probe_dataset(sae, paths, model_name, hook, name, setting, ks, baselines, options)
-    return pd.DataFrame(rows)
-
-
-def _probe_dataset(
-    sae: Any,
-    paths: Paths,
-    model_name: str,
-    hook: str,
-    name: str,
-    setting: str,
-    ks: Sequence[int],
-    baselines: Sequence[str],
-    options: ProbeOptions,
-) -> list[dict]:
-    found = load_rows(paths, model_name, name, hook, ood=get_setting(setting).shifted)
-    latents = encode(sae, found.X)
-    test_latents = latents if found.X_ood is None else encode(sae, found.X_ood)
-    rows = []
-    with threadpool_limits(1):  # thousands of small products, which threads only slow down
-        for condition in conditions(setting, len(found.y)):
-            of = split(condition, found.y, options.seed, ood_labels=found.y_ood)
-            common = {"dataset": name, "setting": setting, "condition": _label(condition)}
-            sizes = {"n_train": len(of.train), "n_test": len(of.test)}
-            probes = fit_sae_probes(of.take(latents, test_latents), ks, options)
-            rows += [
-                {**common, "method": "sae_probe", **p, "mean_l0": latents.nnz / latents.shape[0]}
-                for p in probes
-            ]
-            for method in baselines:
-                scores = METHODS[method](of.take(found.X, found.X_test), options.seed)
-                rows.append({**common, "method": method, **sizes, **scores})
-    return rows
+        rows = load_rows(paths, model_name, name, hook, ood=get_setting(setting).shifted)
+        latents = encode(sae, rows.X)
+        encoded = ModelRows(
+            latents, rows.y, None if rows.X_ood is None else encode(sae, rows.X_ood), rows.y_ood
+        )
+        mean_l0 = latents.nnz / latents.shape[0]
+        with threadpool_limits(1):  # thousands of small products, which threads only slow down
+            for condition in conditions(setting, len(rows.y)):
+                common = {"dataset": name, "setting": setting, "condition": _label(condition)}
+                for probe in fit_sae_probes(encoded.condition(condition, seed), ks, options):
+                    table.append({**common, "method": "sae_probe", **probe, "mean_l0": mean_l0})
+                drawn = rows.condition(condition, seed)
+                sizes = {"n_train": len(drawn.y_train), "n_test": len(drawn.y_test)}
+                for method in baselines:
+                    scores = METHODS[method](drawn, seed)
+                    table.append({**common, "method": method, **sizes, **scores})
+    return pd.DataFrame(table)
 
 
 def encode(sae: Any, X: np.ndarray) -> csr_array:

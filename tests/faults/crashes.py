@@ -196,9 +196,8 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
         os.replace, os.fsync = rename, sync
         sys.stdout.flush()
         sys.stderr.flush()
-        for worker in psutil.Process().children(
-            recursive=True
-        ):  # joblib's idle ones; a script's own end ends them
+        # joblib's idle ones; a script's own end ends them
+        for worker in psutil.Process().children(recursive=True):
             worker.kill()
         os._exit(status)
 

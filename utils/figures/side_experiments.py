@@ -4,12 +4,22 @@ architectures, CoLA, pruned latents.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.figures.study import CHANCE, STYLE, NoData, legend_above, shared_legend
+from utils.figures.style import (
+    CHANCE,
+    NoData,
+    bar_look,
+    draw_chance,
+    legend_above,
+    one_panel,
+    panels_in_a_row,
+    shared_legend,
+)
 from utils.names import named_l0, named_width
 from utils.results.comparison import bootstrap_interval
 from utils.runtime.units import short_number
@@ -50,29 +60,14 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     if not shared:
         raise NoData("no dataset has results of every multi-token method")
     order = sorted(aucs, key=lambda name: aucs[name].loc[shared].mean())
-    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.36 * len(order)))
+    figure, axes = one_panel(6.4, 0.9 + 0.36 * len(order))
     rng = np.random.default_rng(0)
     for y, name in enumerate(order):
         values = aucs[name].loc[shared].to_numpy()
         low, high = bootstrap_interval(values, np.array(shared))
-        style = STYLE[
-            (
-                "sae_only"
-                if name.startswith("SAE")
-                else "random_sae"
-                if "random" in name
-                else "quiver_baselines"
-            )
-        ]
-        axes.barh(
-            y,
-            values.mean() - CHANCE,
-            0.7,
-            left=CHANCE,
-            color=style["color"],
-            hatch=style["hatch"],
-            edgecolor="white",
-        )
+        control = "random_sae" if "random" in name else "quiver_baselines"
+        look = bar_look("sae_only" if name.startswith("SAE") else control)
+        axes.barh(y, values.mean() - CHANCE, 0.7, left=CHANCE, **look)
         axes.plot(
             values,
             y + rng.uniform(-0.22, 0.22, len(values)),
@@ -87,7 +82,7 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     low = min(CHANCE, *(aucs[name].loc[shared].min() for name in order))
     axes.set_xlim(np.floor(low * 10) / 10, 1.09)
     axes.set_xticks(np.arange(np.floor(low * 10), 11) / 10)
-    axes.axvline(CHANCE, color="black", linewidth=0.8, linestyle=":")
+    draw_chance(axes, vertical=True, in_legend=False)
     axes.set_xlabel(
         f"test AUC; bar: mean over {len(shared)} datasets (points);\nline: its 95 % bootstrap"
         " interval",
@@ -115,15 +110,9 @@ def architecture_wins(tables: dict[str, pd.DataFrame]) -> Figure:
     names = list(mean.index)
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(1.8 + 2.5 * columns, 1.3 + 2.6 * rows),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (1.8 + 2.5 * columns, 1.3 + 2.6 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(tables) :]:
         axes.set_axis_off()
     for axes, (title, table) in zip(grid.flat, tables.items()):
@@ -160,7 +149,7 @@ def relabelling(table: pd.DataFrame | None) -> Figure:
         raise NoData(
             "no results of the CoLA relabelling (investigate/87_glue_cola_investigate_probes.csv)"
         )
-    figure, axes = plt.subplots(figsize=(5.6, 3.3))
+    figure, axes = one_panel(5.6, 3.3)
     width = 0.8 / len(RELABELLED_PROBES)
     for i, (kind, (title, contender)) in enumerate(RELABELLED_PROBES.items()):
         values = (
@@ -169,19 +158,10 @@ def relabelling(table: pd.DataFrame | None) -> Figure:
             .reindex(list(RELABELLED))
         )
         places = np.arange(len(RELABELLED)) + (i - 1) * width
-        style = STYLE[contender]
-        axes.bar(
-            places,
-            values,
-            width * 0.92,
-            color=style["color"],
-            hatch=style["hatch"],
-            edgecolor="white",
-            label=title,
-        )
+        axes.bar(places, values, width * 0.92, label=title, **bar_look(contender))
         for x, value in zip(places, values):
             axes.text(x, value + 0.008, f"{value:.2f}", ha="center", fontsize=7)
-    axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":")
+    draw_chance(axes, in_legend=False)
     axes.set_xticks(range(len(RELABELLED)), list(RELABELLED.values()), fontsize=8)
     axes.set_ylim(0.4, 0.95)
     axes.set_ylabel("test AUC on 87_glue_cola\n(dotted: chance)")
@@ -196,15 +176,13 @@ def pruned_latents(tables: dict[str, pd.DataFrame]) -> Figure:
     """
     if not tables:
         raise NoData("no results of pruned latents (OOD/OOD_latents/…_pruned.csv)")
-    figure, grid = plt.subplots(
-        1, len(tables), figsize=(1.0 + 2.6 * len(tables), 3.0), sharey=True, squeeze=False
-    )
-    for axes, (dataset, table) in zip(grid[0], tables.items()):
+    figure, row = panels_in_a_row(len(tables), 1.0, 2.6, 3.0)
+    for axes, (dataset, table) in zip(row, tables.items()):
         for judge, name, marker, face in (
             ("llm", "a language model", "o", None),
             ("human", "people", "s", "white"),
         ):
-            line = {"marker": marker, "markersize": 4, "markerfacecolor": face}
+            line: dict[str, Any] = {"marker": marker, "markersize": 4, "markerfacecolor": face}
             for where, column, color, dash in (
                 ("in", "val", "#0072B2", "--"),
                 ("out of", "ood", "#D55E00", "-"),
@@ -218,11 +196,11 @@ def pruned_latents(tables: dict[str, pd.DataFrame]) -> Figure:
                     label=label,
                     **line,
                 )
-        axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
+        draw_chance(axes)
         axes.set_title(dataset, fontsize=9)
         axes.set_xlabel("k most relevant of 8 latents")
         axes.grid()
-    grid[0][0].set_ylabel("AUC")
+    row[0].set_ylabel("AUC")
     figure.tight_layout()
-    shared_legend(figure, grid[0][0], 2)
+    shared_legend(figure, row[0], 2)
     return figure

@@ -1,75 +1,43 @@
-"""Figures: a table in, a figure out. Nothing here reads files; a table that lacks what a figure
-shows raises NoData.
+"""Figures of the study: a table in, a figure out. Nothing here reads files; a table that lacks what
+a figure shows raises NoData.
 
-Each contender has one colour (Okabe and Ito's, told apart by the colour-blind), one marker and one
-hatch (told apart in grey). The chance line is drawn, the number of datasets and what a band means
-are written on the figure.
+The chance line is drawn, the number of datasets and what a band means are written on the figure.
 """
 
 from __future__ import annotations
 
 from itertools import cycle
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no window, no display needed
-
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.names import layer_order, named_l0, named_width
+from utils.figures.style import (
+    CHANCE,
+    LOOKS,
+    SAE_COLORS,
+    SAE_MARKERS,
+    NoData,
+    bar_look,
+    draw_chance,
+    legend_above,
+    line_look,
+    log2_axis,
+    one_panel,
+    panels_in_a_row,
+    shared_labels,
+    shared_legend,
+    small_multiples,
+)
+from utils.names import Layer, layer_order, named_l0, named_width, sae_family
 from utils.probes.baselines import looks
 from utils.results.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
 from utils.results.tidy import BASELINE, CONTROL, SAE
 from utils.runtime.units import short_number
 from utils.settings import NORMAL, get_setting
 
-STYLE = {
-    "quiver_baselines": {"color": "#0072B2", "marker": "o", "hatch": ""},
-    "logreg": {"color": "#56B4E9", "marker": "s", "hatch": "//"},
-    "sae_only": {"color": "#D55E00", "marker": "^", "hatch": "\\\\"},
-    "quiver_with_sae": {"color": "#009E73", "marker": "D", "hatch": ".."},
-    "random_sae": {"color": "#8C8C8C", "marker": "x", "hatch": "xx"},
-    "raw_dims": {"color": "#000000", "marker": "+", "hatch": "++"},
-    "pca_dims": {"color": "#CC79A7", "marker": "*", "hatch": "**"},
-}
 CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
-SAE_MARKERS = ("^", "v", "<", ">", "d", "p", "h", "o")
-SAE_COLORS = (
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-    "#882255",
-    "#661100",
-    "#AA4499",
-    "#44AA99",
-    "#332288",
-)
-CHANCE = 0.5
 BAR_ORDER = ("quiver_baselines", "quiver_with_sae", "logreg", "sae_only", "random_sae")
-
-
-class NoData(Exception):
-    """A figure is left out; the message says what is lacking."""
-
-
-plt.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "grid.color": "#DDDDDD",
-        "grid.linewidth": 0.6,
-        "hatch.linewidth": 0.6,
-        "figure.dpi": 110,
-        "savefig.bbox": "tight",
-        "pdf.fonttype": 42,
-        "svg.hashsalt": "fixed",
-    }
-)
 
 
 def setting_bars(comparison: pd.DataFrame) -> Figure:
@@ -79,22 +47,14 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
         raise NoData("no setting has both baselines and SAE probes")
     settings = list(dict.fromkeys(overall["setting"]))
     names = [name for name in BAR_ORDER if name in set(overall["contender"])]
-    figure, axes = plt.subplots(figsize=(2.2 + 1.5 * len(settings), 3.6))
+    figure, axes = one_panel(2.2 + 1.5 * len(settings), 3.6)
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         rows = overall[overall["contender"] == name].set_index("setting").reindex(settings)
         places = np.arange(len(settings)) + (i - (len(names) - 1) / 2) * width
-        style = STYLE[name]
-        axes.bar(
-            places,
-            rows["mean_test_auc"] - CHANCE,
-            width * 0.92,
-            bottom=CHANCE,
-            color=style["color"],
-            hatch=style["hatch"],
-            edgecolor="white",
-            label=TITLES[name],
-        )
+        heights = rows["mean_test_auc"] - CHANCE
+        look = bar_look(name)
+        axes.bar(places, heights, width * 0.92, bottom=CHANCE, label=TITLES[name], **look)
         for x, value in zip(places, rows["mean_test_auc"]):
             if np.isfinite(value):
                 axes.text(x, value + 0.006, f"{value:.2f}", ha="center", va="bottom", fontsize=7)
@@ -121,7 +81,7 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         (tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)
     ]
     datasets = list(dict.fromkeys(rows["dataset"]))
-    figure, grid = _panels(len(datasets), height=2.1)
+    figure, grid = small_multiples(len(datasets), height=2.1)
     for axes, dataset in zip(grid, datasets):
         of_dataset = rows[rows["dataset"] == dataset].sort_values(
             ["kind", "sae_id"], ascending=[False, True]
@@ -129,13 +89,13 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         # trained SAEs first, so that their colours do not depend on whether there is a control
         for i, (_, curve) in enumerate(of_dataset.groupby(["kind", "sae_id"], sort=False)):
             sae_id = curve["sae_id"].iloc[0]
-            control = STYLE.get(CONTROL_OF.get(curve["method"].iloc[0], ""))
+            control = LOOKS.get(CONTROL_OF.get(curve["method"].iloc[0], ""))
             curve = curve.groupby("k")["test_auc"].mean()
             axes.plot(
                 curve.index,
                 curve,
-                color=control["color"] if control else SAE_COLORS[i % len(SAE_COLORS)],
-                marker=control["marker"] if control else SAE_MARKERS[i % len(SAE_MARKERS)],
+                color=control.color if control else SAE_COLORS[i % len(SAE_COLORS)],
+                marker=control.marker if control else SAE_MARKERS[i % len(SAE_MARKERS)],
                 linestyle="--" if control else "-",
                 markersize=4,
                 linewidth=1.2,
@@ -147,19 +107,18 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         if len(best):
             axes.axhline(
                 best.max(),
-                color=STYLE["logreg"]["color"],
+                color=LOOKS["logreg"].color,
                 linewidth=1.4,
                 linestyle="-.",
                 label="logreg on activations",
             )
-        axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
+        draw_chance(axes)
         axes.set_title(_in_two_lines(dataset), fontsize=8)
         axes.grid()
     # panels share their axes: setting them in each would set all of them each time
-    grid[0].set_xscale("log", base=2)
-    grid[0].set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
+    log2_axis(grid[0], [1, 4, 16, 64, 256])
     grid[0].set_ylim(0.45, 1.02)
-    _shared_labels(figure, grid, "k: latents the probe may use", "test AUC")
+    shared_labels(figure, grid, "k: latents the probe may use", "test AUC")
     return figure
 
 
@@ -181,19 +140,18 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
         picks["sae_only"],
         picks.get("random_sae"),
     )
-    figure, axes = plt.subplots(figsize=(4.6, 4.4))
+    figure, axes = one_panel(4.6, 4.4)
     for name, picked in (("random_sae", control), ("sae_only", sae)):
         if picked is None or not len(picked):
             continue
         both = best_baseline.merge(picked, on=["dataset", "layer"], suffixes=("_baseline", "_sae"))
         wins = int((both["test_auc_sae"] > both["test_auc_baseline"]).sum())
-        style = STYLE[name]
         axes.scatter(
             both["test_auc_baseline"],
             both["test_auc_sae"],
             s=28,
-            color=style["color"],
-            marker=style["marker"],
+            color=LOOKS[name].color,
+            marker=LOOKS[name].marker,
             label=f"{TITLES[name]}: above the line on {wins} of {len(both)}",
         )
     low = 0.45
@@ -215,28 +173,21 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
     rows = comparison[(comparison["setting"] == setting) & (comparison["condition"] != ALL)]
     if not len(rows):
         raise NoData(f"{setting} lacks baselines or SAE probes")
-    names = [name for name in STYLE if name in set(rows["contender"])]
-    figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(5.4, 5.2), sharex=True, height_ratios=(3, 2)
-    )
+    names = [name for name in LOOKS if name in set(rows["contender"])]
+    figure = Figure(figsize=(5.4, 5.2))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for name in names:
         curve = rows[rows["contender"] == name].sort_values(
             "condition", key=lambda c: c.astype(float)
         )
         x = curve["condition"].astype(float)
-        style = STYLE[name]
-        line = {
-            "color": style["color"],
-            "marker": style["marker"],
-            "linestyle": "--" if name in CONTROL_METHODS else "-",
-        }
-        upper.plot(x, curve["mean_test_auc"], markersize=5, label=TITLES[name], **line)
+        look = {**line_look(name), "linestyle": "--" if name in CONTROL_METHODS else "-"}
+        upper.plot(x, curve["mean_test_auc"], markersize=5, **look)
         if name in CONTENDERS and name != "quiver_baselines":
-            lower.plot(x, curve["mean_difference"], markersize=4, **line)
-            lower.fill_between(
-                x, curve["ci_low"], curve["ci_high"], color=style["color"], alpha=0.13, linewidth=0
-            )
-    lower.axhline(0, color=STYLE["quiver_baselines"]["color"], linewidth=1.2)
+            lower.plot(x, curve["mean_difference"], markersize=4, **look)
+            band = {"color": LOOKS[name].color, "alpha": 0.13, "linewidth": 0}
+            lower.fill_between(x, curve["ci_low"], curve["ci_high"], **band)
+    lower.axhline(0, color=LOOKS["quiver_baselines"].color, linewidth=1.2)
     lower.set_ylabel("difference from\nbest baseline")
     lower.set_xlabel(label)
     upper.set_ylabel("mean test AUC")
@@ -253,10 +204,7 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
     )
     if get_setting(setting).log_axis:
         values = sorted(rows["condition"].astype(float).unique())
-        lower.set_xscale("log", base=2)
-        shown = values if len(values) <= 8 else values[::3]
-        lower.set_xticks(shown, [f"{v:g}" for v in shown])
-        lower.minorticks_off()
+        log2_axis(lower, values if len(values) <= 8 else values[::3])
     for axes in (upper, lower):
         axes.grid()
     legend_above(figure, upper, 4 if len(names) == 4 else 3)
@@ -270,24 +218,15 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
         raise NoData("OOD lacks baselines or SAE probes")
     picks = matched({name: picks[name] for name in names})
     datasets = list(picks[names[0]]["dataset"])
-    figure, axes = plt.subplots(figsize=(6.0, 0.7 + 0.62 * len(datasets)))
+    figure, axes = one_panel(6.0, 0.7 + 0.62 * len(datasets))
     height = 0.8 / len(names)
     for i, name in enumerate(names):
         values = picks[name].set_index("dataset")["test_auc"].reindex(datasets)
         places = np.arange(len(datasets)) + (i - (len(names) - 1) / 2) * height
-        style = STYLE[name]
-        axes.barh(
-            places,
-            values,
-            height * 0.9,
-            color=style["color"],
-            hatch=style["hatch"],
-            edgecolor="white",
-            label=TITLES[name],
-        )
+        axes.barh(places, values, height * 0.9, label=TITLES[name], **bar_look(name))
         for y, value in zip(places, values):
             axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=7)
-    axes.axvline(CHANCE, color="black", linewidth=0.8, linestyle=":")
+    draw_chance(axes, vertical=True, in_legend=False)
     axes.set_yticks(
         range(len(datasets)), [f"{d}\n{shifts.get(d, '')}".strip() for d in datasets], fontsize=8
     )
@@ -302,7 +241,7 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
 def method_by_layer(tidy: pd.DataFrame) -> Figure:
     """Mean test AUC of each baseline at each layer, normal setting."""
     rows, layers = _normal_baselines(tidy)
-    figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
+    figure, axes = one_panel(2.6 + 0.9 * len(layers), 3.4)
     for method, look in looks(rows["method"]).items():
         mean = rows[rows["method"] == method].groupby("layer")["test_auc"].mean().reindex(layers)
         axes.plot(
@@ -322,7 +261,7 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
     return figure
 
 
-def _normal_baselines(tidy: pd.DataFrame) -> tuple[pd.DataFrame, list]:
+def _normal_baselines(tidy: pd.DataFrame) -> tuple[pd.DataFrame, list[Layer]]:
     rows = tidy[(tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE)]
     if not len(rows):
         raise NoData("no baselines in the normal setting")
@@ -338,7 +277,7 @@ def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
     best = rows[rows["val_auc"] >= rows.groupby(by_dataset)["val_auc"].transform("max") - TIE]
     best = best.assign(share=1 / best.groupby(by_dataset)["method"].transform("size"))
     shares = best.groupby(["layer", "method"])["share"].sum() / best.groupby("layer")["share"].sum()
-    figure, axes = plt.subplots(figsize=(2.6 + 0.9 * len(layers), 3.4))
+    figure, axes = one_panel(2.6 + 0.9 * len(layers), 3.4)
     below = np.zeros(len(layers))
     for method, look in looks(rows["method"]).items():
         heights = np.array([shares.get((layer, method), 0.0) for layer in layers])
@@ -376,11 +315,7 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     )
     # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an
     # architecture's name
-    rows["family"] = (
-        rows["sae_id"]
-        .astype(str)
-        .str.replace(r"[_-]?(width|l0|topk)[_-](\d+[km]?(pow\d+)?)", "", regex=True)
-    )
+    rows["family"] = rows["sae_id"].astype(str).map(sae_family)
     panels = []
     for setting, of_setting in rows.groupby("setting", sort=False):
         of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]
@@ -393,10 +328,8 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
             panels.append((setting, of_setting))
     if not panels:
         raise NoData(f"no setting has SAE probes of more than one {size}")
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=(1.2 + 2.5 * len(panels), 3.0), sharey=True, squeeze=False
-    )
-    for axes, (setting, of_panel) in zip(grid[0], panels):
+    figure, row = panels_in_a_row(len(panels), 1.2, 2.5, 3.0)
+    for axes, (setting, of_panel) in zip(row, panels):
         keys = ["dataset", "condition", "seed"]
         by_family = of_panel.groupby("family")["size"].transform("nunique")
         complete = of_panel.groupby([*keys, "family"])["size"].transform("nunique") == by_family
@@ -440,9 +373,9 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
             else f"L0 of the SAE ({short_number(of_panel['width'].iloc[0])} latents)"
         )
         axes.grid()
-    grid[0][0].set_ylabel("mean test AUC")
+    row[0].set_ylabel("mean test AUC")
     figure.tight_layout()
-    shared_legend(figure, grid[0][0], 2 if len(panels) == 1 else 4)
+    shared_legend(figure, row[0], 2 if len(panels) == 1 else 4)
     return figure
 
 
@@ -458,32 +391,21 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
     chosen = order.index[
         np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))
     ]
-    figure, grid = _panels(len(chosen), height=2.1)
+    figure, grid = small_multiples(len(chosen), height=2.1)
     for axes, dataset in zip(grid, chosen):
         for name in ("quiver_baselines", "logreg", "sae_only"):
             if name not in picks:
                 continue
             rows = picks[name][picks[name]["dataset"] == dataset]
             curve = rows.groupby(rows["condition"].astype(float))["test_auc"].mean()
-            style = STYLE[name]
-            axes.plot(
-                curve.index,
-                curve,
-                color=style["color"],
-                marker=style["marker"],
-                markersize=3.5,
-                linewidth=1.1,
-                label=TITLES[name],
-            )
-        axes.axhline(CHANCE, color="black", linewidth=0.8, linestyle=":", label="chance")
+            axes.plot(curve.index, curve, markersize=3.5, linewidth=1.1, **line_look(name))
+        draw_chance(axes)
         axes.set_title(f"{dataset}\n({order[dataset]:+.3f})", fontsize=8)
         axes.grid()
     grid[0].set_ylim(min(0.35, grid[0].get_ylim()[0]), 1.02)
     if get_setting(setting).log_axis:
-        grid[0].set_xscale("log", base=2)
-        grid[0].set_xticks([4, 32, 256], ["4", "32", "256"])
-        grid[0].minorticks_off()
-    _shared_labels(
+        log2_axis(grid[0], [4, 32, 256])
+    shared_labels(
         figure,
         grid,
         f"{label} (in brackets: mean difference of the SAE probe from the best baseline)",
@@ -499,9 +421,7 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
     settings = [s for s in labels if (gap["setting"] == s).sum() > 1] if len(gap) else []
     if not settings:
         raise NoData("no setting with several conditions has validation AUCs")
-    figure, grid = plt.subplots(
-        1, len(settings), figsize=(1.0 + 2.9 * len(settings), 3.0), sharey=True, squeeze=False
-    )
+    figure, row = panels_in_a_row(len(settings), 1.0, 2.9, 3.0)
     shown = gap[gap["setting"].isin(settings)]
     names = [
         column
@@ -514,7 +434,7 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
         "SAE probes, nested": ("#E69F00", "v", "--"),
     }
     styles = {name: looks[name] for name in names}
-    for axes, setting in zip(grid[0], settings):
+    for axes, setting in zip(row, settings):
         rows = gap[gap["setting"] == setting]
         for name, (color, marker, line) in styles.items():
             axes.plot(
@@ -532,9 +452,9 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
         if get_setting(setting).log_axis:
             axes.set_xscale("log", base=2)
         axes.grid()
-    grid[0][0].set_ylabel("validation AUC - test AUC\n(mean over all probes)")
+    row[0].set_ylabel("validation AUC - test AUC\n(mean over all probes)")
     figure.tight_layout()
-    shared_legend(figure, grid[0][0], 4)
+    shared_legend(figure, row[0], 4)
     return figure
 
 
@@ -550,58 +470,3 @@ def _in_two_lines(name: str, longest: int = 28) -> str:
 def _count(row: pd.Series) -> str:
     n = f"{int(row['n_datasets'])} datasets"
     return n if row["n_pairs"] == row["n_datasets"] else f"{n},\n{int(row['n_pairs'])} conditions"
-
-
-def _panels(n: int, height: float) -> tuple[Figure, list]:
-    """Small multiples in a grid of fixed margins: laying out a hundred panels by trial takes half a
-    minute.
-    """
-    columns = min(4, n) if n <= 24 else 8
-    rows = -(-n // columns)
-    wide, high = 2.3 * columns + 0.6, height * rows + 0.8
-    margins = {
-        "left": 0.6 / wide,
-        "right": 1 - 0.1 / wide,
-        "bottom": 0.55 / high,
-        "top": 1 - 0.25 / high,
-    }
-    spaces = {"wspace": 0.1, "hspace": 0.38, **margins}
-    size = (wide, high)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, gridspec_kw=spaces
-    )
-    flat = list(grid.flat)
-    for axes in flat[n:]:
-        axes.set_axis_off()
-    return figure, flat[:n]
-
-
-def _shared_labels(figure: Figure, grid: list, x: str, y: str) -> None:
-    last_of_column = {axes.get_subplotspec().colspan.start: axes for axes in grid}
-    for axes in last_of_column.values():
-        axes.tick_params(labelbottom=True)
-    figure.supxlabel(x, fontsize=10, y=0.05 / figure.get_figheight())
-    figure.supylabel(y, fontsize=10, x=0.05 / figure.get_figwidth())
-    shared_legend(figure, grid[0], 4)
-
-
-def shared_legend(figure: Figure, axes, columns: int) -> None:
-    """One legend for all panels, above them, taken from one of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=columns,
-        frameon=False,
-        fontsize=8,
-    )
-
-
-def legend_above(figure: Figure, axes, columns: int) -> None:
-    """A legend above the panel."""
-    figure.tight_layout()
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=columns, frameon=False, fontsize=8
-    )

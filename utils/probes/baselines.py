@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from utils.probes.k_sparse import (
 )
 from utils.probes.scores import mean_over_folds, roc_auc, score_test_rows, validation_folds
 from utils.settings import SEED, TrainTest, get_setting
+
+if TYPE_CHECKING:
+    from xgboost import Booster, QuantileDMatrix
 
 MAX_PCA = 100
 MAX_NEIGHBOURS = 100
@@ -182,13 +186,13 @@ def xgboost(rows: TrainTest, seed: int = SEED) -> dict:
     return {**score_test_rows(y_test, (scores > 0.5).astype(np.int64), scores), "val_auc": val_auc}
 
 
-def _binned(X: np.ndarray, y: np.ndarray):
+def _binned(X: np.ndarray, y: np.ndarray) -> QuantileDMatrix:
     from xgboost import QuantileDMatrix
 
     return QuantileDMatrix(X, y, max_bin=XGBOOST_BINS, nthread=1)
 
 
-def _boosted(binned, settings: dict, seed: int):
+def _boosted(binned: QuantileDMatrix, settings: dict, seed: int) -> Booster:
     """XGBClassifier's model for these settings, on one thread."""
     from xgboost import train
 

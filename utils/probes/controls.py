@@ -10,10 +10,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-from utils.activations import load_rows
-from utils.models import get_model
-from utils.names import Layer, hook_name, layer_folder
-from utils.paths import Paths
+from utils.activations import ModelRows
+from utils.names import Layer, layer_folder
 from utils.probes.baselines import principal_components
 from utils.settings import SEED, Condition, TrainTest
 
@@ -28,17 +26,11 @@ def control_id(control: str, layer: Layer) -> str:
 class ControlActivations:
     """Rows of one dataset as a control sees them, in the form of ``settings.ConditionRows``.
 
-    Raises UserError when the model activations are missing, unreadable, or do not belong to the
-    dataset's texts.
+    ``control``: one of CONTROLS; ``rows``: the model activations that the SAEs read.
     """
 
-    def __init__(
-        self, paths: Paths, model_name: str, dataset: str, control: str, layer: Layer, ood: bool
-    ) -> None:
-        self.control = control
-        self.rows = load_rows(
-            paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model
-        )
+    def __init__(self, control: str, rows: ModelRows) -> None:
+        self.control, self.rows = control, rows
 
     @property
     def labels(self) -> np.ndarray:

@@ -104,27 +104,67 @@ def l1_logistic_path(
     ]
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """min over (w, b) of |w|_1 + C sum log(1 + exp(signed * (X w + b))).
+
+    ``X``: [n_rows, n]; ``signed``: [n_rows], -1 for class 1 and 1 for class 0.
+    """
+
+    X: np.ndarray
+    signed: np.ndarray
+    C: float
+
+    def loss(self, z: np.ndarray) -> float:
+        """The second term at z = X w + b."""
+        return self.C * np.logaddexp(0.0, self.signed * z).sum()
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Weights [n], intercept, z = X w + b [n_rows], and the loss there."""
+
+    w: np.ndarray
+    b: float
+    z: np.ndarray
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step on the ``active`` weights, whose ``columns`` of X these are, and on the intercept, in
+    the orthant of ``signs``.
+    """
+
+    active: np.ndarray
+    columns: np.ndarray
+    signs: np.ndarray
+    weights: np.ndarray
+    intercept: float
+
+
 def _solve(
     X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: float, target: float
 ) -> L1Fit:
-    w, b = coef.copy(), intercept
-    z = X @ w + b
     signed = np.where(y == 1, -1.0, 1.0)
-    loss = C * np.logaddexp(0.0, signed * z).sum()
+    problem = _Problem(X, signed, C)
+    z = X @ coef + intercept
+    point = _Point(coef.copy(), intercept, z, problem.loss(z))
     n_steps = 0
     max_violation = np.inf
-    best = (np.inf, w, b)
+    best = (np.inf, point)
     stalled = 0
     while True:
-        p = expit(z)
+        w = point.w
+        p = expit(point.z)
         # p - y without cancellation where p is near y
-        residual = C * signed * expit(signed * z)
+        residual = C * signed * expit(signed * point.z)
         gradient = X.T @ residual
         intercept_gradient = residual.sum()
         violation = np.where(w != 0, np.abs(gradient + np.sign(w)), np.abs(gradient) - 1)
         max_violation = float(max(violation.max(initial=0.0), abs(intercept_gradient), 0.0))
         if max_violation < best[0]:
-            best = (max_violation, w.copy(), b)
+            best = (max_violation, point)
         if max_violation <= target or n_steps >= MAX_STEPS or stalled >= MAX_STALLED:
             break
         n_steps += 1
@@ -136,25 +176,32 @@ def _solve(
             entering = np.sort(entering[strongest])
         signs[entering] = -np.sign(gradient[entering])
         weights = C * p * (1 - p)
-        active, columns, step, intercept_step = _newton_direction(
-            X, weights, gradient, intercept_gradient, signs, w
-        )
-        new = _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step)
+        step = _newton_direction(X, weights, gradient, intercept_gradient, signs, w)
+        new = _line_search(problem, point, step)
         if new is None:
             stalled += 1
-            w, b, z, loss, moved = _coordinate_pass(X, signed, C, w, b, z, loss)
+            point, moved = _coordinate_pass(problem, point)
             if not moved:
                 break
         else:
-            w, b, z, loss, decrease = new
-            stalled = stalled + 1 if decrease <= 1e-13 * (loss + np.abs(w).sum()) else 0
-    max_violation, w, b = best
-    return L1Fit(C, w, b, objective(X, y, w, b, C), max_violation, n_steps)
+            point, decrease = new
+            small = 1e-13 * (point.loss + np.abs(point.w).sum())
+            stalled = stalled + 1 if decrease <= small else 0
+    max_violation, point = best
+    F = objective(X, y, point.w, point.b, C)
+    return L1Fit(C, point.w, point.b, F, max_violation, n_steps)
 
 
-def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
-    """(active weights, their columns of X, step on them, step on the intercept): towards the
-    minimum of F's quadratic model.
+def _newton_direction(
+    X: np.ndarray,
+    weights: np.ndarray,
+    gradient: np.ndarray,
+    intercept_gradient: float,
+    signs: np.ndarray,
+    w: np.ndarray,
+) -> _Step:
+    """The step towards the minimum of F's quadratic model; ``weights`` [n_rows] are of its second
+    derivatives.
 
     The model is minimised inside the orthant of ``signs``. A weight that a step would carry past
     zero stops there and is left out of the next, which the same second derivatives give: finding
@@ -182,7 +229,7 @@ def _newton_direction(X, weights, gradient, intercept_gradient, signs, w):
         if not held.any():
             break
         free[:m] &= ~held
-    return active, columns, step[:m], step[m]
+    return _Step(active, columns, signs, step[:m], step[m])
 
 
 def _hessian(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -212,7 +259,13 @@ def _square(hessian: np.ndarray, at: np.ndarray) -> np.ndarray:
     return hessian[:, at][at]
 
 
-def _best_on_arc(hessian, slope, place, direction, sign):
+def _best_on_arc(
+    hessian: np.ndarray,
+    slope: np.ndarray,
+    place: np.ndarray,
+    direction: np.ndarray,
+    sign: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """(step, change of the model's slope) of the best of some points along ``direction``, weights
     stopped at zero.
 
@@ -264,43 +317,44 @@ def _solve_positive(hessian: np.ndarray, slope: np.ndarray) -> np.ndarray:
     return slope / scale**2  # not positive even so: each weight by itself
 
 
-def _line_search(columns, signed, C, w, b, z, loss, active, signs, step, intercept_step):
-    """Backtrack along the step, projected on the orthant of ``signs``; None when nothing decreases
-    F.
+def _line_search(problem: _Problem, point: _Point, step: _Step) -> tuple[_Point, float] | None:
+    """Backtrack along the step, projected on its orthant: (the new point, how much F fell), or None
+    when nothing decreases F.
 
-    Every nonzero weight is among ``active``, whose ``columns`` [n_rows, n_active] these are.
+    Every nonzero weight is among the step's active ones.
     """
-    penalty = np.abs(w).sum()
-    start = loss + penalty
-    old = w[active]
-    sign = signs[active]
+    penalty = np.abs(point.w).sum()
+    start = point.loss + penalty
+    old = point.w[step.active]
+    sign = step.signs[step.active]
     t = 1.0
     for _ in range(40):
-        trial = old + t * step
+        trial = old + t * step.weights
         trial[trial * sign < 0] = (
             0.0  # a weight that would change sign stops at zero, and leaves the active set
         )
-        z_trial = z + columns @ (trial - old) + t * intercept_step
-        loss_trial = C * np.logaddexp(0.0, signed * z_trial).sum()
+        z_trial = point.z + step.columns @ (trial - old) + t * step.intercept
+        loss_trial = problem.loss(z_trial)
         penalty_trial = penalty + np.abs(trial).sum() - np.abs(old).sum()
         decrease = start - (loss_trial + penalty_trial)
         # Near the optimum a full step improves the gradient by more than F can resolve: let it
         # through once or twice (the caller keeps the best point seen and counts such steps).
         if np.isfinite(decrease) and (decrease > 0 or (t == 1.0 and decrease >= -1e-13 * start)):
-            new_w = w.copy()
-            new_w[active] = trial
-            new_b = b + t * intercept_step
-            return new_w, new_b, columns @ trial + new_b, loss_trial, decrease
+            w = point.w.copy()
+            w[step.active] = trial
+            b = point.b + t * step.intercept
+            return _Point(w, b, step.columns @ trial + b, loss_trial), decrease
         t *= 0.5
     return None
 
 
-def _coordinate_pass(X, signed, C, w, b, z, loss):
-    """One pass of coordinate-wise Newton steps: slow, but it moves where the projected Newton step
-    cannot.
+def _coordinate_pass(problem: _Problem, point: _Point) -> tuple[_Point, bool]:
+    """One pass of coordinate-wise Newton steps, and whether it moved: slow, but it moves where the
+    projected Newton step cannot.
     """
-    w, z = w.copy(), z.copy()
-    start = loss + np.abs(w).sum()
+    X, signed, C = problem.X, problem.signed, problem.C
+    w, b, z = point.w.copy(), point.b, point.z.copy()
+    start = point.loss + np.abs(w).sum()
     for j in range(X.shape[1]):
         x = X[:, j]
         p = expit(z)
@@ -320,4 +374,5 @@ def _coordinate_pass(X, signed, C, w, b, z, loss):
                 break
             delta *= 0.5
     loss = C * np.logaddexp(0.0, signed * z).sum()
-    return w, b, X @ w + b, loss, start - (loss + np.abs(w).sum()) > 0
+    moved = start - (loss + np.abs(w).sum()) > 0
+    return _Point(w, b, X @ w + b, loss), bool(moved)

@@ -33,9 +33,8 @@ def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(y) - 1)
     true_positives = np.cumsum(y[order], dtype=np.float64)[ends]
     false_positives = 1 + ends - true_positives
-    if (
-        len(ends) > 2
-    ):  # points on a straight line between their neighbours change the sum only by rounding
+    # points on a straight line between their neighbours change the sum only by rounding
+    if len(ends) > 2:
         corner = (np.diff(false_positives, 2) != 0) | (np.diff(true_positives, 2) != 0)
         kept = np.concatenate([[True], corner, [True]])
         true_positives, false_positives = true_positives[kept], false_positives[kept]
@@ -84,9 +83,8 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     if n <= 12:
         folds = list(LeavePOut(2).split(y))
     elif n < FEW_ROWS:
-        with (
-            warnings.catch_warnings()
-        ):  # fewer than six rows of a class: the folds without it are left out below
+        # fewer than six rows of a class: the folds without it are left out below
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The least populated class")
             folds = list(StratifiedKFold(6, shuffle=True, random_state=seed).split(np.zeros(n), y))
     else:

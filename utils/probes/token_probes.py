@@ -7,8 +7,9 @@ activations are an outlier in most models).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
@@ -17,6 +18,9 @@ from utils.probes.baselines import logreg
 from utils.probes.scores import roc_auc, score_test_rows, validation_folds
 from utils.readers.sparse_files import SparseRows
 from utils.settings import TrainTest
+
+if TYPE_CHECKING:
+    import torch
 
 N_COMPONENTS, N_POSITIONS = 20, 255
 ATTENTION_RATES = (1e-3, 1e-2)  # Adam's; the one with the best validation AUC is kept
@@ -38,7 +42,7 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def chunks(self):
+    def chunks(self) -> Iterator[tuple[int, int]]:
         """(first text, one past the last) of runs of whole texts of about CHUNK_TOKENS tokens."""
         first = 0
         while first < len(self):
@@ -144,7 +148,7 @@ def attention_probe(
     mean = torch.from_numpy(sample.mean(axis=0))
     del sample
 
-    def logits(parameters: list, rows: np.ndarray):
+    def logits(parameters: list, rows: np.ndarray) -> torch.Tensor:
         query, output, bias = parameters
         at, owner = tokens.of(rows)
         x = (torch.from_numpy(tokens.values[at].astype(np.float32)) - mean) / scale

@@ -64,9 +64,8 @@ def extract(archive: Path, paths: Paths, model_name: str) -> list[str]:
     ):
         for member in members:
             bar.update(compressed.tell() - bar.n)
-            if (
-                member.size > MOST_GROWTH * size and not member.issparse()
-            ):  # tarfile would look for the next one behind its end for hours
+            # tarfile would look for the next one behind its end for hours
+            if member.size > MOST_GROWTH * size and not member.issparse():
                 raise ValueError(
                     f"{member.name!r} announces {show_bytes(member.size)}, more than it can hold"
                 )
@@ -151,9 +150,8 @@ def destination(member: tarfile.TarInfo, archive: Path, paths: Paths, model_name
 
     Raises UserError for a link, a device, or a name that leads anywhere else.
     """
-    if (
-        not member.isreg() or member.issparse()
-    ):  # a few bytes of a sparse file can stand for gigabytes
+    # a few bytes of a sparse file can stand for gigabytes
+    if not member.isreg() or member.issparse():
         raise UserError(
             f"{archive.name}: {member.name!r} is a link, device or sparse file: refused"
         )

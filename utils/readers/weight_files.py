@@ -16,7 +16,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -161,7 +161,7 @@ def _npz_arrays(path: Path) -> dict[str, StoredArray]:
     return arrays
 
 
-def _npy_array(path: Path, file) -> StoredArray:
+def _npy_array(path: Path, file: IO[bytes]) -> StoredArray:
     """The array whose ``.npy`` header starts at the file's position (numpy.lib.format's documented
     layout).
     """

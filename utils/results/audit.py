@@ -4,77 +4,35 @@ published ones, looked for in all.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
-
 import pandas as pd
 
 from utils.datasets import dataset_size, list_datasets, load_dataset
 from utils.paths import Paths
 from utils.probes.baselines import methods_of
 from utils.results.comparison import contenders, matched, of_protocol, protocols
-from utils.results.tidy import BASELINE, CONTROL, SAE, judge_ood, load_results
+from utils.results.findings import Finding, Kind
+from utils.results.tidy import BASELINE, CONTROL, SAE, Results
 from utils.runtime.errors import UserError
 from utils.settings import MIN_TEST, SETTINGS, conditions, get_setting, n_test_rows
 from utils.text_checks import check_texts, share_of_copies
 
 
-@dataclass(frozen=True)
-class Finding:
-    """``weight``: "wrong" (do not use), "doubt" (know it) or "fine" (looked for, not found);
-    ``about``: which table.
-    """
-
-    weight: str
-    about: str
-    what: str
-
-
-def audit(paths: Paths, model_name: str) -> list[Finding]:
-    """All findings on a model's tables, the worst first; a table that cannot be read is one."""
-    failures: list[str] = []
-    tidy, remarks = load_results(paths, model_name, failures=failures)
-    # what is said of OOD tables is found again below, with its weight
-    found = [
-        Finding("doubt", "tables", remark)
-        for remark in remarks
-        if "out of distribution" not in remark
-    ]
-    found += [Finding("wrong", "tables", failure) for failure in failures]
-    with suppress(UserError):  # its table is among the failures
-        found += _ood(paths, model_name)
-    found += _copies(paths, tidy)
+def audit(paths: Paths, results: Results) -> list[Finding]:
+    """All findings on the tables that were read, the worst first; ``results.findings`` included."""
+    tidy = results.tidy
+    findings = [*results.findings, *_copies(paths, tidy)]
     for setting in SETTINGS:
         rows = tidy[tidy["setting"] == setting]
         if len(rows):
             for protocol in protocols(rows):
                 several = f"{setting}, {protocol} protocol" if len(protocols(rows)) > 1 else setting
-                found += _unmatched(several, of_protocol(rows, protocol))
-            found += _mixed(setting, rows)
-            found += _missing(paths, setting, rows)
-            found += _small_tests(paths, setting, rows)
-            found += _solvers(setting, rows)
+                findings += _unmatched(several, of_protocol(rows, protocol))
+            findings += _mixed(setting, rows)
+            findings += _missing(paths, setting, rows)
+            findings += _small_tests(paths, setting, rows)
+            findings += _solvers(setting, rows)
     order = {"wrong": 0, "doubt": 1, "fine": 2}
-    return sorted(found, key=lambda finding: order[finding.weight])
-
-
-def _ood(paths: Paths, model_name: str) -> list[Finding]:
-    path, table, judgement = judge_ood(paths, model_name)
-    if path is None:
-        return []
-    about = f"{path.parent.name}/{path.name}"
-    if judgement is None:
-        return [Finding("fine", about, f"its {len(table)} rows say how many OOD rows they tested")]
-    if judgement.inside:
-        return [Finding("wrong", about, f"not out of distribution: {judgement.evidence}")]
-    return [
-        Finding(
-            "doubt",
-            about,
-            "does not say which rows it tested; by its numbers out of distribution:"
-            f" {judgement.evidence}",
-        )
-    ]
+    return sorted(findings, key=lambda finding: order[finding.weight])
 
 
 def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
@@ -88,6 +46,7 @@ def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
     if not any(lone.values()):
         return [
             Finding(
+                Kind.UNMATCHED,
                 "fine",
                 setting,
                 f"baselines and SAE probes have the same {n_matched} datasets and conditions",
@@ -100,6 +59,7 @@ def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
     careless = probes["test_auc"].mean() - baselines["test_auc"].mean()
     return [
         Finding(
+            Kind.UNMATCHED,
             "doubt",
             setting,
             f"{n_matched} decisions match, {' and '.join(parts)}{why}: SAE probes less best"
@@ -123,6 +83,7 @@ def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
         return []
     return [
         Finding(
+            Kind.MIXED,
             "doubt",
             setting,
             "SAE probes of several kinds compete in one pick, which favours them:"
@@ -173,7 +134,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
                     f"{len(lacking)} of {len(expected)} rows are missing:"
                     f" {', '.join(lacking[:3])}{more}"
                 )
-                found.append(Finding("doubt", f"{setting}, {name}", what))
+                found.append(Finding(Kind.MISSING, "doubt", f"{setting}, {name}", what))
         if kind == BASELINE:
             for layer, group in of_kind.groupby("layer", sort=False):
                 absent = [m for m in methods_of(setting) if m not in set(group["method"])]
@@ -182,7 +143,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
                         f"{' and '.join(absent)} of the paper's baselines are absent: the best"
                         " baseline is the best of fewer"
                     )
-                    found.append(Finding("doubt", f"{setting}, layer {layer}", what))
+                    found.append(Finding(Kind.ABSENT, "doubt", f"{setting}, layer {layer}", what))
     return found
 
 
@@ -208,6 +169,7 @@ def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
     worst = max(checks, key=lambda check: check.seen)
     return [
         Finding(
+            Kind.COPIES,
             "doubt",
             "texts",
             f"in {many} of {len(checks)} datasets a tenth or more of the normal test rows are"
@@ -235,13 +197,18 @@ def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding
                 if n_test is not None and n_test < MIN_TEST:
                     small[name, str(condition.label)] = n_test
     except UserError as error:
-        return [Finding("doubt", setting, f"the sizes of test sets are not known: {error}")]
+        return [
+            Finding(
+                Kind.SMALL_TESTS, "doubt", setting, f"the sizes of test sets are not known: {error}"
+            )
+        ]
     if not small:
         return []
     fewest = min(small, key=lambda key: small[key])
     n_datasets = len({name for name, _ in small})
     return [
         Finding(
+            Kind.SMALL_TESTS,
             "doubt",
             setting,
             f"{len(small)} conditions of {n_datasets} datasets are tested on fewer than {MIN_TEST}"
@@ -258,6 +225,7 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
         if untold.any():
             found.append(
                 Finding(
+                    Kind.SOLVER,
                     "doubt",
                     setting,
                     f"{int(untold.sum())} SAE probes were made with saga and 1,000 steps, which"
@@ -273,7 +241,10 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
         )
         found.append(
             Finding(
-                "doubt", setting, f"{len(short)} of {len(told)} fits did not converge ({by_method})"
+                Kind.UNCONVERGED,
+                "doubt",
+                setting,
+                f"{len(short)} of {len(told)} fits did not converge ({by_method})",
             )
         )
     return found

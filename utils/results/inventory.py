@@ -15,6 +15,7 @@ from utils.models import LanguageModel
 from utils.names import Layer, hook_name, named_width, set_stem
 from utils.paths import Paths
 from utils.probes.baselines import methods_of
+from utils.results.findings import Kind
 from utils.results.tidy import BASELINE, SAE, load_results
 from utils.runtime.errors import UserError
 from utils.runtime.units import short_number
@@ -97,7 +98,11 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
         except UserError as error:
             found.unreadable.append(str(error))
     ood = [name for name in list_ood_datasets(paths) if name in found.sizes]
-    tables, found.remarks = load_results(paths, info.name, settings, found.unreadable)
+    results = load_results(paths, info.name, settings)
+    tables = results.tidy
+    found.unreadable += results.unreadable()
+    unusual = (f for f in results.findings if f.kind is not Kind.UNREADABLE and f.weight != "fine")
+    found.remarks = [str(finding) for finding in unusual]
     probes = tables[tables["kind"] == SAE]
     found.probed = set(probes["setting"])
     at_hand = [*info.sae_ids, *list_sae_ids(paths.saes(info.name))]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from utils.paths import Paths
 from utils.readers.pickles import read_pickle
+from utils.results.findings import Finding, Kind
 from utils.results.tables import ResultTable
 from utils.results.tidy import ROUNDING
 from utils.runtime.errors import UserError
@@ -55,34 +56,36 @@ def multi_token_table(path: Path) -> ResultTable:
     return ResultTable(path, (*key, *scores), key)
 
 
-def load_multi_token(paths: Paths, model_name: str, failures: list[str]) -> pd.DataFrame:
-    """The paper's pickles and our table, with COLUMNS; a line is added to ``failures`` for each
-    file that cannot be used.
+def load_multi_token(paths: Paths, model_name: str) -> tuple[pd.DataFrame, list[Finding]]:
+    """(the paper's pickles and our table, with COLUMNS; a finding for each file of no use).
 
     ``method`` says what is pooled and how.
     """
-    rows = []
+    rows: list[dict] = []
+    findings: list[Finding] = []
     for path in sorted(paths.multi_token_folder(model_name).glob("*.pkl")):
         try:
             rows.append(_row(path.stem, read_pickle(path)))
         except UserError as error:
-            failures.append(str(error))
+            findings.append(Finding(Kind.UNREADABLE, "wrong", "multi-token", str(error)))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            failures.append(
+            what = (
                 f"{path} is no result of a multi-token probe ({type(error).__name__}: {error}):"
                 " left out"
             )
+            findings.append(Finding(Kind.UNREADABLE, "wrong", "multi-token", what))
     published = pd.DataFrame(rows, columns=list(COLUMNS))
     ours = multi_token_table(paths.multi_token_results(model_name)).read()
     if not len(ours):
-        return published
+        return published, findings
     ours = ours[ours["seed"] == ours["seed"].min()].replace({"sae_id": {"": None}})
     both = (
         pd.concat([ours[list(COLUMNS)], published], ignore_index=True)
         if len(published)
         else ours[list(COLUMNS)]
     )
-    return both.drop_duplicates(["dataset", "layer", "method", "sae_id"]).reset_index(drop=True)
+    key = ["dataset", "layer", "method", "sae_id"]
+    return both.drop_duplicates(key).reset_index(drop=True), findings
 
 
 def _row(stem: str, result: dict) -> dict:

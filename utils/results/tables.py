@@ -39,7 +39,13 @@ class ResultTable:
         self._check_place()
         if not self.path.is_file():
             return pd.DataFrame(columns=list(self.columns))
-        table = read_table(self.path)
+        return self.filled(read_table(self.path))
+
+    def filled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The file's content with the key columns that it lacks.
+
+        Raises UserError when one is missing for which nothing else can stand.
+        """
         for column, default in self.key.items():
             if column not in table.columns:
                 if default is None:
@@ -48,19 +54,9 @@ class ResultTable:
                     )
                 table[column] = default
             elif default is not None:
-                table[column] = (
-                    table[column]
-                    .astype(object)
-                    .where(table[column].notna(), default)
-                    .infer_objects()
-                )
+                filled = table[column].astype(object).where(table[column].notna(), default)
+                table[column] = filled.infer_objects()
         return table
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Only this run writes the table until the block ends. Raises UserError when another does,
-        or it cannot be written.
-        """
-        return locked(self.path.parent, self.path.name)
 
     def done(self) -> set[tuple]:
         """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut
@@ -153,6 +149,15 @@ class ResultTable:
                 if end > 0:
                     print(f"{self.path.name}: the last line was torn; it is made again")
                     file.truncate(end)
+
+
+def lock_tables(tables: Iterable[ResultTable]) -> AbstractContextManager[None]:
+    """Only this run writes the tables, which are of one folder, until the block ends.
+
+    Raises UserError when another run does, or they cannot be written.
+    """
+    paths = [table.path for table in tables]
+    return locked(paths[0].parent, *{path.name for path in paths})
 
 
 def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pandas as pd
 from utils.models import get_model
 from utils.names import Layer, parse_layer
 from utils.paths import Paths
+from utils.results.findings import Finding, Kind
 from utils.results.ood_evidence import Judgement, judge
 from utils.results.tables import PUBLISHED, baseline_table, is_torn, read_table, sae_probe_table
 from utils.runtime.errors import UserError, first_line
@@ -23,77 +26,66 @@ TIDY_COLUMNS = (
     "binarize", "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc",
     "test_f1", "test_acc", "n_test", "converged",
 )  # fmt: skip
+SCORES = ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")
 ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 
 
+@dataclass(frozen=True)
+class Results:
+    """``tidy``: a row a probe, columns TIDY_COLUMNS; ``findings``: what is left out or doubtful."""
+
+    tidy: pd.DataFrame
+    findings: list[Finding]
+
+    def unreadable(self) -> list[str]:
+        """A line for each table that is there and cannot be read."""
+        return [str(found) for found in self.findings if found.kind is Kind.UNREADABLE]
+
+
 def load_results(
-    paths: Paths,
-    model_name: str,
-    settings: Sequence[str] = tuple(SETTINGS),
-    failures: list[str] | None = None,
-) -> tuple[pd.DataFrame, list[str]]:
-    """(tidy table, remarks): columns TIDY_COLUMNS; a remark is a line on a table that was left out
-    or read otherwise.
+    paths: Paths, model_name: str, settings: Sequence[str] = tuple(SETTINGS)
+) -> Results:
+    """All probes of a model, each table read once.
 
     ``kind`` is baseline, sae or control (an SAE with random weights, raw dimensions, principal
-    components). ``condition`` is the varied value, or "all".
-
-    A table that is there and cannot be read is a line in ``failures`` where a list is given, and
-    raises UserError otherwise.
+    components). ``condition`` is the varied value, or "all". A table that cannot be read is a
+    finding, and the others are used.
     """
-    frames, remarks = [], []
-    for setting in settings:
-        for read in (_baselines, _sae_probes):
-            try:
-                frame, said = read(paths, model_name, setting)
-            except UserError as error:
-                if failures is None:
-                    raise
-                failures.append(str(error))
-                continue
-            remarks += said
-            if len(frame):
-                frames.append(frame)
+    tables = _Tables(paths, model_name)
+    frames: list[pd.DataFrame] = []
+    findings: list[Finding] = []
+    for setting, read in product(settings, (tables.baselines, tables.sae_probes)):
+        try:
+            frame, found = read(setting)
+        except UserError as error:
+            findings.append(Finding(Kind.UNREADABLE, "wrong", "tables", str(error)))
+            continue
+        findings += found
+        if len(frame):
+            frames.append(frame.reindex(columns=list(TIDY_COLUMNS)))
     if not frames:
-        return pd.DataFrame(columns=list(TIDY_COLUMNS)), remarks
-    tidy = pd.concat(
-        [frame.reindex(columns=list(TIDY_COLUMNS)) for frame in frames], ignore_index=True
-    )
+        return Results(pd.DataFrame(columns=list(TIDY_COLUMNS)), findings)
+    tidy = pd.concat(frames, ignore_index=True)
     # beside baselines, which have none, pandas makes floats of it
     tidy["binarize"] = tidy["binarize"].astype(str).isin(("True", "1", "1.0"))
-    key = [
-        c
-        for c in TIDY_COLUMNS
-        if c not in ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")
-    ]
+
+    def doubt(kind: Kind, rows: pd.DataFrame, what: str) -> None:
+        if len(rows):
+            what = f"{len(rows)} rows {what} ({_where(rows)})"
+            findings.append(Finding(kind, "doubt", "tables", what))
+
     nameless = tidy["dataset"].isna() | tidy["test_auc"].isna()
-    if nameless.any():
-        remarks.append(
-            f"{int(nameless.sum())} rows have no dataset or no test_auc and are left out"
-            f" ({_where(tidy[nameless])})"
-        )
-        tidy = tidy[~nameless]
-    unsure = tidy[tidy["val_auc"].isna() & (tidy["setting"] != SHIFTED.name)]
-    if len(unsure):
-        remarks.append(
-            f"{len(unsure)} rows have no val_auc and cannot be picked ({_where(unsure)})"
-        )
+    doubt(Kind.NAMELESS, tidy[nameless], "have no dataset or no test_auc and are left out")
+    tidy = tidy[~nameless]
+    unsure = tidy["val_auc"].isna() & (tidy["setting"] != SHIFTED.name)
+    doubt(Kind.NO_VAL_AUC, tidy[unsure], "have no val_auc and cannot be picked")
+    key = [c for c in TIDY_COLUMNS if c not in SCORES]
     twice = tidy.duplicated(key)
-    if twice.any():
-        differ = (
-            tidy[tidy.duplicated(key, keep=False)]
-            .groupby(key, dropna=False)["test_auc"]
-            .nunique()
-            .gt(1)
-            .sum()
-        )
-        but = f", though {differ} of them differ in test_auc" if differ else ""
-        remarks.append(
-            f"{int(twice.sum())} rows stand twice; the first of each is used{but}"
-            f" ({_where(tidy[twice])})"
-        )
-        tidy = tidy[~twice]
-    return tidy.reset_index(drop=True), remarks
+    repeated = tidy[tidy.duplicated(key, keep=False)].groupby(key, dropna=False)["test_auc"]
+    differ = int(repeated.nunique().gt(1).sum()) if twice.any() else 0
+    but = f", though {differ} of them differ in test_auc" if differ else ""
+    doubt(Kind.TWICE, tidy[twice], f"stand twice; the first of each is used{but}")
+    return Results(tidy[~twice].reset_index(drop=True), findings)
 
 
 def _where(rows: pd.DataFrame) -> str:
@@ -117,7 +109,29 @@ def existing(path: Path, *others: Path) -> Path | None:
     return None
 
 
-def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+class _Tables:
+    """The tables of a model, each read at most once: what OOD tables tell needs the others too."""
+
+    def __init__(self, paths: Paths, model_name: str) -> None:
+        self.paths, self.model_name = paths, model_name
+        self._read: dict[tuple[str, str], tuple[pd.DataFrame, list[Finding]]] = {}
+
+    def baselines(self, setting: str) -> tuple[pd.DataFrame, list[Finding]]:
+        """The baselines of a setting and what was found about them."""
+        key = (BASELINE, setting)
+        if key not in self._read:
+            self._read[key] = _baselines(self.paths, self.model_name, setting)
+        return self._read[key]
+
+    def sae_probes(self, setting: str) -> tuple[pd.DataFrame, list[Finding]]:
+        """The SAE probes of a setting and what was found about them."""
+        key = (SAE, setting)
+        if key not in self._read:
+            self._read[key] = _sae_probes(self, setting)
+        return self._read[key]
+
+
+def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[Finding]]:
     probe_layer = get_model(model_name, paths).probe_layer
     column = get_setting(setting).baseline_column
     sources: list[tuple[Path, object]] = []
@@ -134,49 +148,54 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
             sources.append((found, probe_layer))
     if not sources:
         return _baseline_runs(paths, model_name, setting)
-    frames, remarks = [], []
+    frames: list[pd.DataFrame] = []
+    findings: list[Finding] = []
     for path, at_layer in sources:
-        remarks += _torn(path)
-        if get_setting(setting).shifted and "test_auc_baseline" in read_table(path).columns:
-            frames.append(_published_ood(read_table(path), probe_layer))
+        findings += _torn(path)
+        content = read_table(path)
+        if get_setting(setting).shifted and "test_auc_baseline" in content.columns:
+            frames.append(_published_ood(content, probe_layer))
             continue
-        table = baseline_table(path, column, at_layer).read()
+        table = baseline_table(path, column, at_layer).filled(content)
         _check_scores(table, path)
         table["layer"] = _layers(table, path)
         table = table.assign(kind=BASELINE, setting=setting, protocol=None)
         frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
-    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), remarks
+    return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), findings
 
 
-def _torn(path: Path) -> list[str]:
-    return (
-        [f"{path}: its last line is cut off and left out; rows may be missing"]
-        if is_torn(path)
-        else []
-    )
+def _torn(path: Path) -> list[Finding]:
+    if not is_torn(path):
+        return []
+    what = f"{path}: its last line is cut off and left out; rows may be missing"
+    return [Finding(Kind.TORN, "doubt", "tables", what)]
 
 
-def _baseline_runs(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
+def _baseline_runs(
+    paths: Paths, model_name: str, setting: str
+) -> tuple[pd.DataFrame, list[Finding]]:
     """The original scripts' tables of one row each, as ``baseline_results_{model}.tar.gz`` holds
     them.
     """
     column = get_setting(setting).baseline_column
     rows: list[dict] = []
-    remarks: list[str] = []
+    findings: list[Finding] = []
     for folder in paths.baseline_runs_folders(model_name, setting):
         for path in sorted(folder.glob("layer*_*.csv")):
             try:
                 rows.append(_baseline_run(path, column))
             except (OSError, ValueError, UnicodeDecodeError, csv.Error) as error:
-                remarks.append(f"{path} is left out: {first_line(error)}")
+                what = f"{path} is left out: {first_line(error)}"
+                findings.append(Finding(Kind.SINGLE_ROWS, "doubt", "tables", what))
     if not rows:
-        return pd.DataFrame(), remarks
+        return pd.DataFrame(), findings
     table = pd.DataFrame(rows)
     table = table.assign(kind=BASELINE, setting=setting, protocol=None, seed=42)
-    remarks.append(
+    what = (
         f"baselines of {setting}: {len(table)} tables of one row in baseline_results_{model_name}"
     )
-    return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
+    findings.append(Finding(Kind.SINGLE_ROWS, "doubt", "tables", what))
+    return table.assign(condition=table[column].round(4) if column else NO_CONDITION), findings
 
 
 def _baseline_run(path: Path, column: str | None) -> dict:
@@ -234,40 +253,43 @@ def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def judge_ood(paths: Paths, model_name: str) -> tuple[Path | None, pd.DataFrame, Judgement | None]:
-    """(table, its rows, what they tell) of the OOD SAE probes, for an audit: those that
-    ``load_results`` leaves out included.
-    """
-    found = _sae_table(paths, model_name, SHIFTED.name)
-    if found is None:
-        return None, pd.DataFrame(), None
-    table = _read_sae_table(found, None)
-    return found, table, _judge_untold(paths, model_name, table)
-
-
-def _judge_untold(paths: Paths, model_name: str, table: pd.DataFrame) -> Judgement | None:
-    """What the OOD SAE probes tell that do not say how many rows they tested: published ones. None
-    where there are none such.
+def _judge_untold(tables: _Tables, untold: pd.DataFrame) -> Judgement:
+    """What OOD SAE probes tell that do not say how many rows they tested, as published ones.
 
     Label noise with nothing flipped has the rows of the normal setting.
     """
-    untold = table[table["n_test"].isna()] if "n_test" in table.columns else table
-    if not len(untold):
-        return None
-    inside = [_sae_probes(paths, model_name, setting)[0] for setting in ("normal", "label_noise")]
+    inside = [tables.sae_probes(setting)[0] for setting in (NORMAL.name, "label_noise")]
     inside = [rows[rows["condition"].isin([NO_CONDITION, 0.0])] for rows in inside if len(rows)]
-    baselines = [
-        _baselines(paths, model_name, setting)[0] for setting in (NORMAL.name, SHIFTED.name)
-    ]
+    baselines = [tables.baselines(setting)[0] for setting in (NORMAL.name, SHIFTED.name)]
     in_baselines, ood_baselines = (
         rows[rows["kind"] == BASELINE] if len(rows) else rows for rows in baselines
     )
     if len(in_baselines):
-        in_baselines = in_baselines[
-            in_baselines["layer"] == get_model(model_name, paths).probe_layer
-        ]
+        probe_layer = get_model(tables.model_name, tables.paths).probe_layer
+        in_baselines = in_baselines[in_baselines["layer"] == probe_layer]
     known = pd.concat(inside, ignore_index=True) if inside else pd.DataFrame()
     return judge(untold, known, in_baselines, ood_baselines)
+
+
+def _shifted_rows(tables: _Tables, path: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, Finding]:
+    """The rows of an OOD table that may be used as such, and what its numbers tell."""
+    about = f"{path.parent.name}/{path.name}"
+    told = (
+        table["n_test"].notna()
+        if "n_test" in table.columns
+        else pd.Series(False, index=table.index)
+    )
+    if told.all():
+        what = f"its {len(table)} rows say how many OOD rows they tested"
+        return table, Finding(Kind.SHIFTED_ROWS, "fine", about, what)
+    n_untold = int((~told).sum())
+    judgement = _judge_untold(tables, table[~told])
+    if judgement.inside:
+        what = f"{n_untold} rows are not out of distribution, and are left out"
+        found = Finding(Kind.SHIFTED_ROWS, "wrong", about, f"{what}: {judgement.evidence}")
+        return table[told], found
+    what = f"{n_untold} rows do not say which rows they tested; by their numbers OOD, and used"
+    return table, Finding(Kind.SHIFTED_ROWS, "doubt", about, f"{what}: {judgement.evidence}")
 
 
 def _read_sae_table(path: Path, condition_column: str | None) -> pd.DataFrame:
@@ -295,35 +317,20 @@ def _with_l0(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(sae_id=table["sae_id"].where(table["sae_l0"].isna(), named))
 
 
-def _sae_probes(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[str]]:
-    found = _sae_table(paths, model_name, setting)
-    if found is None:
+def _sae_probes(tables: _Tables, setting: str) -> tuple[pd.DataFrame, list[Finding]]:
+    path = _sae_table(tables.paths, tables.model_name, setting)
+    if path is None:
         return pd.DataFrame(), []
     column = get_setting(setting).sae_column
-    table = _read_sae_table(found, column)
-    remarks = _torn(found)
+    table = _read_sae_table(path, column)
+    findings = _torn(path)
     if get_setting(setting).shifted:
-        judgement = _judge_untold(paths, model_name, table)
-        if judgement is not None:
-            told = (
-                table["n_test"].notna()
-                if "n_test" in table.columns
-                else pd.Series(False, index=table.index)
-            )
-            which = f"{int((~told).sum())} rows of {found.parent.name}/{found.name}"
-            if judgement.inside:
-                table = table[told]
-                remarks.append(
-                    f"{which} are left out, they are not out of distribution: {judgement.evidence}"
-                )
-            else:
-                remarks.append(
-                    f"{which} do not say which rows they tested, and are used: {judgement.evidence}"
-                )
+        table, found = _shifted_rows(tables, path, table)
+        findings.append(found)
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
     table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))
-    return table.assign(condition=table[column].round(4) if column else NO_CONDITION), remarks
+    return table.assign(condition=table[column].round(4) if column else NO_CONDITION), findings
 
 
 def _layers(table: pd.DataFrame, path: Path) -> list[Layer]:

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
+
+
+@dataclass
+class Failures:
+    """What of a run failed, a line each, while the rest went on; ``main`` prints it at the end."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: object) -> None:
+        """Note a failure, once."""
+        if str(line) not in self.lines:
+            self.lines.append(str(line))
+
+    @contextmanager
+    def caught(self, prefix: str = "") -> Iterator[None]:
+        """A UserError ends the block and is noted; what follows the block goes on."""
+        try:
+            yield
+        except UserError as error:
+            self.add(f"{prefix}{error}")
 
 
 OUT_OF_MEMORY = (

@@ -93,18 +93,38 @@ def make_plan(
         sae_ids = [
             i for i in dict.fromkeys(i for job in of_layer for i in job.sae_ids) if i in encoders
         ]
-        for group in _groups(sae_ids, of_layer, encoders, device, budget, batch_size):
+        limits = _Limits(encoders, device, budget, batch_size)
+        for group in _groups(sae_ids, of_layer, limits):
             mine = [job for job in of_layer if set(job.sae_ids) & set(group)]
-            works.append(_work(group, mine, encoders, device, budget, batch_size))
+            works.append(_work(group, mine, limits))
     return works
 
 
-def _groups(sae_ids, jobs, encoders, device, budget, batch_size) -> Iterator[list[str]]:
+@dataclass(frozen=True)
+class _Limits:
+    """What a plan has to work with: ``budget`` bytes of a device, for batches of rows."""
+
+    encoders: dict[str, Encoder]
+    device: torch.device
+    budget: int
+    batch_size: int
+
+    def block_size(self, sae_id: str) -> int:
+        """Latents in a block of an SAE's weights."""
+        return block_size(self.encoders[sae_id], self.device, self.budget)
+
+    def working(self, sae_id: str, block: int) -> int:
+        """Bytes of a product's result, its mask, and its prepared rows."""
+        n_product = rows_per_product(self.device, self.batch_size)
+        return n_product * (6 * block + 8 * self.encoders[sae_id].d_model)
+
+
+def _groups(sae_ids: list[str], jobs: list[Job], limits: _Limits) -> Iterator[list[str]]:
     """SAEs that fit the budget together; one that does not fit even alone is a group of its own."""
     group: list[str] = []
     for sae_id in sae_ids:
         together = [*group, sae_id]
-        if group and not _fits(together, jobs, encoders, device, budget, batch_size):
+        if group and not _fits(together, jobs, limits):
             yield group
             together = [sae_id]
         group = together
@@ -112,32 +132,26 @@ def _groups(sae_ids, jobs, encoders, device, budget, batch_size) -> Iterator[lis
         yield group
 
 
-def _fits(group, jobs, encoders, device, budget, batch_size) -> bool:
-    working = max(
-        _working(encoders[i], block_size(encoders[i], device, budget), device, batch_size)
-        for i in group
-    )
+def _fits(group: list[str], jobs: list[Job], limits: _Limits) -> bool:
+    encoders = limits.encoders
+    working = max(limits.working(sae_id, limits.block_size(sae_id)) for sae_id in group)
     # two files at a time: one is encoded while the next is read
     files = 2 * max(job.n_rows for job in jobs) * 4 * encoders[group[0]].d_model
-    return sum(encoders[i].n_bytes for i in group) + working + files <= budget
+    return sum(encoders[i].n_bytes for i in group) + working + files <= limits.budget
 
 
-def _working(encoder: Encoder, block: int, device: torch.device, batch_size: int) -> int:
-    """Bytes of a product's result, its mask, and its prepared rows."""
-    n_product = rows_per_product(device, batch_size)
-    return n_product * (6 * block + 8 * encoder.d_model)
-
-
-def _work(group, jobs, encoders, device, budget, batch_size) -> Work:
+def _work(group: list[str], jobs: list[Job], limits: _Limits) -> Work:
+    encoders, budget = limits.encoders, limits.budget
     encoder = encoders[group[0]]
-    block = min(block_size(encoders[i], device, budget) for i in group)
+    block = min(limits.block_size(sae_id) for sae_id in group)
+    working = limits.working(group[0], block)
     row_bytes = 4 * encoder.d_model
     activations = float(sum(job.n_rows for job in jobs) * row_bytes)
     weights = float(sum(encoders[i].n_file_bytes for i in group))
     written = BYTES_STORED * sum(
         job.n_rows * (encoders[i].named_l0 or NONZEROS_PER_ROW) for job in jobs for i in group
     )
-    if _fits(group, jobs, encoders, device, budget, batch_size):
+    if _fits(group, jobs, limits):
         return Work(group, jobs, "resident", block, activations + weights, written)
 
     # one SAE, larger than the budget
@@ -147,19 +161,16 @@ def _work(group, jobs, encoders, device, budget, batch_size) -> Work:
             " GiB: raise --max_memory"
         )
     largest = max(job.n_rows for job in jobs) * row_bytes
-    streaming = 2 * encoder.block_bytes(block) + _working(encoder, block, device, batch_size)
+    streaming = 2 * encoder.block_bytes(block) + working
     nonzeros = (encoder.named_l0 or NONZEROS_PER_ROW) * BYTES_PER_PART
     chunks = _chunks(jobs, (budget - streaming) // (row_bytes + nonzeros))
     by_rows = activations + len(chunks) * weights if chunks else float("inf")
-    resident = budget - 2 * largest - _working(encoder, block, device, batch_size)
+    resident = budget - 2 * largest - working
     blocks_a_pass = resident // encoder.block_bytes(block)
     n_passes = -(-encoder.d_sae // (block * blocks_a_pass)) if blocks_a_pass > 0 else 0
     by_blocks = weights + n_passes * activations if n_passes else float("inf")
     if min(by_rows, by_blocks) == float("inf"):
-        need = (
-            min(streaming + largest, 2 * largest + _working(encoder, block, device, batch_size))
-            / 2**20
-        )
+        need = min(streaming + largest, 2 * largest + working) / 2**20
         raise UserError(
             f"{group[0]} and one file of rows need about {need:.0f} MiB: raise --max_memory or"
             " lower --batch_size"

@@ -35,14 +35,30 @@ from utils.saes.encode import (
 )
 from utils.saes.encoder import Encoder
 from utils.saes.plan import Job, Work
-from utils.saes.store import SaeFiles, made_from, rest_rows
+from utils.saes.store import SaeFiles, made_from
 from utils.settings import NORMAL, SHIFTED, Condition, split
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How to encode.
+
+    ``device``: "cpu", "mps", "cuda" or "cuda:1"; ``max_memory``: bytes for weights and rows, None
+    for a share of what is free; ``sae_dir``: folder of the SAEs, None for the model's own.
+    """
+
+    device: str
+    batch_size: int = 128
+    max_memory: int | None = None
+    sae_dir: Path | None = None
+    sae_release: str | None = None
+    dry_run: bool = False
 
 
 @dataclass
@@ -92,22 +108,13 @@ class EncodingRun:
     """Encodes the works of a plan and tallies what it did."""
 
     def __init__(
-        self,
-        paths: Paths,
-        info: LanguageModel,
-        encoders: dict[str, Encoder],
-        device: torch.device,
-        batch_size: int,
-        sae_dir: Path | None = None,
+        self, paths: Paths, info: LanguageModel, encoders: dict[str, Encoder], encoding: Encoding
     ) -> None:
-        self.paths, self.info, self.encoders, self.device, self.sae_dir = (
-            paths,
-            info,
-            encoders,
-            device,
-            sae_dir,
-        )
-        self.n_product = rows_per_product(device, batch_size)
+        import torch
+
+        self.paths, self.info, self.encoders = paths, info, encoders
+        self.device, self.sae_dir = torch.device(encoding.device), encoding.sae_dir
+        self.n_product = rows_per_product(self.device, encoding.batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
 
@@ -279,31 +286,14 @@ class EncodingRun:
         rows = to_csr(encoded[0], d_sae)
         labels = loaded.rows.y
         if sae_id in job.normal:
-            of = split(Condition(NORMAL.name), labels)
-            made = made_from(
-                self.paths,
-                self.info.name,
-                job.dataset,
-                job.layer,
-                sae_id,
-                NORMAL.name,
-                self.sae_dir,
-            )
             files = SaeFiles(self.paths, self.info.name, NORMAL.name, job.dataset, sae_id)
-            files.write(rows, of, rest_rows(of, len(labels)), None, made, sae)
+            made = made_from(files, job.layer, self.sae_dir)
+            files.write(rows, split(Condition(NORMAL.name), labels), None, made, sae)
         if sae_id in job.ood and loaded.rows.y_ood is not None:
-            of = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
-            made = made_from(
-                self.paths,
-                self.info.name,
-                job.dataset,
-                job.layer,
-                sae_id,
-                SHIFTED.name,
-                self.sae_dir,
-            )
+            drawn = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
             files = SaeFiles(self.paths, self.info.name, SHIFTED.name, job.dataset, sae_id)
-            files.write(rows, of, None, to_csr(encoded[1], d_sae), made, sae)
+            made = made_from(files, job.layer, self.sae_dir)
+            files.write(rows, drawn, to_csr(encoded[1], d_sae), made, sae)
 
     def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:
         tally = self.tallies[sae_id]

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from utils.activations import read_description
+from utils.activations import labels_fingerprint, read_description
+from utils.datasets import load_dataset, load_ood
 from utils.names import Layer, hook_name, named_width, set_stem
 from utils.paths import Paths
 from utils.readers.pt_files import load_tensor, save_tensor
@@ -64,23 +65,15 @@ class SaeFiles:
         """Whether all files are there and were made from this."""
         parts = (*X_PARTS[self.setting], "y_train", "y_test")
         made = {name: value for name, value in self.description().items() if name != "measured"}
-        if None in (
-            made.get("sae"),
-            made_from.get("sae"),
-        ):  # an SAE of the hub is not on disk to compare with
+        # an SAE of the hub is not on disk to compare with
+        if None in (made.get("sae"), made_from.get("sae")):
             made, made_from = ({**of, "sae": None} for of in (made, made_from))
         return made == made_from and all(self.path(part).is_file() for part in parts)
 
     def write(
-        self,
-        rows: csr_array,
-        condition_split: Split,
-        rest: np.ndarray | None,
-        ood_rows: csr_array | None,
-        made_from: dict,
-        sae: dict,
+        self, rows: csr_array, drawn: Split, ood_rows: csr_array | None, made_from: dict, sae: dict
     ) -> None:
-        """Write X and y of the split; the description comes last and says that the set is whole.
+        """Write X and y of a split; the description comes last and says that the set is whole.
 
         rows: [n_rows, d_sae] of the dataset; ood_rows: those of the OOD file, which the OOD split's
         test indexes; sae: the encoder's shape.
@@ -89,12 +82,12 @@ class SaeFiles:
 
         self.description_path.unlink(missing_ok=True)
         test_rows = rows if ood_rows is None else ood_rows
-        save_sparse(self.path("X_train_sae"), rows[condition_split.train])
-        save_sparse(self.path("X_test_sae"), test_rows[condition_split.test])
-        if rest is not None:
-            save_sparse(self.path("X_rest_sae"), rows[rest])
-        save_tensor(self.path("y_train"), torch.tensor(condition_split.y_train))
-        save_tensor(self.path("y_test"), torch.tensor(condition_split.y_test))
+        save_sparse(self.path("X_train_sae"), rows[drawn.train])
+        save_sparse(self.path("X_test_sae"), test_rows[drawn.test])
+        if "X_rest_sae" in X_PARTS[self.setting]:
+            save_sparse(self.path("X_rest_sae"), rows[rest_rows(drawn, rows.shape[0])])
+        save_tensor(self.path("y_train"), torch.tensor(drawn.y_train))
+        save_tensor(self.path("y_test"), torch.tensor(drawn.y_test))
         # of the OOD set its own rows: those of the dataset are counted in the normal set
         measured = {**sae, "rows": test_rows.shape[0], "nonzeros": test_rows.nnz}
         write_json(self.description_path, {**made_from, "measured": measured})
@@ -124,44 +117,37 @@ def stored_checks(
     }
 
 
-def made_from(
-    paths: Paths,
-    model_name: str,
-    dataset: str,
-    layer: Layer,
-    sae_id: str,
-    setting: str,
-    sae_dir: Path | None,
-) -> dict:
+def made_from(files: SaeFiles, layer: Layer, sae_dir: Path | None) -> dict:
     """What SAE activations depend on, as their description records it: when it changes they are
     made again.
     """
+    paths, model_name, sae_id = files.paths, files.model_name, files.sae_id
     made: dict = {
         "sae_id": sae_id,
         "model_name": model_name,
         "hook_name": hook_name(layer),
-        "setting": setting,
+        "setting": files.setting,
     }
     for kind, ood in (("activations", False), ("ood_activations", True)):
-        if ood and not get_setting(setting).shifted:
+        if ood and not get_setting(files.setting).shifted:
             continue
-        path = paths.model_activations(model_name, dataset, hook_name(layer), ood)
+        path = paths.model_activations(model_name, files.dataset, hook_name(layer), ood)
         described = read_description(path)
         if not ood:
             made["n_rows"] = described.get("n_rows")
         made[kind] = described.get("texts_sha256") or (
             path.stat().st_size if path.is_file() else None
         )
+    # the split's rows are drawn by the labels: with others a row would stand for another text
+    made["labels_sha256"] = labels_fingerprint(load_dataset(paths, files.dataset).labels)
     folder = find_sae_folder(sae_dir or paths.saes(model_name), sae_id)
     made["sae"] = fingerprint(folder) if folder else None
     return made
 
 
-def rest_rows(condition_split: Split, n_rows: int) -> np.ndarray:
+def rest_rows(drawn: Split, n_rows: int) -> np.ndarray:
     """The rows that a split neither trains nor tests on, ascending."""
-    return np.setdiff1d(
-        np.arange(n_rows), np.concatenate([condition_split.train, condition_split.test])
-    )
+    return np.setdiff1d(np.arange(n_rows), np.concatenate([drawn.train, drawn.test]))
 
 
 class SaeActivations:
@@ -173,31 +159,20 @@ class SaeActivations:
     """
 
     def __init__(
-        self,
-        paths: Paths,
-        model_name: str,
-        dataset: str,
-        sae_id: str,
-        labels: np.ndarray,
-        ood_labels: np.ndarray | None,
-        remedy: str,
+        self, paths: Paths, model_name: str, dataset: str, sae_id: str, ood: bool = False
     ) -> None:
-        self.paths, self.model_name, self.dataset, self.sae_id, self.remedy = (
-            paths,
-            model_name,
-            dataset,
-            sae_id,
-            remedy,
-        )
+        self.paths, self.model_name, self.dataset, self.sae_id = paths, model_name, dataset, sae_id
+        self.remedy = f"`make generate-sae-acts-optimized MODEL={model_name}` makes it"
         self.normal = SaeFiles(paths, model_name, NORMAL.name, dataset, sae_id)
         self.ood = SaeFiles(paths, model_name, SHIFTED.name, dataset, sae_id)
         # only the first rows of a dataset may have activations
+        labels = load_dataset(paths, dataset).labels
         self.labels = labels[
             : self.normal.description().get("n_rows")
             or self.ood.description().get("n_rows")
             or len(labels)
         ]
-        self.ood_labels = ood_labels
+        self.ood_labels = load_ood(paths, dataset).labels if ood else None
         self._rows: csr_array | None = None
 
     def rows(self) -> csr_array:
@@ -314,6 +289,14 @@ def condition_suffixes(condition: Condition) -> list[str]:
 def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
     import torch
 
+    # which rows a split has follows from the labels, and y_train alone does not tell
+    dataset_labels = load_dataset(files.paths, files.dataset).labels
+    made = files.description().get("labels_sha256")
+    if made and made != labels_fingerprint(dataset_labels):
+        raise UserError(
+            f"{files.path('y_train')} was made with other labels than the texts of {files.dataset}"
+            f" have now: {remedy}"
+        )
     for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
         found = load_tensor(files.path(name), remedy)
         if (

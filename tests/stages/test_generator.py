@@ -98,8 +98,8 @@ def test_every_order_of_work_gives_the_same_latents(ready, monkeypatch, order, b
         path.unlink()
     real = encoding_plan._work
 
-    def forced(group, jobs, encoders, device, budget, size):
-        work = real(group, jobs, encoders, device, budget, size)
+    def forced(group, jobs, limits):
+        work = real(group, jobs, limits)
         work.order, work.block, work.blocks_a_pass = order, 100, 2
         work.chunks = [jobs[:1], jobs[1:]]
         return work
@@ -119,13 +119,7 @@ def test_the_latents_are_sae_lens_own(ready):
         x = torch.load(ready.model_activations(MODEL, NAMES[1], HOOK), weights_only=True)
         with torch.no_grad():
             expected = sae.encode(x).numpy()
-        stored = (
-            SaeActivations(
-                ready, MODEL, NAMES[1], sae_id, load_dataset(ready, NAMES[1]).labels, None, ""
-            )
-            .rows()
-            .toarray()
-        )
+        stored = SaeActivations(ready, MODEL, NAMES[1], sae_id).rows().toarray()
         assert np.array_equal(stored != 0, expected != 0)
         assert np.allclose(stored, expected, rtol=1e-4, atol=1e-5)
 
@@ -275,10 +269,7 @@ def test_other_architectures_go_through_sae_lens(ready):
     x = torch.load(ready.model_activations(MODEL, NAMES[1], HOOK), weights_only=True)
     with torch.no_grad():
         expected = sae.encode(x).numpy()
-    labels = load_dataset(ready, NAMES[1]).labels
-    stored = (
-        SaeActivations(ready, MODEL, NAMES[1], "layer_2/pursuit", labels, None, "").rows().toarray()
-    )
+    stored = SaeActivations(ready, MODEL, NAMES[1], "layer_2/pursuit").rows().toarray()
     assert np.allclose(stored, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -299,13 +290,12 @@ def test_exported_splits_are_the_original_scripts_and_are_read_back(ready):
     tensor = torch.load(folder / f"{NAMES[0]}_2_top_20_X_train_sae.pt", weights_only=True)
     assert tensor.layout == torch.sparse_coo
     assert tensor.is_coalesced()
-    labels = load_dataset(ready, NAMES[0]).labels
-    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", labels, None, "")
+    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top")
     conditions = [Condition("scarcity", 20), Condition("class_imbalance", 0.39999999999999997)]
     expected = [ours.condition(condition) for condition in conditions]
     for path in ready.sae_activations_folder(MODEL, "normal").iterdir():
         path.unlink()
-    theirs = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", labels, None, "")
+    theirs = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top")
     for condition, wanted in zip(conditions, expected):
         found = theirs.condition(condition)
         assert np.array_equal(found.X_train.toarray(), wanted.X_train.toarray())
@@ -326,18 +316,16 @@ def test_published_ood_archives_are_read(ready):
         path = ready.published_ood_archive(MODEL, NAMES[0], is_ood)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.from_numpy(rows).to_sparse(), path)
-    activations = SaeActivations(
-        ready, MODEL, NAMES[0], "layer_2/width_16k/average_l0_9", labels, ood, "make it"
-    )
+    activations = SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_16k/average_l0_9", ood=True)
     found = activations.condition(Condition("OOD"))
     assert np.array_equal(
         found.X_train.toarray(), inside[split(Condition("OOD"), labels, ood_labels=ood).train]
     )
     assert np.array_equal(found.X_test.toarray(), outside)
     with pytest.raises(UserError, match="not those of"):
-        SaeActivations(
-            ready, MODEL, NAMES[0], "layer_2/width_1m/average_l0_9", labels, ood, ""
-        ).condition(Condition("OOD"))
+        SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_1m/average_l0_9", ood=True).condition(
+            Condition("OOD")
+        )
 
 
 def test_the_original_order_writes_every_conditions_files(ready):
@@ -347,12 +335,11 @@ def test_the_original_order_writes_every_conditions_files(ready):
         p.name for p in ready.sae_activations_folder(MODEL, "scarcity").glob("*_X_train_sae.pt")
     )
     assert len(files) == 15  # the sizes up to 200 of 300 rows
-    labels = load_dataset(ready, NAMES[0]).labels
-    original = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(
+    original = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump").condition(
         Condition("scarcity", 20)
     )
     assert generate(ready, *flags, "--setting", "normal") == 0
-    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump", labels, None, "").condition(
+    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/jump").condition(
         Condition("scarcity", 20)
     )
     for a, b in ((original.X_train, ours.X_train), (original.X_test, ours.X_test)):

@@ -138,21 +138,19 @@ def test_a_bad_file_among_the_results_is_named_and_the_others_are_read(tmp_path)
     }
     for name, result in results.items():
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(result))
-    remarks: list[str] = []
-    table = load_multi_token(paths, "gemma-2-9b", remarks)
+    table, findings = load_multi_token(paths, "gemma-2-9b")
     assert sorted(table["method"]) == [
         "20 components of each of 255 tokens",
         "SAE, max over tokens, binarised",
         "attention probe",
     ]
-    assert len(remarks) == 2
+    assert len(findings) == 2
 
 
 @pytest.mark.skipif(
     not PUBLISHED.is_dir(), reason="the published results are not beside the checkout"
 )
 def test_all_published_pickles_are_read():
-    remarks: list[str] = []
-    table = load_multi_token(Paths(data_dir=PUBLISHED), "gemma-2-9b", remarks)
-    assert (len(table), remarks) == (460, [])
+    table, findings = load_multi_token(Paths(data_dir=PUBLISHED), "gemma-2-9b")
+    assert (len(table), findings) == (460, [])
     assert table["test_auc"].between(0.3, 1).all()

@@ -17,6 +17,7 @@ from checks import audit, status
 from published import fetch_results as fetch_published_results
 from utils.paths import Paths
 from utils.results.comparison import compare
+from utils.results.findings import Kind
 from utils.results.tidy import load_results
 
 PUBLISHED = SHARED / "published_results"
@@ -88,7 +89,7 @@ def test_means_agree_with_plain_pandas(published, model, setting):
             by_baseline[key].query("method == 'logreg'")["test_auc"].mean() for key in shared
         ],
     }
-    found = compare(load_results(published, model, (setting,))[0])
+    found = compare(load_results(published, model, (setting,)).tidy)
     overall = found[found["condition"] == "all"].set_index("contender")
     for contender, values in expected.items():
         assert overall.loc[contender, "mean_test_auc"] == pytest.approx(
@@ -110,9 +111,9 @@ def test_the_papers_ood_table_of_the_9b_model_is_recognised_and_that_of_the_2b_m
     assert audit.main(["--model_name", "gemma-2-9b", *folder_flags(published)]) == 1
     assert "48 of 48 AUCs equal the in-distribution AUC" in capsys.readouterr().out
     assert audit.main(["--model_name", "gemma-2-2b", *folder_flags(published)]) == 0
-    tidy, _ = load_results(published, "gemma-2-9b", ("OOD",))
+    tidy = load_results(published, "gemma-2-9b", ("OOD",)).tidy
     assert set(tidy["sae_id"].dropna()) == {"published"}
-    assert len(load_results(published, "gemma-2-2b", ("OOD",))[0].query("kind == 'sae'")) == 768
+    assert len(load_results(published, "gemma-2-2b", ("OOD",)).tidy.query("kind == 'sae'")) == 768
 
 
 @needs_published
@@ -209,12 +210,13 @@ def test_one_row_tables_of_the_original_scripts_are_read(paths):
         )
         (folder / f"layer20_5_a b_{method}_numtrain20.csv").write_text(text)
     (folder / "layer20_5_a b_knn_numtrain20.csv").write_text("dataset,method\n5_a b,knn\n")
-    tidy, remarks = load_results(paths, "gemma-2-9b", ("scarcity",))
+    results = load_results(paths, "gemma-2-9b", ("scarcity",))
+    tidy = results.tidy
     assert tidy[["dataset", "method", "layer", "condition", "test_auc"]].values.tolist() == [
         ["5_a b", "logreg", 20, 20.0, 0.9],
         ["5_a b", "pca", 20, 20.0, 0.8],
     ]
-    assert any("is left out" in remark for remark in remarks)
+    assert [found.kind for found in results.findings] == [Kind.SINGLE_ROWS, Kind.SINGLE_ROWS]
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,10 @@ def test_a_table_that_was_cut_off_loses_its_last_line_and_says_so(paths, capsys)
     table.parent.mkdir(parents=True)
     whole = "dataset,method,num_train,test_f1,test_acc,test_auc,val_auc\na,logreg,20,1,1,0.75,0.5\n"
     table.write_text(whole + "b,logreg,20,1,1,0.75,0.")
-    tidy, remarks = load_results(paths, "gemma-2-9b", ("scarcity",))
+    results = load_results(paths, "gemma-2-9b", ("scarcity",))
+    tidy = results.tidy
     assert tidy["dataset"].tolist() == ["a"]
-    assert "its last line is cut off" in remarks[0]
+    assert [found.kind for found in results.findings] == [Kind.TORN]
     assert table.read_text() != whole  # reading changes nothing
 
 

@@ -5,13 +5,16 @@ condition draws from.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import clear_caches, write_texts
 from scipy.sparse import csr_array, random_array
 
+from utils.datasets import load_dataset
 from utils.readers.sparse_files import load_sparse, save_sparse
 from utils.runtime.errors import UserError
-from utils.saes.store import SaeActivations, SaeFiles, rest_rows
+from utils.saes.store import SaeActivations, SaeFiles, made_from
 from utils.settings import Condition, split
 
 
@@ -51,18 +54,24 @@ def test_files_of_others_are_read(tmp_path, layout):
 
 
 def test_rows_come_back_in_dataset_order_for_every_condition(paths):
-    rows, labels = sparse(300, 64), np.arange(300) % 2
+    write_texts(paths, ["d"])
+    rows, labels = sparse(300, 64), load_dataset(paths, "d").labels
     normal = split(Condition("normal"), labels)
     files = SaeFiles(paths, "all-MiniLM-L6-v2", "normal", "d", "layer_2/s")
-    files.write(rows, normal, rest_rows(normal, 300), None, {"sae_id": "layer_2/s"}, {"d_sae": 64})
-    assert files.is_done({"sae_id": "layer_2/s"})
-    assert not files.is_done({"sae_id": "layer_2/other"})
-    stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s", labels, None, "make it")
+    made = made_from(files, 2, None)
+    files.write(rows, normal, None, made, {"d_sae": 64})
+    assert files.is_done(made)
+    assert not files.is_done({**made, "sae_id": "layer_2/other"})
+    stored = SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s")
     assert np.array_equal(stored.rows().toarray(), rows.toarray())
+    table = pd.read_csv(paths.texts("d"))
+    table.assign(target=table["target"].sample(frac=1, random_state=0).to_numpy()).to_csv(
+        paths.texts("d"), index=False
+    )
+    clear_caches()
+    assert not files.is_done(made_from(files, 2, None))
     with pytest.raises(UserError, match="other labels"):
-        SaeActivations(
-            paths, "all-MiniLM-L6-v2", "d", "layer_2/s", np.arange(300) % 3 % 2, None, "make it"
-        ).rows()
+        SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s").rows()
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text", "nan"])

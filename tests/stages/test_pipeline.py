@@ -359,15 +359,7 @@ def test_encoded_rows_equal_sae_lens_on_the_stored_activations(done):
         expected = sae.encode(x).numpy()
     from utils.saes.store import SaeActivations
 
-    stored = SaeActivations(
-        done,
-        MODEL,
-        NAMES[2],
-        "layer_2/width_96/topk_8",
-        load_dataset(done, NAMES[2]).labels,
-        None,
-        "",
-    ).rows()
+    stored = SaeActivations(done, MODEL, NAMES[2], "layer_2/width_96/topk_8").rows()
     assert np.array_equal(stored.toarray() != 0, expected != 0)
     assert np.allclose(stored.toarray(), expected, rtol=1e-4)
 

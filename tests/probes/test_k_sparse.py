@@ -5,19 +5,18 @@ activations.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared, write_texts
+from conftest import ROOT, SHARED, needs_shared, write_texts
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from checks import positive_control
 from checks.parity import reference_cases, reference_latents
-from utils.activations import write_activations
+from utils.activations import load_rows, write_activations
 from utils.datasets import load_dataset, load_ood
 from utils.probes import k_sparse as probes
 from utils.probes.controls import ControlActivations
@@ -34,7 +33,7 @@ from utils.probes.scores import validation_folds
 from utils.settings import Condition, TrainTest, split
 
 MODEL = "all-MiniLM-L6-v2"
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 # two of the references' latents and results are in tests/golden, the third beside the checkout
 # latents whose rank values are this near each other, relatively, may stand in either order
 TIED = 1e-5
@@ -272,19 +271,16 @@ def test_controls_are_chosen_as_latents_are_and_probed_alike(paths):
         write_activations(path, torch.from_numpy(activations), of_texts.texts, {})
     normal, ood_condition = Condition("normal"), Condition("OOD")
     of = split(normal, texts.labels)
-    raw = ControlActivations(paths, MODEL, "1_first", "raw_dims", 2, ood=False).condition(normal)
+    rows = load_rows(paths, MODEL, "1_first", "blocks.2.hook_resid_post", ood=True)
+    raw = ControlActivations("raw_dims", rows).condition(normal)
     assert np.array_equal(raw.X_train.toarray(), X[of.train])
     assert np.array_equal(raw.X_test.toarray(), X[of.test])
     mean, deviation = X[of.train].mean(axis=0), X[of.train].std(axis=0)
     right = np.linalg.svd((X[of.train] - mean) / deviation, full_matrices=False)[2]
-    found = (
-        ControlActivations(paths, MODEL, "1_first", "pca_dims", 2, ood=False)
-        .condition(normal)
-        .X_test.toarray()
-    )
+    found = ControlActivations("pca_dims", rows).condition(normal).X_test.toarray()
     expected = (X[of.test] - mean) / deviation @ right.T
     assert np.allclose(np.abs(found[:, :50]), np.abs(expected[:, :50]), atol=1e-3)
-    with_ood = ControlActivations(paths, MODEL, "1_first", "raw_dims", 2, ood=True)
+    with_ood = ControlActivations("raw_dims", rows)
     assert np.array_equal(with_ood.condition(ood_condition).X_test.toarray(), X_ood)
     (probe,) = fit_sae_probes(raw, [16], ProbeOptions())
     assert probe["latents"].split() == [

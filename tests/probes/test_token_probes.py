@@ -104,8 +104,7 @@ def test_the_script_makes_every_method_once_and_the_figure_reads_them(paths, tmp
     before = path.read_bytes()
     assert train_multi_token_probes.main(flags) == 0
     assert path.read_bytes() == before
-    remarks: list[str] = []
-    found = load_multi_token(paths, MODEL, remarks)
-    assert (len(found), remarks) == (6, [])
+    found, findings = load_multi_token(paths, MODEL)
+    assert (len(found), findings) == (6, [])
     # a signal word is in the text: the strongest over tokens must show it
     assert table.set_index("method").loc["attention probe", "test_auc"] > 0.9

@@ -113,7 +113,7 @@ def test_our_ood_baselines_stand_beside_the_published_ones(paths):
     table.append([row])
     table.finish()
     assert table.key_of(row) in table.done()
-    tidy, _ = load_results(paths, "gemma-2-9b", ("OOD",))
+    tidy = load_results(paths, "gemma-2-9b", ("OOD",)).tidy
     baselines = tidy[tidy["kind"] == "baseline"]
     assert sorted(baselines["test_auc"]) == [0.6, 0.75]
     assert tidy.loc[tidy["kind"] == "sae", "test_auc"].tolist() == [0.7, 0.5]
@@ -137,7 +137,7 @@ def test_hooks_are_layers_beside_numbers(paths):
         baseline_table(paths.baseline_table("gemma-2-9b", "normal", layer), None, layer).append(
             [row]
         )
-    tidy, _ = load_results(paths, "gemma-2-9b", ("normal",))
+    tidy = load_results(paths, "gemma-2-9b", ("normal",)).tidy
     overall = compare(tidy).set_index("contender")
     assert overall.loc["sae_only", "n_pairs"] == 2
     assert set(tidy["layer"]) == {3, hook}

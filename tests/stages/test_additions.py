@@ -24,6 +24,7 @@ from utils.probes.scores import roc_auc, score_test_rows
 from utils.readers.weight_files import stored_arrays
 from utils.results.audit import audit
 from utils.results.comparison import contenders
+from utils.results.findings import Kind
 from utils.results.tidy import load_results
 from utils.saes.encoder import Encoder
 from utils.saes.formats import FORMATS, Format
@@ -61,7 +62,7 @@ def test_a_new_baseline_is_trained_counted_compared_and_drawn(paths, monkeypatch
     assert train_baselines.main([*flags, "--method", "logreg,toy", "--n_jobs", "1"]) == 0
     table = pd.read_csv(paths.baseline_table(MODEL, "normal", 2))
     assert sorted(table["method"].unique()) == ["logreg", "toy"]
-    tidy, _ = load_results(paths, MODEL, ("normal",))
+    tidy = load_results(paths, MODEL, ("normal",)).tidy
     picked = contenders(tidy)["quiver_baselines"]
     both = tidy.groupby(["dataset", "layer"])["val_auc"].max().to_numpy()
     assert np.allclose(np.sort(picked["val_auc"]), np.sort(both))
@@ -71,7 +72,8 @@ def test_a_new_baseline_is_trained_counted_compared_and_drawn(paths, monkeypatch
     assert f"{2 * 2 * 2} of {2 * 2 * 6}" in status.describe(
         paths, status.get_model(MODEL, paths), ("normal",)
     )
-    absent = [finding.what for finding in audit(paths, MODEL) if "absent" in finding.what]
+    findings = audit(paths, load_results(paths, MODEL))
+    absent = [finding.what for finding in findings if finding.kind is Kind.ABSENT]
     assert absent
     assert not any("toy" in what for what in absent)
 

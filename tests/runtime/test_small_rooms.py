@@ -1,0 +1,70 @@
+"""Sizes, numbers, progress bars and what is written about a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from utils.runtime.errors import Failures, UserError
+from utils.runtime.progress import progress, where_it_stood
+from utils.runtime.provenance import RECORDED_PACKAGES, installed_versions, save_run_settings
+from utils.runtime.units import parse_bytes, short_number, show_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        ("1", 1),
+        ("2g", 2 << 30),
+        ("4GiB", 4 << 30),
+        ("1.5 MiB", 3 << 19),
+        ("500MB", 500_000_000),
+        ("1 kb", 1000),
+        ("3b", 3),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text, n):
+    assert parse_bytes(text) == n
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "4 hours", "-1g", "1e9", "nan"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is no size"):
+        parse_bytes(text)
+
+
+def test_sizes_and_counts_are_shown_short():
+    shown = [show_bytes(n) for n in (12, 2048, 3 << 20, 5 << 30, 5 << 40)]
+    assert shown == ["12 B", "2.0 KiB", "3.0 MiB", "5.00 GiB", "5120.00 GiB"]
+    assert [short_number(n) for n in (96, 4096, 16384, 1 << 20)] == ["96", "4k", "16k", "1M"]
+
+
+def test_a_stopped_run_can_say_how_far_it_was():
+    bar = progress(total=7, desc="probing", unit="task")
+    bar.update(3)
+    assert where_it_stood() == " (probing: 3 of 7 tasks)"
+    bar.close()
+
+
+def test_failures_are_noted_once_and_the_rest_goes_on():
+    failures = Failures()
+    done = []
+    for name in ("a", "b", "b", "c"):
+        with failures.caught("file: "):
+            if name == "b":
+                raise UserError("b is broken")
+            done.append(name)
+    assert (done, failures.lines) == (["a", "c"], ["file: b is broken"])
+    with pytest.raises(KeyError), failures.caught():
+        raise KeyError("a fault of ours is no failure of the user's")
+
+
+def test_a_run_leaves_its_settings_versions_and_commit(tmp_path):
+    path = tmp_path / "settings.json"
+    save_run_settings(path, {"seed": 42})
+    written = json.loads(path.read_text())
+    assert written["settings"] == {"seed": 42}
+    assert {"python", "numpy", "scikit-learn"} <= set(written["versions"])
+    assert set(installed_versions()) <= {"python", *RECORDED_PACKAGES}
+    assert written["commit"] is None or len(written["commit"]) == 40

@@ -1,0 +1,207 @@
+"""Every figure: its name, its caption, and what draws it. A new figure is one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.figures import side_experiments as paper_figures
+from utils.figures import study
+from utils.figures.style import RC, NoData
+from utils.paths import Paths
+from utils.results import side_experiments
+from utils.results.comparison import contenders
+from utils.runtime.errors import Failures, UserError
+from utils.runtime.files import atomic_path
+from utils.runtime.progress import progress
+from utils.settings import NORMAL, SETTINGS, SHIFTED
+
+FORMATS = ("png", "pdf")
+# What differs in the texts of each out-of-distribution file, as read in the files
+OOD_SHIFTS = {
+    "5_hist_fig_ismale": "cartoon characters",
+    "6_hist_fig_isamerican": "stray letters in names",
+    "7_hist_fig_ispolitician": "surname first",
+    "66_living-room": "in French",
+    "67_social-security": "in Spanish",
+    "73_control-group": "in German",
+    "87_glue_cola": "sentences from elsewhere",
+    "90_glue_qnli": "texts from elsewhere",
+}
+
+
+class Material:
+    """The tables that figures are drawn from: one protocol's probes of a model.
+
+    ``picks``: {setting: {contender: its picks}}; ``multi_token``: of multi_token.load_multi_token.
+    """
+
+    def __init__(
+        self,
+        tidy: pd.DataFrame,
+        comparison: pd.DataFrame,
+        gap: pd.DataFrame,
+        multi_token: pd.DataFrame,
+    ) -> None:
+        self.tidy, self.comparison, self.gap, self.multi_token = tidy, comparison, gap, multi_token
+        self.picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
+
+    def picks_of(self, setting: str) -> dict[str, pd.DataFrame]:
+        return self.picks.get(setting, {})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``draw(material)`` makes the figure, or raises NoData where its table is missing."""
+
+    name: str
+    caption: str
+    draw: Callable[[Material], Figure]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn, and the file that shows it."""
+
+    name: str
+    caption: str
+    png: Path
+
+
+def gallery(paths: Paths, model_name: str) -> list[Picture]:
+    """All figures of a model, in the order of the report."""
+    varied = [setting for setting in SETTINGS.values() if setting.values]
+    labels = {setting.name: setting.axis_label for setting in varied}
+    pictures = [
+        Picture(
+            "settings",
+            "Mean test AUC of each contender, setting by setting",
+            lambda m: study.setting_bars(m.comparison),
+        ),
+        Picture(
+            "normal_auc_by_k",
+            "Test AUC against k, the number of latents a probe may use, dataset by dataset",
+            lambda m: study.auc_by_k(m.tidy),
+        ),
+        Picture(
+            "normal_quiver",
+            "SAE probe against best baseline, a point a dataset; both picked by validation AUC",
+            lambda m: study.quiver_scatter(m.picks_of(NORMAL.name)),
+        ),
+        Picture(
+            "auc_by_width",
+            "Mean test AUC against the width of the SAE (whose L0 may differ too)",
+            lambda m: study.auc_by_size(m.tidy, "width"),
+        ),
+        Picture(
+            "auc_by_l0",
+            "Mean test AUC against the L0 of the SAE",
+            lambda m: study.auc_by_size(m.tidy, "L0"),
+        ),
+        Picture(
+            "normal_layers",
+            "Mean test AUC of each baseline by layer",
+            lambda m: study.method_by_layer(m.tidy),
+        ),
+        Picture(
+            "normal_best_method",
+            "How often each baseline is the best by validation AUC, layer by layer",
+            lambda m: study.best_method_by_layer(m.tidy),
+        ),
+    ]
+    for setting in varied:
+        pictures += _of_setting(setting.name, setting.axis_label)
+    return [
+        *pictures,
+        Picture(
+            "OOD",
+            "Test AUC out of distribution, dataset by dataset, with what was shifted",
+            lambda m: study.ood_bars(m.picks_of(SHIFTED.name), OOD_SHIFTS),
+        ),
+        Picture(
+            "validation_gaps",
+            "How much more validation promises than test rows keep",
+            lambda m: study.validation_gaps(m.gap, labels),
+        ),
+        Picture(
+            "multi_token",
+            "Probes on all tokens of a text",
+            lambda m: paper_figures.multi_token(
+                m.multi_token, m.picks_of(NORMAL.name).get("quiver_baselines")
+            ),
+        ),
+        Picture(
+            "architectures",
+            "How often probes on one SAE architecture beat those on another (published win rates)",
+            lambda m: paper_figures.architecture_wins(
+                side_experiments.win_rates(paths, model_name)
+            ),
+        ),
+        Picture(
+            "cola_relabelling",
+            "CoLA with its own labels and with cleaner ones (published results)",
+            lambda m: paper_figures.relabelling(side_experiments.relabelling(paths, model_name)),
+        ),
+        Picture(
+            "pruned_latents",
+            "Probes on the latents judged most relevant, in and out of distribution (published"
+            " results)",
+            lambda m: paper_figures.pruned_latents(side_experiments.pruned(paths, model_name)),
+        ),
+    ]
+
+
+def _of_setting(setting: str, axis_label: str) -> list[Picture]:
+    """The figures of a setting whose conditions vary."""
+    return [
+        Picture(
+            setting,
+            f"Mean test AUC over the conditions of {setting}, and the difference from the best"
+            " baseline",
+            lambda m: study.condition_curves(m.comparison, setting, axis_label),
+        ),
+        Picture(
+            f"{setting}_datasets",
+            f"{setting} on eight datasets, from the one where SAE probes gain most to the one where"
+            " they lose most",
+            lambda m: study.selected_datasets(m.picks_of(setting), setting, axis_label),
+        ),
+    ]
+
+
+def draw_all(
+    pictures: list[Picture], material: Material, folder: Path, failures: Failures
+) -> tuple[list[Drawing], list[str]]:
+    """(the figures drawn, a line for each left out); a table that cannot be used is a failure."""
+    drawings: list[Drawing] = []
+    left_out: list[str] = []
+    for picture in progress(pictures, desc="figures", unit="figure"):
+        files = {suffix: folder / f"{picture.name}.{suffix}" for suffix in FORMATS}
+        try:
+            with matplotlib.rc_context(RC):
+                figure = picture.draw(material)
+                for suffix, path in files.items():
+                    _save(figure, path, suffix)
+        except (NoData, UserError) as reason:
+            if isinstance(reason, UserError):  # a file is there and cannot be used
+                failures.add(reason)
+            left_out.append(f"figure {picture.name}: {reason}")
+            for path in files.values():  # an older one would show what is no longer there
+                path.unlink(missing_ok=True)
+            continue
+        drawings.append(Drawing(picture.name, picture.caption, files["png"]))
+    return drawings, left_out
+
+
+def _save(figure: Figure, path: Path, suffix: str) -> None:
+    content = BytesIO()  # on a full disk matplotlib's own writing ends in a traceback
+    metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes on every run
+    figure.savefig(content, format=suffix, dpi=160, metadata=metadata)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())
