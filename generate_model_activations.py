@@ -23,8 +23,16 @@ from dataclasses import dataclass, replace
 
 from utils import cli
 from utils.activations import read_description, write_activations
-from utils.datasets import Dataset, choose_datasets, dataset_size, load_dataset, load_ood, readable
-from utils.language_models import ENCODERS, load_model, read_config
+from utils.datasets import (
+    Dataset,
+    choose_datasets,
+    dataset_fingerprint,
+    dataset_size,
+    load_dataset,
+    load_ood,
+    readable,
+)
+from utils.language_models import ENCODERS, load_model, model_identity, read_config
 from utils.models import MODELS, LanguageModel, describe_model, get_model
 from utils.names import hook_name, layer_order
 from utils.paths import Paths
@@ -186,8 +194,7 @@ def generate_file(
     model = load_model(info, reading.hooks, paths, pick_device(reading.device), reading.dtype)
     dataset = _texts(paths, name, ood, reading.max_rows)
     pooled = model.pooled(dataset.texts, f"{position} {dataset.name}", reading.batch_size)
-    made_by = {"model_name": info.name, "pooling": info.pooling, "max_seq_len": info.max_seq_len}
-    made_by["dtype"] = str(model.dtype).removeprefix("torch.")
+    made_by = {**_made_by(info, paths), "dtype": str(model.dtype).removeprefix("torch.")}
     for hook, activations in pooled.items():
         path = paths.model_activations(info.name, name, hook, ood)
         write_activations(path, activations, dataset.texts, {**made_by, "hook_name": hook})
@@ -249,24 +256,41 @@ def _texts(paths: Paths, name: str, ood: bool, max_rows: int | None) -> Dataset:
 
 
 def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: Reading) -> bool:
-    """Whether every hook's file is there with enough rows; more rows than asked for are enough.
+    """Whether every hook's file is there, with enough rows, made from these texts by this model;
+    more rows than asked for are enough. Files of others are taken as they are.
 
-    Raises UserError when a file of ours was made with another longest text.
+    Raises UserError when texts or a description cannot be read.
     """
+    size = dataset_size(paths, name)
+    wanted = None if ood else min(reading.max_rows or size, size)
     for hook in reading.hooks:
         path = paths.model_activations(info.name, name, hook, ood)
         if not path.is_file():
             return False
         made = read_description(path)
-        if made.get("max_seq_len", info.max_seq_len) != info.max_seq_len:
-            raise UserError(
-                f"{path} was made with --max_seq_len {made['max_seq_len']}, not {info.max_seq_len}:"
-                " delete it to make it anew"
-            )
-        have, size = made.get("n_rows"), dataset_size(paths, name)
-        if have is not None and not ood and have < min(reading.max_rows or size, size):
+        if not made:
+            continue
+        n_rows = made.get("n_rows")
+        texts = dataset_fingerprint(paths, name, n_rows, ood).texts
+        now = {**_made_by(info, paths), "texts_sha256": texts}
+        changed = [key for key, value in now.items() if value and made.get(key, value) != value]
+        few = wanted is not None and n_rows is not None and n_rows < wanted
+        if changed:
+            what = " and ".join(key.removesuffix("_sha256") for key in changed)
+            print(f"{path.name}: made with other {what}, is made again")
+        if changed or few:
             return False
     return True
+
+
+def _made_by(info: LanguageModel, paths: Paths) -> dict[str, object]:
+    """What a file says of how its texts were read."""
+    return {
+        "model_name": info.name,
+        "model": model_identity(info, paths),
+        "pooling": info.pooling,
+        "max_seq_len": info.max_seq_len,
+    }
 
 
 if __name__ == "__main__":

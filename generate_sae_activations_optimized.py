@@ -27,7 +27,6 @@ from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 from utils import cli
 from utils.activations import load_rows, read_description
@@ -97,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
 
-    layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
+    layers = choose_saes(paths, info, args.target_sae_id, args.layers)
     failures = Failures()
     datasets = [] if args.setting == SHIFTED.name else choose_datasets(paths, args.datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
@@ -108,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         readable(paths, with_ood, failures, ood=True),
     )
     encoding = Encoding(
-        args.device, args.batch_size, args.max_memory, args.sae_dir, args.sae_release, args.dry_run
+        args.device, args.batch_size, args.max_memory, args.sae_release, args.dry_run
     )
     stems = [sae_stem(sae_id) for sae_id in layers]
     with nullcontext() if args.dry_run else locked(paths.sae_activations_root(info.name), *stems):
@@ -141,7 +140,7 @@ def generate(
 ) -> None:
     """Make the files that are missing."""
     info, layers = wanted.info, wanted.layers
-    jobs = find_jobs(paths, wanted, encoding.sae_dir, failures)
+    jobs = find_jobs(paths, wanted, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
     print(
         f"{info.name}: {len(layers)} SAEs, {len(wanted)} sets of files; {len(wanted) - n_todo}"
@@ -218,7 +217,7 @@ def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]
         return []
 
 
-def find_jobs(paths: Paths, wanted: Wanted, sae_dir: Path | None, failures: Failures) -> list[Job]:
+def find_jobs(paths: Paths, wanted: Wanted, failures: Failures) -> list[Job]:
     """The jobs with something to do; a dataset that cannot be read is a failure."""
     info, layers = wanted.info, wanted.layers
 
@@ -227,7 +226,7 @@ def find_jobs(paths: Paths, wanted: Wanted, sae_dir: Path | None, failures: Fail
         # without a description they are unfinished; with one, its sources must still be what they
         # were
         return bool(files.description()) and files.is_done(
-            made_from(files, layers[sae_id], sae_dir)
+            made_from(files, hook_name(layers[sae_id]))
         )
 
     jobs = []
@@ -261,7 +260,7 @@ def open_encoders(
     encoders = {}
     for sae_id in dict.fromkeys(i for job in jobs for i in job.sae_ids):
         with failures.caught():
-            encoder = open_sae(paths, info.name, sae_id, encoding.sae_dir, encoding.sae_release)
+            encoder = open_sae(paths, info.name, sae_id, encoding.sae_release)
             if encoder.d_model != info.d_model:
                 raise UserError(
                     f"{sae_id} reads activations of width {encoder.d_model}; those of {info.name}"
@@ -371,7 +370,7 @@ def run_original_order(
     for sae_id, setting, name in progress(pieces, desc="original order", unit="dataset"):
         started = time.monotonic()
         with failures.caught():
-            encoder = open_sae(paths, info.name, sae_id, encoding.sae_dir, encoding.sae_release)
+            encoder = open_sae(paths, info.name, sae_id, encoding.sae_release)
             sae = whole_sae(encoder, device)
             hook = hook_name(wanted.layers[sae_id])
             activations = load_rows(paths, info.name, name, hook, setting.shifted, info.d_model)

@@ -25,6 +25,7 @@ from utils.models import get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.baselines import METHODS, Baseline, methods_of
+from utils.results.sources import source_of
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables
 from utils.runtime.errors import Failures, UserError
@@ -84,14 +85,17 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
         for layer, dataset in product(tables, datasets):
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
+            row = {"dataset": dataset, "layer": layer, "method": ""}
+            made_from = source_of(paths, info.name, row, setting)
             wanted = defaultdict(list)
             for seed, condition, method in product(seeds, chosen, methods):
                 row = row_of(dataset, layer, condition, method, seed)
-                if sweep.lacks(tables[layer], row):
+                if sweep.lacks(tables[layer], row, made_from):
                     wanted[seed, condition].append(METHODS[method])
             if wanted:
                 arguments = (paths, info.name, dataset, layer, dict(wanted))
-                sweep.add(Task(f"{dataset} at layer {layer}", tables[layer], arguments))
+                label = f"{dataset} at layer {layer}"
+                sweep.add(Task(label, tables[layer], arguments, made_from))
         sweep.report()
         sweep.fill(probe_dataset, failures, prepare=load_task)
 
@@ -103,7 +107,13 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
     return {**row, column: condition.label} if column else row
 
 
-def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: dict) -> tuple:
+def load_task(
+    paths: Paths,
+    model_name: str,
+    dataset: str,
+    layer: Layer,
+    wanted: dict[tuple[int, Condition], list[Baseline]],
+) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     rows = load_rows(

@@ -13,31 +13,38 @@ visualize.py shows it beside the paper's consolidated results. The setting is th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import cli
-from utils.datasets import choose_datasets, dataset_size, load_dataset, readable
-from utils.language_models import load_model
+from utils.datasets import (
+    choose_datasets,
+    dataset_fingerprint,
+    dataset_size,
+    load_dataset,
+    readable,
+)
+from utils.language_models import load_model, model_identity
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.probes.token_probes import Tokens, attention_probe, components_probe, pool_latents
+from utils.readers.fingerprints import digest, folder_fingerprint
 from utils.results.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
 from utils.results.sweep import Sweep, SweepOptions, Task
-from utils.results.tables import lock_tables
+from utils.results.tables import MADE_FROM, lock_tables
 from utils.runtime.devices import available_memory, pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.units import show_bytes
-from utils.saes.catalog import choose_saes, is_control, open_sae
+from utils.saes.catalog import choose_saes, find_sae_folder, is_control, open_sae
 from utils.saes.encode import encode_all, read_block
-from utils.settings import NORMAL, Condition, split
+from utils.settings import NORMAL, SPLIT_RULES, Condition, split
 
 if TYPE_CHECKING:
     import torch
@@ -83,10 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
 
-    saes = choose_saes(
-        paths, info, args.target_sae_id, args.sae_dir, args.layers or [info.probe_layer]
-    )
-    sae_dir = args.sae_dir or paths.saes(info.name)
+    saes = choose_saes(paths, info, args.target_sae_id, args.layers or [info.probe_layer])
+    sae_dir = paths.saes(info.name)
     controls = {sae_id for sae_id in saes if is_control(sae_dir / sae_id)}
     methods: list[tuple[str, str | None]] = [
         (sae_method(pooling, binarize, sae_id in controls), sae_id)
@@ -96,13 +101,17 @@ def main(argv: list[str] | None = None) -> int:
     failures = Failures()
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
     table = multi_token_table(paths.multi_token_results(info.name))
-    read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_dir)
+    read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed)
     with lock_tables([table]):
         title = f"multi-token probes, {info.name}"
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, 0))
         for number, dataset in enumerate(datasets, start=1):
             rows = [base_row(dataset, info.probe_layer, m, i, args.seed) for m, i in methods]
-            lacking = [(row["method"], row["sae_id"]) for row in rows if sweep.lacks(table, row)]
+            lacking: dict[tuple[str, str], str | None] = {}
+            for row in rows:
+                made_from = source_of(paths, info, dataset, row["sae_id"], args.max_rows)
+                if sweep.lacks(table, row, made_from):
+                    lacking[row["method"], row["sae_id"]] = made_from
             if lacking:
                 position = f"[{number}/{len(datasets)}]"
                 arguments = (paths, info, dataset, lacking, read_and_probe, position)
@@ -122,13 +131,38 @@ class ReadAndProbe:
     max_rows: int
     device: str
     seed: int
-    sae_dir: Path | None
+
+
+def source_of(
+    paths: Paths, info: LanguageModel, dataset: str, sae_id: str, max_rows: int
+) -> str | None:
+    """The fingerprint of what a probe on the tokens of a dataset is made from; None where the
+    model or the SAE is of the hub and not at hand.
+    """
+    n_rows = min(max_rows, dataset_size(paths, dataset))
+    folder = find_sae_folder(paths.saes(info.name), sae_id) if sae_id else None
+    sources = [
+        SPLIT_RULES,
+        info.max_seq_len,
+        dataset_fingerprint(paths, dataset, n_rows).texts_and_labels,
+        model_identity(info, paths),
+        folder_fingerprint(folder) if folder else sae_id or "no SAE",
+    ]
+    return None if None in sources else digest(sources)
 
 
 def probe_dataset(
-    paths: Paths, info: LanguageModel, name: str, wanted: list, how: ReadAndProbe, number: str
+    paths: Paths,
+    info: LanguageModel,
+    name: str,
+    wanted: dict[tuple[str, str], str | None],
+    how: ReadAndProbe,
+    number: str,
 ) -> list[dict]:
-    """Rows of all wanted probes of one dataset; its tokens are read once and never stored."""
+    """Rows of all wanted probes of one dataset; its tokens are read once and never stored.
+
+    ``wanted``: {(method, sae_id): what the row is made from}.
+    """
     hook = hook_name(info.probe_layer)
     model = load_model(info, (hook,), paths, pick_device(how.device))
     n_rows = min(how.max_rows, dataset_size(paths, name))
@@ -136,7 +170,11 @@ def probe_dataset(
     tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
     made = probe_tokens(paths, info.name, tokens, dataset.labels[:n_rows], wanted, how)
     return [
-        {**base_row(name, info.probe_layer, method, sae_id, how.seed), **scores}
+        {
+            **base_row(name, info.probe_layer, method, sae_id, how.seed),
+            **scores,
+            MADE_FROM: wanted[method, sae_id or ""],
+        }
         for (method, sae_id), scores in made
     ]
 
@@ -176,7 +214,12 @@ def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> T
 
 
 def probe_tokens(
-    paths: Paths, model_name: str, tokens: Tokens, y: np.ndarray, wanted: list, how: ReadAndProbe
+    paths: Paths,
+    model_name: str,
+    tokens: Tokens,
+    y: np.ndarray,
+    wanted: Collection[tuple[str, str]],
+    how: ReadAndProbe,
 ) -> list[tuple[tuple[str, str | None], dict]]:
     """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
     import torch
@@ -186,7 +229,7 @@ def probe_tokens(
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
-        encoder = open_sae(paths, model_name, sae_id, how.sae_dir)
+        encoder = open_sae(paths, model_name, sae_id)
         block = read_block(encoder, 0, encoder.d_sae, cpu)
         pooled = pool_latents(tokens, partial(_encode, encoder, block, cpu), encoder.d_sae)
         for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):

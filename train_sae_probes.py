@@ -36,6 +36,7 @@ from utils.probes.k_sparse import (
     fit_sae_probes,
 )
 from utils.results import saebench
+from utils.results.sources import source_of
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
@@ -125,8 +126,8 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         )
         for seed in cli.seeds_of(args)
     ]
-    layers = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
-    probed = sources(layers, args.sae_dir or paths.saes(info.name), args.controls)
+    layers = choose_saes(paths, info, args.target_sae_id, args.layers)
+    probed = sources(layers, paths.saes(info.name), args.controls)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
     table = sae_probe_table(paths.sae_probe_table(info.name, setting.name), setting.sae_column)
@@ -136,13 +137,15 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         for dataset, source in product(datasets, probed):
             base = {"dataset": dataset, **source}
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
+            made_from = source_of(paths, info.name, base, setting)
             wanted = defaultdict(list)
             for option, condition, k in product(options, chosen, ks):
-                if sweep.lacks(table, published_row(base, condition, k, option)):
+                if sweep.lacks(table, published_row(base, condition, k, option), made_from):
                     wanted[option, condition].append(k)
             if wanted:
                 arguments = (paths, info.name, base, dict(wanted))
-                sweep.add(Task(f"{dataset} with {source['sae_id']}", table, arguments))
+                label = f"{dataset} with {source['sae_id']}"
+                sweep.add(Task(label, table, arguments, made_from))
         sweep.report()
         sweep.fill(probe_dataset, failures)
     if args.export_saebench:

@@ -12,26 +12,23 @@ out, with a line that says so.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 
 import pandas as pd
 
 from utils import cli
 from utils.figures.gallery import Material, draw_all, gallery
-from utils.figures.report import Report, write_report
+from utils.figures.report import Report, answers, short_controls, write_report
 from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.audit import audit
 from utils.results.comparison import (
-    CONTROL_METHODS,
-    TITLES,
+    against_controls,
     by_sae,
     compare,
-    contenders,
     headline,
-    matched,
+    hold_together,
     of_protocol,
     protocols,
     val_test_gap,
@@ -39,9 +36,10 @@ from utils.results.comparison import (
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.tables import read_table
-from utils.results.tidy import CONTROL, SAE, Results, load_results
+from utils.results.tidy import SAE, Results, load_results
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import atomic_path, locked
+from utils.runtime.provenance import read_run_settings
 from utils.settings import SETTINGS
 
 
@@ -70,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             f"run `make train-baselines train-sae-probes MODEL={model_name}`"
         )
     for finding in results.findings:
-        if finding.weight != "fine" and finding.kind is not Kind.UNREADABLE:
+        if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED):
             print(f"note: {finding}")
     with locked(paths.figures(model_name), "report.html", also=paths.results_dir):
         show(paths, model_name, replace(results, tidy=tidy), failures)
@@ -80,7 +78,12 @@ def main(argv: list[str] | None = None) -> int:
 def show(paths: Paths, model_name: str, results: Results, failures: Failures) -> None:
     """Write the comparison, the figures and the report, and print the headline."""
     tidy = results.tidy
-    comparison = compare(tidy)
+    # figures show one protocol, the paper's where there are both; tables show both
+    shown = next(iter(protocols(tidy)), PROTOCOLS[0])
+    of_shown = of_protocol(tidy, shown)
+    comparison, controls, each_sae = hold_together(
+        compare(tidy), against_controls(of_shown), by_sae(tidy)
+    )
     table_path = paths.comparison_table(model_name)
     with atomic_path(table_path) as temporary:
         comparison.to_csv(temporary, index=False, lineterminator="\n")
@@ -88,9 +91,6 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     multi_token, unusable = load_multi_token(paths, model_name)
     for finding in unusable:
         failures.add(finding.what)
-    # figures show one protocol, the paper's where there are both; tables show both
-    shown = next(iter(protocols(tidy)), PROTOCOLS[0])
-    of_shown = of_protocol(tidy, shown)
     gap = val_test_gap(tidy)
     of_table = comparison[comparison["protocol"] == shown]
     material = Material(of_shown, of_table, gap, multi_token)
@@ -98,49 +98,28 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
     for line in left_out:
         print(f"left out: {line}")
-    against_control = control_table(of_shown)
     report = Report(
         model_name=model_name,
         comparison=comparison,
-        against_control=against_control,
-        positive_control=positive_control(paths),
+        controls=controls,
+        positive_control=positive_control(paths) if made_here(tidy) else pd.DataFrame(),
         gap=gap,
-        each_sae=by_sae(tidy),
+        each_sae=each_sae,
         drawings=drawings,
         left_out=left_out,
         findings=audit(paths, results),
         settings=run_settings(paths, model_name),
     )
     write_report(folder / "report.html", report)
-    print_summary(comparison, against_control)
+    print_summary(comparison, controls)
     print(f"\nreport   {folder / 'report.html'}")
     print(f"figures  {folder} ({len(drawings)} as PNG and PDF)")
     print(f"table    {table_path}")
 
 
-def control_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Normal setting, by k: mean test AUC of SAE probes (best SAE by val_auc) and of each control,
-    and who is ahead of it.
-    """
-    rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
-    table: list[dict] = []
-    for k, of_k in rows.groupby("k"):
-        picks = contenders(of_k)
-        row: dict = {"k": int(k)}
-        for name in CONTROL_METHODS:
-            if name not in picks or "sae_only" not in picks:
-                continue
-            both = matched({n: picks[n] for n in ("sae_only", name)})
-            sae, control = both["sae_only"]["test_auc"], both[name]["test_auc"]
-            row |= {
-                "SAE probe": sae.mean(),
-                TITLES[name]: control.mean(),
-                f"ahead of {TITLES[name]}": int((sae > control).sum()),
-            }
-            row["of"] = len(sae)
-        if len(row) > 1:
-            table.append({**row, "of": row.pop("of")})
-    return pd.DataFrame(table)
+def made_here(tidy: pd.DataFrame) -> bool:
+    """Whether any probe on latents is of our own making: published ones do not count weights."""
+    return bool(tidy.loc[tidy["kind"] == SAE, "n_nonzero"].notna().any())
 
 
 def positive_control(paths: Paths) -> pd.DataFrame:
@@ -154,32 +133,33 @@ def positive_control(paths: Paths) -> pd.DataFrame:
     )
 
 
-def run_settings(paths: Paths, model_name: str) -> dict[str, dict]:
-    """The settings files beside the result tables, by the table's folder."""
-    found = {}
-    baselines = [setting.baseline_folder for setting in SETTINGS.values()]
-    probes = [f"{setting}_setting" for setting in SETTINGS]
-    for kind, folders in (("baseline_probes", baselines), ("sae_probes", probes)):
-        for folder in folders:
-            path = paths.results_dir / f"{kind}_{model_name}" / folder / "settings.json"
-            if path.is_file():
-                try:
-                    found[f"{kind}/{folder}"] = json.loads(path.read_text(encoding="utf-8"))
-                except (OSError, ValueError) as error:
-                    print(f"note: {path} cannot be read ({error})")
-    return found
+def run_settings(paths: Paths, model_name: str) -> dict[str, object]:
+    """The runs that made the result tables, by the table's folder, and their package versions."""
+    runs = {}
+    folders = [("baseline_probes", setting.baseline_folder) for setting in SETTINGS.values()]
+    folders += [("sae_probes", f"{setting}_setting") for setting in SETTINGS]
+    for kind, folder in folders:
+        path = paths.results_dir / f"{kind}_{model_name}" / folder / "settings.json"
+        if path.is_file():
+            runs[f"{kind}/{folder}"] = read_run_settings(path)
+    versions = [run.get("versions") for of_folder in runs.values() for run in of_folder]
+    distinct = [v for i, v in enumerate(versions) if v not in versions[:i]]
+    shown = {
+        folder: [{k: v for k, v in run.items() if k != "versions"} for run in of_folder]
+        for folder, of_folder in runs.items()
+    }
+    return {"versions": distinct, "runs": shown} if shown else {}
 
 
-def print_summary(comparison: pd.DataFrame, against_control: pd.DataFrame) -> None:
+def print_summary(comparison: pd.DataFrame, controls: pd.DataFrame) -> None:
     if len(comparison):
-        print(
-            "\nMean test AUC over matched datasets and conditions (each contender's probe picked by"
-            " validation AUC):"
-        )
-        print(headline(comparison).to_string(float_format="{:.3f}".format))
-    if len(against_control):
-        print("\nNormal setting, trained SAEs against controls, by number of latents k:")
-        print(against_control.to_string(index=False, float_format="{:.3f}".format))
+        print("\nMean test AUC over matched datasets (each probe picked by validation AUC):")
+        print(headline(comparison).to_string())
+        for answer in answers(comparison):
+            print(f"{answer['where']}: {answer['what']}")
+    if len(controls):
+        print("\nNormal setting, each SAE against its controls, by number of latents k:")
+        print(short_controls(controls).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ sets, unconverged fits.
     python -m checks.audit --model_name gemma-2-9b
 
 Reads what visualize.py reads, whose report shows the same findings. Changes nothing. The exit
-status is 1 when a table is found that must not be used as what it is called.
+status is 3 when a table is found that must not be used as what it is called.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import argparse
 from utils import cli
 from utils.models import get_model
 from utils.results.audit import audit
+from utils.results.findings import Kind
 from utils.results.tidy import load_results
+from utils.runtime.errors import Failures
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,12 +28,19 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    found = audit(paths, load_results(paths, get_model(args.model_name, paths).name))
+    results = load_results(paths, get_model(args.model_name, paths).name)
+    found = audit(paths, results)
     if not found:
         print("no result tables to audit")
     for finding in found:
-        print(f"{finding.weight:<5}  {finding.about}: {finding.what}")
-    return cli.EXIT_FAILED if any(finding.weight == "wrong" for finding in found) else 0
+        print(f"{finding.weight:<5}  {finding}")
+    wrong = [f.about for f in found if f.weight == "wrong" and f.kind is not Kind.UNREADABLE]
+    status = cli.report(Failures(results.unreadable()), "result tables")
+    if wrong:
+        names = ", ".join(dict.fromkeys(wrong))
+        print(f"\nmust not be used as what it is called: {names} (exit status {cli.EXIT_FOUND})")
+        return cli.EXIT_FOUND
+    return status
 
 
 if __name__ == "__main__":

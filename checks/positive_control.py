@@ -144,7 +144,7 @@ def encode_with(directions: np.ndarray, activations: np.ndarray) -> csr_array:
         sae.W_dec.copy_(directions)
     with tempfile.TemporaryDirectory() as folder:
         sae.save_model(Path(folder) / "synthetic")
-        encoder = open_sae(Paths(data_dir=Path(folder)), "synthetic", "synthetic", Path(folder))
+        encoder = open_sae(Paths(sae_dir=Path(folder)), "synthetic", "synthetic")
         cpu = torch.device("cpu")
         rows = encode_all(encoder, [read_block(encoder, 0, encoder.d_sae, cpu)], activations, cpu)
     return to_csr(rows, N_FEATURES)

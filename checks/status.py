@@ -67,6 +67,11 @@ def describe(paths: Paths, info: LanguageModel, settings: tuple[str, ...]) -> st
     if len(found.unreadable) > MAX_SHOWN:
         broken.append(f"… and {len(found.unreadable) - MAX_SHOWN} more")
     lines += section("There, but unreadable", broken, "none")
+    if found.stale:
+        shown = found.stale[:MAX_SHOWN]
+        if len(found.stale) > MAX_SHOWN:
+            shown.append(f"… and {len(found.stale) - MAX_SHOWN} more")
+        lines += section("Made from something else than there is now, to be made again", shown, "")
     lines += section("Missing, and what makes it", gaps, "nothing")
     if found.remarks:
         lines += section("Notes", found.remarks, "")

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
 
-    sae_ids = choose_saes(paths, info, args.target_sae_id, args.sae_dir, args.layers)
+    sae_ids = choose_saes(paths, info, args.target_sae_id, args.layers)
     with locked(paths.sae_activations_folder(model_name, args.setting), *map(sae_stem, sae_ids)):
         failures = export(paths, args, model_name, list(sae_ids))
     return cli.report(failures, "datasets")

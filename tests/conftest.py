@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils.cli import folder_flags  # noqa: F401
-from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood
+from utils.datasets import list_datasets
 from utils.paths import Paths
 
 collect_ignore = ["faults/fuzz.py", "faults/crashes.py"]  # programs, not tests
@@ -64,9 +64,8 @@ def paths(tmp_path: Path) -> Paths:
 
 
 def clear_caches() -> None:
-    """Forget the texts of other tests."""
-    for cached in (list_datasets, load_dataset, load_ood, dataset_size):
-        cached.cache_clear()
+    """Forget which datasets there are: texts are read again when their files change."""
+    list_datasets.cache_clear()
 
 
 def paths_below(root: Path) -> Paths:

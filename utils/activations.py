@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,29 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.datasets import MAX_ROWS, Dataset, load_dataset, load_ood
+from utils.datasets import (
+    MAX_ROWS,
+    Dataset,
+    dataset_fingerprint,
+    load_dataset,
+    load_ood,
+    texts_fingerprint,
+)
 from utils.paths import Paths
+from utils.readers.fingerprints import digest, file_fingerprint
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import write_json
-from utils.settings import SEED, Condition, TrainTest, get_setting, split
+from utils.settings import SEED, SPLIT_RULES, Condition, TrainTest, get_setting, split
 
 if TYPE_CHECKING:
     import torch
-
-
-def fingerprint(texts: list[str]) -> str:
-    """SHA-256 of the texts in order: says whether activations were made from these very texts."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
-
-
-def labels_fingerprint(labels: np.ndarray) -> str:
-    """SHA-256 of labels [n_rows] in order: says whether rows were drawn by these very labels."""
-    return hashlib.sha256(np.asarray(labels, dtype=np.int8).tobytes()).hexdigest()
 
 
 def description_path(path: Path) -> Path:
@@ -46,7 +39,7 @@ def write_activations(
     """Save [n_rows, d_model] and its description; the tensor appears last, so that where it stands
     both do.
     """
-    described = {**made_by, "n_rows": len(texts), "texts_sha256": fingerprint(texts)}
+    described = {**made_by, "n_rows": len(texts), "texts_sha256": texts_fingerprint(texts)}
     write_json(description_path(path), described)
     save_tensor(path, activations.contiguous())
 
@@ -69,6 +62,35 @@ def read_description(path: Path) -> dict:
             f"{described} cannot be read ({first_line(error)}): delete it and {path.name}, and make"
             " both again"
         ) from error
+
+
+def source_fingerprint(path: Path) -> str | None:
+    """What a file of activations is: its description where we made it, else samples of its
+    content; None where it is not there.
+    """
+    if not path.is_file():
+        return None
+    described = read_description(path)
+    return digest(described) if described else file_fingerprint(path)
+
+
+def rows_fingerprint(
+    paths: Paths, model_name: str, dataset: str, hook_name: str, ood: bool
+) -> str | None:
+    """What a probe on model activations is made from: texts, labels, activations and the rules by
+    which rows are drawn. None where activations are missing.
+
+    Raises UserError when texts or a description cannot be read.
+    """
+    sources: list[str | int] = [SPLIT_RULES]
+    for is_ood in (False, True) if ood else (False,):
+        path = paths.model_activations(model_name, dataset, hook_name, is_ood)
+        source = source_fingerprint(path)
+        if source is None:
+            return None
+        n_rows = read_description(path).get("n_rows")
+        sources += [source, dataset_fingerprint(paths, dataset, n_rows, is_ood).texts_and_labels]
+    return digest(sources)
 
 
 def load_activations(
@@ -107,7 +129,7 @@ def load_activations(
         raise UserError(
             f"{path} has {len(tensor)} rows, but {dataset.name} has {expected} texts: {remedy}"
         )
-    if made_from and made_from.get("texts_sha256") != fingerprint(dataset.texts[:n_rows]):
+    if made_from and made_from.get("texts_sha256") != texts_fingerprint(dataset.texts[:n_rows]):
         raise UserError(f"{path} was made from other texts than {dataset.name} has now: {remedy}")
     activations = tensor[:n_rows].float().numpy()
     if not np.isfinite(activations).all():

@@ -26,6 +26,7 @@ from utils.settings import NORMAL, SETTINGS, get_setting
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
+EXIT_FOUND = 3  # a check found what it looks for; all of it was done
 EXIT_STOPPED = 130  # by Ctrl-C or SIGTERM, as shells have it
 
 
@@ -54,6 +55,11 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
     )
     folders.add_argument(
         "--figures_dir", type=Path, default=defaults.figures_dir, help="figures and report"
+    )
+    folders.add_argument(
+        "--sae_dir",
+        type=lambda text: Path(text).absolute(),
+        help="folder with the SAEs (default: saes/{model} below --data_dir)",
     )
     return parser
 
@@ -139,11 +145,6 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
         type=sae_id,
         metavar="ID",
         help="SAEs to use (default: all in --sae_dir, else the paper's)",
-    )
-    parser.add_argument(
-        "--sae_dir",
-        type=lambda text: Path(text).absolute(),
-        help="folder with the SAEs (default: data/saes/{model})",
     )
     parser.add_argument(
         "--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks"
@@ -288,7 +289,7 @@ def paths_of(args: argparse.Namespace) -> Paths:
     folders = (args.text_dir, args.data_dir, args.results_dir, args.figures_dir)
     if getattr(args, "scheduler", None):  # workers start elsewhere
         folders = tuple(folder.absolute() for folder in folders)
-    return Paths(*folders)
+    return Paths(*folders, sae_dir=args.sae_dir)
 
 
 def folder_flags(paths: Paths) -> list[str]:

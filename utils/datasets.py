@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -155,7 +156,27 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
     return chosen
 
 
-@lru_cache(maxsize=8)
+def texts_fingerprint(texts: list[str]) -> str:
+    """SHA-256 of the texts in order: says whether activations were made from these very texts."""
+    hashed = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        hashed.update(len(encoded).to_bytes(8, "little") + encoded)
+    return hashed.hexdigest()
+
+
+Stamp = tuple[Path, int, int] | None
+
+
+def _stamp(path: Path) -> Stamp:
+    """(file, bytes, time of change) of a table: what is remembered of it holds while this does."""
+    file = existing_csv(path)
+    if file is None:
+        return None
+    stat = file.stat()
+    return file, stat.st_size, stat.st_mtime_ns
+
+
 def load_dataset(paths: Paths, name: str) -> Dataset:
     """The first 5,000 texts and labels of a dataset.
 
@@ -164,6 +185,11 @@ def load_dataset(paths: Paths, name: str) -> Dataset:
     """
     if not name.isprintable():
         raise UserError(f"{str(paths.texts(name))!a} has a name that is no text: rename it")
+    return _load_dataset(paths, name, _stamp(paths.texts(name)))
+
+
+@lru_cache(maxsize=8)
+def _load_dataset(paths: Paths, name: str, _: Stamp) -> Dataset:
     table = _prompt_and_target(paths.texts(name), name).iloc[:MAX_ROWS]
     classes = _sorted_values(table["target"])
     if len(classes) != 2:
@@ -178,13 +204,18 @@ def load_dataset(paths: Paths, name: str) -> Dataset:
     )
 
 
-@lru_cache(maxsize=8)
 def load_ood(paths: Paths, name: str) -> Dataset:
     """The out-of-distribution texts of a dataset, labels coded by the training classes' values.
 
     Raises UserError when the file is missing or its classes cannot be matched with the training
     classes.
     """
+    stamps = _stamp(paths.texts(name)), _stamp(paths.ood_texts(name))
+    return _load_ood(paths, name, stamps)
+
+
+@lru_cache(maxsize=8)
+def _load_ood(paths: Paths, name: str, _: tuple[Stamp, Stamp]) -> Dataset:
     classes = load_dataset(paths, name).classes
     table = _prompt_and_target(paths.ood_texts(name), f"{name}_OOD")
     codes = OOD_TARGETS.get(name, {value: code for code, value in enumerate(classes)})
@@ -198,9 +229,41 @@ def load_ood(paths: Paths, name: str) -> Dataset:
     return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes)
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """SHA-256 of a dataset's texts, and of its texts and labels."""
+
+    texts: str
+    texts_and_labels: str
+
+
+def dataset_fingerprint(
+    paths: Paths, name: str, n_rows: int | None = None, ood: bool = False
+) -> Fingerprint:
+    """Of a dataset's first ``n_rows`` rows (None: all), or of its OOD file; remembered, where the
+    texts are not.
+    """
+    stamps = _stamp(paths.texts(name)), _stamp(paths.ood_texts(name)) if ood else None
+    return _dataset_fingerprint(paths, name, n_rows, ood, stamps)
+
+
 @cache
+def _dataset_fingerprint(
+    paths: Paths, name: str, n_rows: int | None, ood: bool, _: tuple[Stamp, Stamp]
+) -> Fingerprint:
+    dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
+    texts = texts_fingerprint(dataset.texts[:n_rows])
+    labels = dataset.labels[:n_rows].astype(np.int8).tobytes()
+    return Fingerprint(texts, hashlib.sha256(texts.encode() + labels).hexdigest())
+
+
 def dataset_size(paths: Paths, name: str) -> int:
     """Rows of a dataset that are used; remembered, where the texts are not."""
+    return _dataset_size(paths, name, _stamp(paths.texts(name)))
+
+
+@cache
+def _dataset_size(paths: Paths, name: str, _: Stamp) -> int:
     return len(load_dataset(paths, name))
 
 

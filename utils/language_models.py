@@ -20,6 +20,7 @@ import numpy as np
 from utils.models import LanguageModel
 from utils.names import HOOK_POINTS, hook_place
 from utils.paths import Paths
+from utils.readers.fingerprints import folder_fingerprint
 from utils.runtime.errors import UserError
 from utils.runtime.progress import progress
 
@@ -219,6 +220,19 @@ def model_source(info: LanguageModel, paths: Paths) -> str:
     if info.hub_id is None:
         raise UserError(f"no model at {local}: run `make fetch-data`")
     return info.hub_id
+
+
+def model_identity(info: LanguageModel, paths: Paths) -> str | None:
+    """What tells a model's weights and tokenizer from others of its name: the fingerprint of its
+    folder, or the revision in the hub's cache. None where it is not at hand.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for folder in (paths.language_model(info.name), Path(info.hub_id or "")):
+        if (folder / "config.json").is_file():
+            return folder_fingerprint(folder)
+    cached = try_to_load_from_cache(info.hub_id, "config.json") if info.hub_id else None
+    return f"{info.hub_id}@{Path(cached).parent.name}" if isinstance(cached, str) else None
 
 
 def read_config(source: str, name: str) -> Any:

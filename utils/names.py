@@ -148,6 +148,15 @@ def named_l0(sae_id: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def twin_id(control_id: str) -> str:
+    """The id of the trained SAE whose shape an untrained one has.
+
+    >>> twin_id("layer_2/width_4k/random_topk_32")
+    'layer_2/width_4k/topk_32'
+    """
+    return control_id.replace("random_", "", 1)
+
+
 def sae_family(sae_id: str) -> str:
     """An id without its sizes: equal for SAEs that differ in nothing but width and sparsity.
 

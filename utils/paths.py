@@ -14,12 +14,16 @@ from utils.settings import NORMAL, get_setting
 
 @dataclass(frozen=True)
 class Paths:
-    """The four data folders; each method names one kind of file in them."""
+    """The four data folders; each method names one kind of file in them.
+
+    ``sae_dir``: where the SAEs are, in place of saes/{model} below ``data_dir``.
+    """
 
     text_dir: Path = ROOT / "raw_text_datasets"
     data_dir: Path = ROOT / "data"
     results_dir: Path = ROOT / "results"
     figures_dir: Path = ROOT / "figures"
+    sae_dir: Path | None = None
 
     # texts
     def master_table(self) -> Path:
@@ -36,7 +40,7 @@ class Paths:
         return self.data_dir / "models" / model_name
 
     def saes(self, model_name: str) -> Path:
-        return self.data_dir / "saes" / model_name
+        return self.sae_dir or self.data_dir / "saes" / model_name
 
     # activations
     def model_activations_folder(self, model_name: str, ood: bool = False) -> Path:

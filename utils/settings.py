@@ -20,6 +20,7 @@ MAX_TRAIN = 1024
 MIN_TEST = 100
 OOD_TRAIN_ROWS = 1500  # OOD training rows are drawn from the first 1,500
 SEED = 42  # of the paper's row draws and folds
+SPLIT_RULES = 1  # raised when a rule below draws other rows: results of older rules are made again
 MOST_POSITIVE = 0.95  # the most one-sided condition of class imbalance
 KS_NORMAL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 KS_OTHER = (16, 128)

@@ -102,7 +102,7 @@ def test_relabelling_without_its_table_says_so():
 
 
 def report(**parts) -> Report:
-    names = ("against_control", "positive_control", "gap", "each_sae")
+    names = ("controls", "positive_control", "gap", "each_sae")
     tables = {"comparison": compare(table().iloc[:0]), **dict.fromkeys(names, EMPTY)}
     rest: dict = {"drawings": [], "left_out": [], "findings": [], "settings": {}}
     return Report(**{"model_name": "m", **tables, **rest, **parts})

@@ -8,7 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.results.comparison import bootstrap_interval, compare, headline, pick, val_test_gap
+from utils.figures.report import answers
+from utils.results.comparison import (
+    against_controls,
+    by_sae,
+    compare,
+    headline,
+    hold_together,
+    pick,
+    val_test_gap,
+)
+from utils.results.statistics import verdict
 
 
 def probe(
@@ -23,11 +33,15 @@ def probe(
     k=np.nan,
     protocol="paper",
     seed=42,
+    sae_id="s",
+    n_nonzero=3,
 ):
     return {
         "setting": setting, "condition": condition, "dataset": dataset, "layer": layer,
         "kind": kind, "method": method, "k": k, "val_auc": val_auc, "test_auc": test_auc,
         "seed": seed, "protocol": None if kind == "baseline" else protocol,
+        "sae_id": None if kind == "baseline" else sae_id,
+        "n_nonzero": np.nan if kind == "baseline" else n_nonzero,
     }  # fmt: skip
 
 
@@ -120,18 +134,8 @@ def test_controls_stay_out_of_the_quivers():
     rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.6, 0.6)]
     rows += [probe("a", "control", "random_sae_probe", 0.99, 0.99)]
     wide = headline(compare(pd.DataFrame(rows)))
-    assert wide.loc["normal", "baselines + SAE"] == 0.6
-    assert wide.loc["normal", "random-SAE control"] == 0.99
-
-
-def test_bootstrap_resamples_datasets_not_rows():
-    """Ten conditions that repeat one value a dataset tell no more than that value alone."""
-    values = np.random.default_rng(0).normal(size=12)
-    datasets = np.arange(12).astype(str)
-    once = bootstrap_interval(values, datasets)
-    repeated = bootstrap_interval(np.repeat(values, 10), np.repeat(datasets, 10))
-    assert repeated == pytest.approx(once)
-    assert once[0] < values.mean() < once[1]
+    assert wide.loc["normal", "baselines + SAE"] == "0.600"
+    assert wide.loc["normal", "random-SAE control"] == "0.990"
 
 
 def test_a_control_that_lacks_decisions_takes_none_from_the_others():
@@ -189,3 +193,147 @@ def test_what_has_no_val_auc_is_not_ranked_against_what_has():
     assert overall.loc["quiver_baselines", "mean_test_auc"] == 0.8
     assert overall.loc["sae_only", "mean_test_auc"] == 0.6
     assert "quiver_with_sae" not in overall.index
+
+
+def eight_datasets(sae: float = 0.05, seeds=(42,)) -> list[dict]:
+    """Baselines at 0.8 or so, SAE probes ``sae`` ahead of them."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for dataset, seed in product("abcdefgh", seeds):
+        auc = 0.8 + rng.normal() / 100
+        gain = sae + rng.normal() / 100
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, auc, seed=seed))
+        rows.append(probe(dataset, "baseline", "pca", 0.2, 0.99, seed=seed))
+        rows.append(probe(dataset, "sae", "sae_probe", 0.9, auc + gain, k=16, seed=seed))
+        rows.append(probe(dataset, "sae", "sae_probe", 0.2, 0.01, k=1, seed=seed))
+    return rows
+
+
+@pytest.mark.parametrize(("sae", "expected"), [(0.05, "above"), (-0.05, "below")])
+def test_a_clear_difference_is_clear_and_has_the_right_sign(sae, expected):
+    row = compare(pd.DataFrame(eight_datasets(sae))).set_index("contender").loc["sae_only"]
+    assert np.sign(row["mean_difference"]) == np.sign(sae)
+    assert row["ci_low"] < row["mean_difference"] < row["ci_high"]
+    assert verdict(row.to_dict()) == expected
+    ahead, behind = (row["wins"], row["losses"]) if sae > 0 else (row["losses"], row["wins"])
+    assert (ahead, behind) == (8, 0)
+    (answer,) = answers(compare(pd.DataFrame(eight_datasets(sae))))
+    assert f"AUC {expected} the best baseline" in answer["what"]
+    assert ("surely ahead" if sae > 0 else "surely behind") in answer["what"]
+    assert f"Ahead on {8 if sae > 0 else 0} of 8 datasets" in answer["what"]
+
+
+def test_what_eight_datasets_cannot_see_is_said():
+    rng = np.random.default_rng(1)
+    rows = []
+    for dataset in "abcdefgh":
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.8))
+        rows.append(probe(dataset, "baseline", "pca", 0.1, 0.8))
+        rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.8 + rng.normal() / 10, k=16))
+    table = compare(pd.DataFrame(rows))
+    row = table.set_index("contender").loc["sae_only"]
+    (answer,) = answers(table)
+    assert "cannot tell from none" in answer["what"]
+    assert f"8 datasets can show a difference of {row['mde']:.3f} or more" in answer["what"]
+    assert 0.05 < row["mde"] < 0.3
+
+
+def test_holm_is_over_all_that_is_stated_together():
+    rows = [{**row, "setting": s} for s in ("normal", "OOD") for row in eight_datasets()]
+    table = compare(pd.DataFrame(rows))
+    stated = table["p_wilcoxon"].notna().sum()
+    assert stated == 4  # two settings; SAE probe and both together: logreg is the best baseline
+    smallest = table["p_wilcoxon"].min()
+    assert table["p_holm"].min() == pytest.approx(min(1, stated * smallest))
+    one, two = hold_together(table, table)
+    assert one["p_holm"].min() == pytest.approx(min(1, 2 * stated * smallest))
+    assert len(two) == len(table)
+    assert hold_together(table, pd.DataFrame())[0]["p_holm"].equals(table["p_holm"])
+
+
+def test_candidates_are_counted_on_both_sides():
+    row = compare(pd.DataFrame(eight_datasets())).set_index("contender").loc["sae_only"]
+    assert (row["n_candidates"], row["n_candidates_baseline"]) == (2, 2)
+
+
+def test_a_probe_without_weights_wins_nothing():
+    rows = [probe(d, "baseline", "logreg", 0.9, 0.4) for d in "abcdef"]
+    rows += [probe(d, "sae", "sae_probe", 0.5, 0.5, k=16, n_nonzero=0) for d in "abc"]
+    rows += [probe(d, "sae", "sae_probe", 0.5, 0.5, k=16, n_nonzero=2) for d in "def"]
+    row = compare(pd.DataFrame(rows)).set_index("contender").loc["sae_only"]
+    assert (row["wins"], row["ties"], row["losses"], row["n_empty"]) == (3, 3, 0, 3)
+    # where it is behind, it has lost
+    rows = [{**row, "test_auc": 0.6 if row["kind"] == "baseline" else 0.5} for row in rows]
+    row = compare(pd.DataFrame(rows)).set_index("contender").loc["sae_only"]
+    assert (row["wins"], row["ties"], row["losses"]) == (0, 0, 6)
+
+
+def test_logreg_alone_is_the_best_baseline_and_stands_once():
+    rows = [probe(d, "baseline", "logreg", 0.9, 0.8) for d in "abcdef"]
+    rows += [probe(d, "sae", "sae_probe", 0.5, 0.7, k=16) for d in "abcdef"]
+    table = compare(pd.DataFrame(rows))
+    assert "logreg" not in set(table["contender"])
+    assert "best baseline (logreg alone)" in answers(table)[0]["what"]
+
+
+def control_rows() -> list[dict]:
+    """Two trained SAEs; the first has an untrained twin, which is the better of the two."""
+    rows = []
+    for i, dataset in enumerate("abcdefgh"):
+        for sae_id, auc in (("layer_2/x", 0.7), ("layer_2/y", 0.9)):
+            rows.append(probe(dataset, "sae", "sae_probe", auc, auc + i / 100, k=16, sae_id=sae_id))
+        control = {"k": 16, "sae_id": "layer_2/random_x"}
+        rows.append(probe(dataset, "control", "random_sae_probe", 0.8, 0.8 + i / 100, **control))
+        rows.append(probe(dataset, "control", "raw_dims", 0.8, 0.6, k=16, sae_id="layer_2/raw"))
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.8))
+        rows.append(probe(dataset, "baseline", "pca", 0.9, 0.8))
+    return rows
+
+
+def test_a_control_is_compared_with_its_twin_and_not_with_the_best_of_many():
+    table = against_controls(pd.DataFrame(control_rows())).set_index(["SAE", "control"])
+    assert set(table.index) == {
+        ("layer_2/x", "layer_2/random_x"),
+        ("layer_2/x", "layer_2/raw"),
+        ("layer_2/y", "layer_2/raw"),
+    }
+    twin = table.loc[("layer_2/x", "layer_2/random_x")]
+    assert twin["mean_difference"] == pytest.approx(-0.1)
+    assert (twin["wins"], twin["losses"], twin["n_candidates"]) == (0, 8, 1)
+    assert (twin["SAE probe"], twin["control's"]) == (pytest.approx(0.735), pytest.approx(0.835))
+    raw = table.loc[("layer_2/y", "layer_2/raw")]
+    assert (raw["wins"], raw["n_datasets"]) == (8, 8)
+    overall = compare(pd.DataFrame(control_rows())).set_index("contender")["mean_test_auc"]
+    assert overall["sae_only"] == pytest.approx(0.935)  # the best of two
+    assert overall["twin_sae"] == pytest.approx(0.735)
+    assert overall["random_sae"] == pytest.approx(0.835)
+
+
+def test_each_sae_is_picked_by_validation_and_keeps_its_sign():
+    rows = control_rows()
+    for dataset in "abcdefgh":  # the best on test rows is the worst in validation
+        rows.append(probe(dataset, "sae", "sae_probe", 0.1, 1.0, k=1, sae_id="layer_2/x"))
+    table = by_sae(pd.DataFrame(rows)).set_index("SAE or control")
+    assert table.loc["layer_2/x", "SAE probe"] == pytest.approx(0.735)
+    assert table.loc["layer_2/x", "mean_difference"] == pytest.approx(-0.065)
+    assert table.loc["layer_2/y", "mean_difference"] == pytest.approx(0.135)
+    assert table.loc["layer_2/x", "n_candidates"] == 2
+    assert (table.loc["layer_2/y", "wins"], table.loc["layer_2/y", "losses"]) == (8, 0)
+    assert table.loc["layer_2/y", "p_wilcoxon"] == pytest.approx(2 / 2**8)
+
+
+def test_numbers_over_fewer_datasets_say_so():
+    rows = [row for row in control_rows() if row["method"] != "raw_dims" or row["dataset"] == "a"]
+    wide = headline(compare(pd.DataFrame(rows)))
+    assert wide.loc["normal", "raw dimensions"] == "0.600 (of 1)"
+    assert wide.loc["normal", "SAE probe"] == "0.935"
+    assert wide.loc["normal", "n_datasets"] == 8
+
+
+def test_copies_of_a_dataset_in_seeds_are_no_datasets():
+    """Two seeds of eight datasets are eight datasets: nothing is surer for it than it was."""
+    row = compare(pd.DataFrame(eight_datasets(seeds=(42, 43)))).set_index("contender")
+    row = row.loc["sae_only"]
+    assert (row["n_datasets"], row["n_pairs"]) == (8, 16)
+    assert row["wins"] + row["ties"] + row["losses"] == 8
+    assert row["p_wilcoxon"] >= 2 / 2**8

@@ -33,15 +33,17 @@ def make_table(tmp_path) -> ResultTable:
     )
 
 
-def fill(table: ResultTable, names: list[str], **options) -> tuple[list[str], list[str]]:
+def fill(
+    table: ResultTable, names: list[str], made_from: str | None = None, **options
+) -> tuple[list[str], list[str]]:
     """(the labels of the tasks, the failures)."""
     failures = Failures()
     with lock_tables([table]):
         sweep = Sweep("probes", [table], SweepOptions(HERE, {"seed": 1}, **options))
         for name in names:
-            ks = [k for k in (1, 2) if sweep.lacks(table, {"dataset": name, "k": k})]
+            ks = [k for k in (1, 2) if sweep.lacks(table, {"dataset": name, "k": k}, made_from)]
             if ks:
-                sweep.add(Task(f"{name}!", table, (name, ks)))
+                sweep.add(Task(f"{name}!", table, (name, ks), made_from))
         sweep.report()
         sweep.fill(rows_of, failures, prepare=prepared)
     return [task.label for task in sweep.tasks], failures.lines
@@ -58,7 +60,9 @@ def test_only_what_is_lacking_is_made_and_a_failure_ends_nothing(tmp_path, capsy
         "b,1,0.75",
         "b,2,0.75",
     ]
-    assert json.loads((tmp_path / "settings.json").read_text())["settings"] == {"seed": 1}
+    assert json.loads((tmp_path / "settings.json").read_text())["runs"][0]["settings"] == {
+        "seed": 1
+    }
     seconds = pd.read_csv(tmp_path / "all_metrics_seconds.csv")
     assert seconds["seconds"].tolist() == [0.5] * 4
     labels, failures = fill(table, ["b", "bad", "a"])

@@ -8,7 +8,12 @@ import pytest
 
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.progress import progress, where_it_stood
-from utils.runtime.provenance import RECORDED_PACKAGES, installed_versions, save_run_settings
+from utils.runtime.provenance import (
+    RECORDED_PACKAGES,
+    installed_versions,
+    read_run_settings,
+    save_run_settings,
+)
 from utils.runtime.units import parse_bytes, short_number, show_bytes
 
 
@@ -62,9 +67,15 @@ def test_failures_are_noted_once_and_the_rest_goes_on():
 
 def test_a_run_leaves_its_settings_versions_and_commit(tmp_path):
     path = tmp_path / "settings.json"
-    save_run_settings(path, {"seed": 42})
-    written = json.loads(path.read_text())
-    assert written["settings"] == {"seed": 42}
+    for seed in (42, 42, 43):
+        save_run_settings(path, {"seed": seed})
+    assert [run["settings"]["seed"] for run in read_run_settings(path)] == [42, 43]
+    written = read_run_settings(path)[0]
     assert {"python", "numpy", "scikit-learn"} <= set(written["versions"])
     assert set(installed_versions()) <= {"python", *RECORDED_PACKAGES}
     assert written["commit"] is None or len(written["commit"]) == 40
+    path.write_text(json.dumps(written))  # the form of one run alone
+    save_run_settings(path, {"seed": 43})
+    assert [run["settings"]["seed"] for run in read_run_settings(path)] == [42, 43]
+    path.write_text("[1, 2]")
+    assert read_run_settings(path) == []

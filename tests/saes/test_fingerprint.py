@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from utils.saes.catalog import fingerprint
+from utils.readers.fingerprints import folder_fingerprint as fingerprint
 
 D_MODEL, D_SAE = 384, 4096
 

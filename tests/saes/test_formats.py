@@ -220,7 +220,7 @@ def test_sae_ids_are_found_in_every_format(paths):
 def test_golden_sae_loads():
     from conftest import SHARED
 
-    encoder = open_sae(Paths(), "all-MiniLM-L6-v2", "sae", sae_dir=SHARED / "golden")
+    encoder = open_sae(Paths(sae_dir=SHARED / "golden"), "all-MiniLM-L6-v2", "sae")
     assert (encoder.architecture, encoder.d_model, encoder.d_sae, encoder.k_active) == (
         "topk",
         384,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import clear_caches, write_texts
+from conftest import write_texts
 from scipy.sparse import csr_array, random_array
 
 from utils.datasets import load_dataset
@@ -58,7 +58,7 @@ def test_rows_come_back_in_dataset_order_for_every_condition(paths):
     rows, labels = sparse(300, 64), load_dataset(paths, "d").labels
     normal = split(Condition("normal"), labels)
     files = SaeFiles(paths, "all-MiniLM-L6-v2", "normal", "d", "layer_2/s")
-    made = made_from(files, 2, None)
+    made = made_from(files, "blocks.2.hook_resid_post")
     files.write(rows, normal, None, made, {"d_sae": 64})
     assert files.is_done(made)
     assert not files.is_done({**made, "sae_id": "layer_2/other"})
@@ -68,9 +68,8 @@ def test_rows_come_back_in_dataset_order_for_every_condition(paths):
     table.assign(target=table["target"].sample(frac=1, random_state=0).to_numpy()).to_csv(
         paths.texts("d"), index=False
     )
-    clear_caches()
-    assert not files.is_done(made_from(files, 2, None))
-    with pytest.raises(UserError, match="other labels"):
+    assert not files.is_done(made_from(files, "blocks.2.hook_resid_post"))
+    with pytest.raises(UserError, match="other texts or labels than there is now"):
         SaeActivations(paths, "all-MiniLM-L6-v2", "d", "layer_2/s").rows()
 
 

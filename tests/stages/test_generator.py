@@ -347,6 +347,20 @@ def test_the_original_order_writes_every_conditions_files(ready):
         assert np.allclose(a.toarray(), b.toarray(), rtol=1e-5)
 
 
+def test_the_original_order_encodes_as_many_rows_as_asked_for(ready, monkeypatch):
+    seen = set()
+
+    def encode_dense(sae, rows, batch_size):
+        seen.add(batch_size)
+        return real(sae, rows, batch_size)
+
+    real = generator.encode_dense
+    monkeypatch.setattr(generator, "encode_dense", encode_dense)
+    flags = ["--target_sae_id", "layer_2/top", "--datasets", NAMES[0], "--setting", "normal"]
+    assert generate(ready, "--no-batch_mode", *flags, "--batch_size", "17") == 0
+    assert seen == {17}
+
+
 def test_a_bad_file_is_named_and_the_rest_is_encoded(ready, capsys):
     path = ready.model_activations(MODEL, NAMES[1], HOOK)
     path.write_bytes(path.read_bytes()[:500])

@@ -98,11 +98,10 @@ def test_every_stage_leaves_its_files(done):
     assert set(baselines["method"]) == {"logreg", "pca", "knn", "xgboost", "mlp"}
     # the texts of class 1 hold a word that tells them: every logistic regression must see it
     assert baselines[baselines["method"] == "logreg"]["test_auc"].min() > 0.95
-    settings = json.loads(
-        (done.sae_probe_table(MODEL, "normal").parent / "settings.json").read_text()
-    )
-    assert settings["settings"]["seed"] == 42
-    assert "torch" in settings["versions"]
+    path = done.sae_probe_table(MODEL, "normal").with_name("settings.json")
+    (run,) = json.loads(path.read_text())["runs"]
+    assert run["settings"]["seed"] == 42
+    assert "torch" in run["versions"]
 
 
 def test_the_report_stands_alone_and_names_what_is_missing(done):

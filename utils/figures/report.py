@@ -13,8 +13,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from utils.figures.gallery import Drawing
-from utils.results.comparison import ALL, TITLES, headline
+from utils.results.comparison import ALL, PROBES, TITLES, headline
 from utils.results.findings import Finding
+from utils.results.statistics import verdict
 from utils.runtime.files import atomic_path
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -35,12 +36,17 @@ COLUMNS = {
     "tie_share": "tied picks",
     "lowest": "ties: lowest",
     "highest": "highest",
+    "mde": "visible from",
+    "verdict": "verdict",
     "n_datasets": "datasets",
     "n_pairs": "pairs",
+    "n_candidates": "candidates",
+    "n_candidates_baseline": "baseline's candidates",
+    "n_empty": "without weights",
     "n_unmatched": "unmatched",
 }
-WHOLE = {"wins", "ties", "losses", "n_datasets", "n_pairs", "n_unmatched", "k", "ahead on", "of"}
-WHOLE |= {"datasets", "pairs", "unmatched", "above_logreg", "n_labels", "n_train"}
+WHOLE = {"wins", "ties", "losses", "k", "datasets", "pairs", "unmatched", "without weights"}
+WHOLE |= {"above_logreg", "n_labels", "n_train"}
 WEIGHTS = {
     "wrong": "Must not be used as what it is called",
     "doubt": "To be known",
@@ -52,19 +58,19 @@ WEIGHTS = {
 class Report:
     """What the page of one model shows; each table may be empty.
 
-    ``settings``: of the runs that made the tables, by their folder.
+    ``settings``: of the runs that made the tables.
     """
 
     model_name: str
     comparison: pd.DataFrame
-    against_control: pd.DataFrame
+    controls: pd.DataFrame
     positive_control: pd.DataFrame
     gap: pd.DataFrame
     each_sae: pd.DataFrame
     drawings: list[Drawing]
     left_out: list[str]
     findings: list[Finding]
-    settings: dict[str, dict]
+    settings: dict[str, object]
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -73,8 +79,7 @@ def write_report(path: Path, report: Report) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = cell
-    comparison = report.comparison.rename(columns=COLUMNS)
-    comparison = comparison[[name for name in COLUMNS.values() if name in comparison]]
+    comparison = readable_columns(report.comparison)
     figures = [
         {
             "name": drawing.name,
@@ -90,12 +95,12 @@ def write_report(path: Path, report: Report) -> None:
         headline=headline(report.comparison).reset_index().rename(columns=COLUMNS)
         if len(report.comparison)
         else None,
-        against_control=report.against_control,
+        controls=readable_columns(report.controls),
         positive_control=report.positive_control,
         known_answer=known_answer(report.positive_control),
         figures=figures,
         gap=report.gap,
-        each_sae=report.each_sae,
+        each_sae=readable_columns(report.each_sae),
         comparison=comparison.assign(contender=comparison["contender"].map(TITLES)),
         findings=[(title, found[w]) for w, title in WEIGHTS.items() if found[w]],
         left_out=report.left_out,
@@ -105,46 +110,78 @@ def write_report(path: Path, report: Report) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
+def readable_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of comparisons with its verdicts, columns named for readers: what it is about first,
+    then the rest in the order of COLUMNS.
+    """
+    if not len(table):
+        return table
+    judged = table.assign(verdict=[said(row) for row in table.to_dict("records")])
+    own = [name for name in table.columns if name not in COLUMNS]
+    about = [name for name in ("setting", "k", *own) if name in judged]
+    known = [name for name in COLUMNS if name in judged]
+    return judged[list(dict.fromkeys([*about, *known]))].rename(columns=COLUMNS)
+
+
+def said(row: dict) -> str:
+    """The verdict of a comparison's row; "" for the row that the others are compared with."""
+    return verdict(row) if pd.notna(row.get("mean_difference")) else ""
+
+
+def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
+    """The table of controls as it is printed: who, both AUCs, and in how many datasets."""
+    columns = ["k", "SAE", "control", "SAE probe", "control's", "mean_difference", "wins"]
+    columns += ["losses", "n_datasets", "n_empty"]
+    return controls[columns].rename(columns=COLUMNS)
+
+
 def answers(comparison: pd.DataFrame) -> list[dict[str, str]]:
-    """One sentence a setting: who is ahead and how sure that is."""
+    """One sentence a setting: who is ahead, how sure that is, and what could have been seen."""
     if not len(comparison):
         return []
-    overall = comparison[(comparison["condition"] == ALL) & (comparison["contender"] == "sae_only")]
+    overall = comparison[(comparison["condition"] == ALL) & (comparison["contender"] == PROBES)]
     several = overall["protocol"].nunique() > 1
     sentences = []
     for row in overall.to_dict("records"):
-        sure = row["ci_low"] > 0 or row["ci_high"] < 0
-        side = "above" if row["mean_difference"] > 0 else "below"
-        interval = (
-            f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-            if pd.notna(row["ci_low"])
-            else ""
-        )
-        hedge = "" if sure else ", a difference this data cannot tell from none"
-        what = (
-            f"SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best"
-            f" baseline{interval}{hedge}; ahead in {row['wins']:.0f} of {row['n_pairs']} decisions."
-        )
         where = row["setting"] + (f", {row['protocol']} protocol" if several else "")
-        sentences.append({"where": where, "what": what})
+        sentences.append({"where": where, "what": _answer(row)})
     return sentences
 
 
+def _answer(row: dict) -> str:
+    n = f"{row['n_datasets']:.0f} dataset{'s' if row['n_datasets'] > 1 else ''}"
+    side = "above" if row["mean_difference"] > 0 else "below"
+    alone = " (logreg alone)" if row["n_candidates_baseline"] == 1 else ""
+    known = f"SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best baseline{alone}"
+    if pd.notna(row["ci_low"]):
+        known += f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+    visible = f"{n} can show a difference of {row['mde']:.3f} or more"
+    hedge = {
+        "above": "surely ahead",
+        "below": "surely behind",
+        "perhaps above": "perhaps ahead: with all that is compared here it is not sure",
+        "perhaps below": "perhaps behind: with all that is compared here it is not sure",
+        "no difference seen": f"a difference this data cannot tell from none; {visible}",
+        "too few datasets": f"{n} are too few for a verdict",
+    }[verdict(row)]
+    return f"{known}: {hedge}. Ahead on {row['wins']:.0f} of {n}, behind on {row['losses']:.0f}."
+
+
 def known_answer(table: pd.DataFrame) -> str:
-    """What the positive control shows, in words taken from its own numbers."""
-    if not len(table):
-        return ""
-    fewest = table[table["n_train"] == table["n_train"].min()]
-    shown = "; ".join(
-        f"{row['probe']}: {row['mean_test_auc']:.3f}"
-        + (
-            f", above logreg on {row['above_logreg']} of {row['n_labels']}"
-            if row["above_logreg"] or "SAE" in row["probe"]
-            else ""
+    """What the positive control shows, in words taken from its own numbers, at every size."""
+    sentences = []
+    for n_train, rows in table.groupby("n_train") if len(table) else ():
+        shown = "; ".join(
+            f"{row['probe']}: {row['mean_test_auc']:.3f}"
+            + (
+                f", above logreg on {row['above_logreg']} of {row['n_labels']}"
+                if row["above_logreg"] or "SAE" in row["probe"]
+                else ""
+            )
+            for row in rows.to_dict("records")
         )
-        for row in fewest.to_dict("records")
-    )
-    return f"With {int(fewest['n_train'].iloc[0])} training rows: {shown}."
+        sentences.append(f"With {n_train} training rows: {shown}.")
+    return " ".join(sentences)
 
 
 def cell(value: object, column: str) -> str:

@@ -21,7 +21,7 @@ from utils.figures.style import (
     shared_legend,
 )
 from utils.names import named_l0, named_width
-from utils.results.comparison import bootstrap_interval
+from utils.results.statistics import mean_interval
 from utils.runtime.units import short_number
 
 RELABELLED = {
@@ -64,7 +64,7 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     rng = np.random.default_rng(0)
     for y, name in enumerate(order):
         values = aucs[name].loc[shared].to_numpy()
-        low, high = bootstrap_interval(values, np.array(shared))
+        low, high = mean_interval(values)
         control = "random_sae" if "random" in name else "quiver_baselines"
         look = bar_look("sae_only" if name.startswith("SAE") else control)
         axes.barh(y, values.mean() - CHANCE, 0.7, left=CHANCE, **look)

@@ -7,6 +7,7 @@ The chance line is drawn, the number of datasets and what a band means are writt
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,13 +32,23 @@ from utils.figures.style import (
 )
 from utils.names import Layer, layer_order, named_l0, named_width, sae_family
 from utils.probes.baselines import looks
-from utils.results.comparison import ALL, CONTENDERS, CONTROL_METHODS, TIE, TITLES, matched
+from utils.results.comparison import (
+    ALL,
+    BASELINES,
+    CONTROLS,
+    CORE,
+    DECISION,
+    PROBES,
+    TITLES,
+    matched,
+)
+from utils.results.statistics import TIE
 from utils.results.tidy import BASELINE, CONTROL, SAE
 from utils.runtime.units import short_number
 from utils.settings import NORMAL, get_setting
 
-CONTROL_OF = {method: name for name, method in CONTROL_METHODS.items()}
-BAR_ORDER = ("quiver_baselines", "quiver_with_sae", "logreg", "sae_only", "random_sae")
+CONTROL_OF = {"random_sae_probe": "random_sae", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}
+BAR_ORDER = (BASELINES, "quiver_with_sae", "logreg", PROBES, "twin_sae", "random_sae")
 
 
 def setting_bars(comparison: pd.DataFrame) -> Figure:
@@ -90,27 +101,25 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         for i, (_, curve) in enumerate(of_dataset.groupby(["kind", "sae_id"], sort=False)):
             sae_id = curve["sae_id"].iloc[0]
             control = LOOKS.get(CONTROL_OF.get(curve["method"].iloc[0], ""))
-            curve = curve.groupby("k")["test_auc"].mean()
-            axes.plot(
-                curve.index,
-                curve,
-                color=control.color if control else SAE_COLORS[i % len(SAE_COLORS)],
-                marker=control.marker if control else SAE_MARKERS[i % len(SAE_MARKERS)],
-                linestyle="--" if control else "-",
-                markersize=4,
-                linewidth=1.2,
-                label=str(sae_id).removeprefix("layer_") + (" (control)" if control else ""),
-            )
-        best = baselines[(baselines["dataset"] == dataset) & (baselines["method"] == "logreg")][
-            "test_auc"
-        ]
-        if len(best):
+            by_k = curve.groupby("k")
+            aucs, empty = by_k["test_auc"].mean(), (by_k["n_nonzero"].max() == 0)
+            color = control.color if control else SAE_COLORS[i % len(SAE_COLORS)]
+            marker = control.marker if control else SAE_MARKERS[i % len(SAE_MARKERS)]
+            name = str(sae_id).removeprefix("layer_") + (" (control)" if control else "")
+            look: dict[str, Any] = {"color": color, "markersize": 4}
+            dash = "--" if control else "-"
+            axes.plot(aucs.index, aucs, dash, marker=marker, linewidth=1.2, label=name, **look)
+            # probes without any weight are hollow: their AUC is 0.5 whatever the data
+            axes.plot(aucs[empty], marker="o", linestyle="", markerfacecolor="white", **look)
+        logreg = baselines[(baselines["dataset"] == dataset) & (baselines["method"] == "logreg")]
+        for layer, of_layer in logreg.groupby("layer"):
+            where = f" (layer {layer})" if len(layers) > 1 else ""
             axes.axhline(
-                best.max(),
+                of_layer["test_auc"].mean(),
                 color=LOOKS["logreg"].color,
                 linewidth=1.4,
                 linestyle="-.",
-                label="logreg on activations",
+                label=f"logreg on activations{where}",
             )
         draw_chance(axes)
         axes.set_title(_in_two_lines(dataset), fontsize=8)
@@ -126,34 +135,29 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     """Normal setting, a point a dataset: SAE probe against best baseline, both picked by val_auc
     (``comparison.contenders``).
     """
-    if not {"quiver_baselines", "sae_only"} <= set(picks):
+    if not {BASELINES, PROBES} <= set(picks):
         raise NoData("the normal setting lacks baselines or SAE probes")
-    picks = matched(
-        {
-            name: picks[name]
-            for name in ("quiver_baselines", "sae_only", "random_sae")
-            if name in picks
-        }
-    )
-    best_baseline, sae, control = (
-        picks["quiver_baselines"],
-        picks["sae_only"],
-        picks.get("random_sae"),
-    )
-    figure, axes = one_panel(4.6, 4.4)
-    for name, picked in (("random_sae", control), ("sae_only", sae)):
-        if picked is None or not len(picked):
-            continue
-        both = best_baseline.merge(picked, on=["dataset", "layer"], suffixes=("_baseline", "_sae"))
-        wins = int((both["test_auc_sae"] > both["test_auc_baseline"]).sum())
-        axes.scatter(
-            both["test_auc_baseline"],
-            both["test_auc_sae"],
-            s=28,
-            color=LOOKS[name].color,
-            marker=LOOKS[name].marker,
-            label=f"{TITLES[name]}: above the line on {wins} of {len(both)}",
-        )
+    names = [name for name in (BASELINES, PROBES, "twin_sae", "random_sae") if name in picks]
+    picks = matched({name: picks[name] for name in names})
+    figure, axes = one_panel(4.6, 4.6)
+    for name in reversed(names[1:]):
+        # a point a dataset: the mean of its layers and seeds
+        both = picks[BASELINES].merge(picks[name], on=DECISION, suffixes=("_baseline", "_sae"))
+        points = both.groupby("dataset")[["test_auc_baseline", "test_auc_sae"]].mean()
+        empty = both.groupby("dataset")["empty_sae"].all()
+        above = (points["test_auc_sae"] > points["test_auc_baseline"] + TIE) & ~empty
+        label = f"{TITLES[name]}: above the line on {int(above.sum())} of {len(points)}"
+        for rows, face in ((points[~empty], LOOKS[name].color), (points[empty], "none")):
+            axes.scatter(
+                rows["test_auc_baseline"],
+                rows["test_auc_sae"],
+                s=28,
+                marker=LOOKS[name].marker,
+                edgecolors=None if LOOKS[name].marker == "x" else LOOKS[name].color,
+                color=LOOKS[name].color if LOOKS[name].marker == "x" else None,
+                facecolors=None if LOOKS[name].marker == "x" else face,
+                label=label if face != "none" else None,
+            )
     low = 0.45
     axes.plot([low, 1.01], [low, 1.01], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(low, 1.01)
@@ -181,13 +185,13 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
             "condition", key=lambda c: c.astype(float)
         )
         x = curve["condition"].astype(float)
-        look = {**line_look(name), "linestyle": "--" if name in CONTROL_METHODS else "-"}
+        look = {**line_look(name), "linestyle": "--" if name in CONTROLS else "-"}
         upper.plot(x, curve["mean_test_auc"], markersize=5, **look)
-        if name in CONTENDERS and name != "quiver_baselines":
+        if name in CORE and name != BASELINES:
             lower.plot(x, curve["mean_difference"], markersize=4, **look)
             band = {"color": LOOKS[name].color, "alpha": 0.13, "linewidth": 0}
             lower.fill_between(x, curve["ci_low"], curve["ci_high"], **band)
-    lower.axhline(0, color=LOOKS["quiver_baselines"].color, linewidth=1.2)
+    lower.axhline(0, color=LOOKS[BASELINES].color, linewidth=1.2)
     lower.set_ylabel("difference from\nbest baseline")
     lower.set_xlabel(label)
     upper.set_ylabel("mean test AUC")
@@ -198,7 +202,7 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
     lower.text(
         0,
         -0.42,
-        f"{note} datasets; bands: 95 % bootstrap over datasets",
+        f"{note} datasets; bands: Student's 95 % interval over datasets",
         transform=lower.transAxes,
         fontsize=8,
     )
@@ -214,14 +218,14 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
 def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     """OOD test AUC per dataset and contender, with what was shifted."""
     names = [name for name in BAR_ORDER if name in picks and not name.startswith("quiver")]
-    if not {"quiver_baselines", "sae_only"} <= set(picks):
+    if not {BASELINES, PROBES} <= set(picks):
         raise NoData("OOD lacks baselines or SAE probes")
     picks = matched({name: picks[name] for name in names})
-    datasets = list(picks[names[0]]["dataset"])
+    datasets = list(dict.fromkeys(picks[names[0]]["dataset"]))
     figure, axes = one_panel(6.0, 0.7 + 0.62 * len(datasets))
     height = 0.8 / len(names)
     for i, name in enumerate(names):
-        values = picks[name].set_index("dataset")["test_auc"].reindex(datasets)
+        values = picks[name].groupby("dataset")["test_auc"].mean().reindex(datasets)
         places = np.arange(len(datasets)) + (i - (len(names) - 1) / 2) * height
         axes.barh(places, values, height * 0.9, label=TITLES[name], **bar_look(name))
         for y, value in zip(places, values):
@@ -383,17 +387,17 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
     """A setting's conditions on eight datasets, evenly spaced from the one where SAE probes gain
     most to where they lose most.
     """
-    if not {"quiver_baselines", "sae_only"} <= set(picks):
+    if not {BASELINES, PROBES} <= set(picks):
         raise NoData(f"{setting} lacks baselines or SAE probes")
-    both = matched({name: picks[name] for name in ("quiver_baselines", "sae_only")})
-    gain = both["sae_only"]["test_auc"] - both["quiver_baselines"]["test_auc"]
-    order = gain.groupby(both["sae_only"]["dataset"]).mean().sort_values(ascending=False)
+    both = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    gain = both[PROBES]["test_auc"] - both[BASELINES]["test_auc"]
+    order = gain.groupby(both[PROBES]["dataset"]).mean().sort_values(ascending=False)
     chosen = order.index[
         np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))
     ]
     figure, grid = small_multiples(len(chosen), height=2.1)
     for axes, dataset in zip(grid, chosen):
-        for name in ("quiver_baselines", "logreg", "sae_only"):
+        for name in (BASELINES, "logreg", PROBES):
             if name not in picks:
                 continue
             rows = picks[name][picks[name]["dataset"] == dataset]

@@ -33,6 +33,7 @@ LOOKS = {
     "logreg": Look("#56B4E9", "s", "//"),
     "sae_only": Look("#D55E00", "^", "\\\\"),
     "quiver_with_sae": Look("#009E73", "D", ".."),
+    "twin_sae": Look("#E69F00", "v", "--"),
     "random_sae": Look("#8C8C8C", "x", "xx"),
     "raw_dims": Look("#000000", "+", "++"),
     "pca_dims": Look("#CC79A7", "*", "**"),

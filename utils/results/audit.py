@@ -31,6 +31,7 @@ def audit(paths: Paths, results: Results) -> list[Finding]:
             findings += _missing(paths, setting, rows)
             findings += _small_tests(paths, setting, rows)
             findings += _solvers(setting, rows)
+            findings += _empty(setting, rows)
     order = {"wrong": 0, "doubt": 1, "fine": 2}
     return sorted(findings, key=lambda finding: order[finding.weight])
 
@@ -215,6 +216,16 @@ def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding
             f" rows; the fewest are {small[fewest]} ({fewest[0]})",
         )
     ]
+
+
+def _empty(setting: str, rows: pd.DataFrame) -> list[Finding]:
+    """Probes whose penalty left no weight: their test AUC is 0.5, whatever the data."""
+    probes = rows[rows["kind"].isin([SAE, CONTROL])]
+    empty = probes[probes["n_nonzero"] == 0]
+    if not len(empty):
+        return []
+    what = f"{len(empty)} of {len(probes)} probes have no weight: their AUC is 0.5 by rule"
+    return [Finding(Kind.EMPTY, "doubt", setting, f"{what}; they are hollow in figures")]
 
 
 def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:

@@ -5,42 +5,84 @@ compared only over decisions that all of them have, and a control only with thos
 contender with several probes for a decision (a quiver) takes the one with the best val_auc and is
 scored by its test_auc; ties in val_auc, which decide much of the paper's scarcity setting, are
 resolved in expectation over a uniformly random choice. Nothing is ever picked by test_auc.
+
+Means, wins and intervals give each dataset one vote, whatever the number of its decisions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
+from utils.names import twin_id
 from utils.probes.k_sparse import PROTOCOLS
+from utils.results.statistics import TIE, dataset_means, describe_difference, holm
 from utils.results.tidy import BASELINE, CONTROL, SAE
 
-CONTENDERS = ("quiver_baselines", "quiver_with_sae", "sae_only", "logreg")
-# contender: method
-CONTROL_METHODS = {"random_sae": "random_sae_probe", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}
-TITLES = {
-    "quiver_baselines": "best baseline",
-    "quiver_with_sae": "baselines + SAE",
-    "sae_only": "SAE probe",
-    "logreg": "logreg",
-    "random_sae": "random-SAE control",
-    "raw_dims": "raw dimensions",
-    "pca_dims": "principal components",
+
+@dataclass(frozen=True)
+class Contender:
+    """Who is compared: its name in tables and figures, and which rows are its probes.
+
+    ``control``: stands for what an SAE did not learn, and takes no decision from the others.
+    """
+
+    name: str
+    title: str
+    rows: Callable[[pd.DataFrame], pd.Series]
+    control: bool = False
+
+
+def _of_kind(*kinds: str) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda rows: rows["kind"].isin(kinds)
+
+
+def _of_method(kind: str, method: str) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda rows: (rows["kind"] == kind) & (rows["method"] == method)
+
+
+def _twins(rows: pd.DataFrame) -> pd.Series:
+    """Probes of the trained SAEs that an untrained one has its shape from."""
+    random = rows.loc[rows["method"] == "random_sae_probe", "sae_id"].dropna().unique()
+    return (rows["kind"] == SAE) & rows["sae_id"].isin([twin_id(str(name)) for name in random])
+
+
+BASELINES, PROBES = "quiver_baselines", "sae_only"  # who is always compared
+CONTENDERS: dict[str, Contender] = {
+    contender.name: contender
+    for contender in (
+        Contender(BASELINES, "best baseline", _of_kind(BASELINE)),
+        Contender("quiver_with_sae", "baselines + SAE", _of_kind(BASELINE, SAE)),
+        Contender(PROBES, "SAE probe", _of_kind(SAE)),
+        Contender("logreg", "logreg", _of_method(BASELINE, "logreg")),
+        Contender("twin_sae", "SAE probe, the control's twin", _twins, control=True),
+        Contender(
+            "random_sae", "random-SAE control", _of_method(CONTROL, "random_sae_probe"), True
+        ),
+        Contender("raw_dims", "raw dimensions", _of_method(CONTROL, "raw_dims"), True),
+        Contender("pca_dims", "principal components", _of_method(CONTROL, "pca_dims"), True),
+    )
 }
+TITLES = {name: contender.title for name, contender in CONTENDERS.items()}
+CORE = tuple(name for name, contender in CONTENDERS.items() if not contender.control)
+CONTROLS = tuple(name for name, contender in CONTENDERS.items() if contender.control)
 DECISION = ["setting", "condition", "dataset", "layer", "seed"]
-N_RESAMPLES = 2000
-TIE = 1e-12  # val_auc this close are tied
 ALL = "all"
 COLUMNS = (
     "setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs", "protocol",
     "n_unmatched", "lowest", "highest", "tie_share", "mean_val_auc", "mean_difference", "ci_low",
-    "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm",
+    "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm", "mde", "n_candidates",
+    "n_candidates_baseline", "n_empty",
 )  # fmt: skip
 
 
 def pick(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a decision: test_auc expected over the probes tied at the best val_auc, its range,
-    and whether it was a tie.
+    how many are tied (``n_tied``), of how many one was picked (``n_candidates``), and whether all
+    that are tied have no weight at all (``empty``: their AUC is 0.5 whatever the data).
 
     A probe without val_auc is not picked, unless it is the only one and needs no picking (the
     published OOD tables have one baseline a dataset, without val_auc).
@@ -49,9 +91,12 @@ def pick(rows: pd.DataFrame) -> pd.DataFrame:
     best = by_decision["val_auc"].transform("max")
     alone = by_decision["test_auc"].transform("size") == 1
     tied = rows[(rows["val_auc"] >= best - TIE) | alone]
-    grouped = tied.groupby(DECISION)
+    weightless = (tied["n_nonzero"] == 0) if "n_nonzero" in tied else False
+    grouped = tied.assign(empty=weightless).groupby(DECISION)
     picked = grouped["test_auc"].agg(test_auc="mean", lowest="min", highest="max", n_tied="size")
     picked["val_auc"] = grouped["val_auc"].max()
+    picked["empty"] = grouped["empty"].all()
+    picked["n_candidates"] = by_decision.size()
     return picked.reset_index()
 
 
@@ -59,23 +104,17 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The picks of every contender that has probes in the table.
 
     All SAE probes of a decision compete, whatever their solver, penalty and selection; ``audit``
-    says where these are mixed.
+    says where these are mixed. Where logistic regression is the only baseline it is the best one,
+    and stands once.
     """
     rows = tidy.dropna(subset=["test_auc"])
-    masks = {
-        "quiver_baselines": rows["kind"] == BASELINE,
-        "quiver_with_sae": rows["kind"].isin([BASELINE, SAE]),
-        "sae_only": rows["kind"] == SAE,
-        "logreg": (rows["kind"] == BASELINE) & (rows["method"] == "logreg"),
-    }
-    masks |= {
-        name: (rows["kind"] == CONTROL) & (rows["method"] == method)
-        for name, method in CONTROL_METHODS.items()
-    }
+    masks = {name: contender.rows(rows) for name, contender in CONTENDERS.items()}
+    if (masks["logreg"] == masks[BASELINES]).all():
+        del masks["logreg"]
     picks = {name: pick(rows[mask]) for name, mask in masks.items() if mask.any()}
-    if {"quiver_baselines", "sae_only"} <= set(picks):
+    if {BASELINES, PROBES} <= set(picks):
         picks["quiver_with_sae"] = _rankable(
-            picks["quiver_with_sae"], picks["quiver_baselines"], picks["sae_only"]
+            picks["quiver_with_sae"], picks[BASELINES], picks[PROBES]
         )
     return {name: picked for name, picked in picks.items() if len(picked)}
 
@@ -127,20 +166,22 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
 
     Columns: setting, condition, contender, mean_test_auc, n_datasets, n_pairs (matched decisions),
     then protocol, n_unmatched, the range of the mean over tie rules (lowest, highest), tie_share,
-    mean_val_auc, and against quiver_baselines: mean_difference with a 95 % bootstrap interval over
-    datasets (ci_low, ci_high), wins, ties, losses, and Wilcoxon p with Holm's correction (p_holm).
+    mean_val_auc, and against quiver_baselines: mean_difference with Student's 95 % interval over
+    datasets (ci_low, ci_high), datasets ahead, tied and behind (wins, ties, losses), Wilcoxon's p,
+    corrected by Holm over the whole table (p_holm), the smallest difference that these datasets
+    would show with 80 % power (mde), how many probes the picks were chosen from on each side
+    (n_candidates, n_candidates_baseline), and decisions whose pick has no weight (n_empty).
     """
     tables = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
         for protocol in protocols(of_setting):
             picks = contenders(of_protocol(of_setting, protocol))
-            if {"quiver_baselines", "sae_only"} <= set(picks) and len(_core(picks)["sae_only"]):
+            if {BASELINES, PROBES} <= set(picks) and len(_core(picks)[PROBES]):
                 tables.append(_compare_picks(setting, picks).assign(protocol=protocol))
-    return (
-        pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
-        if tables
-        else pd.DataFrame(columns=list(COLUMNS))
-    )
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    table = pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
+    return table.assign(p_holm=holm(table["p_wilcoxon"]))
 
 
 def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -149,26 +190,23 @@ def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     Baselines and SAEs together may be rankable nowhere (published OOD tables have no val_auc): then
     they are left out.
     """
-    both = matched({name: picks[name] for name in ("quiver_baselines", "sae_only")})
-    wanted = {name: picks[name] for name in CONTENDERS if name in picks}
+    both = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    wanted = {name: picks[name] for name in CORE if name in picks}
     shared = matched(wanted)
-    if len(shared["sae_only"]) or not len(both["sae_only"]):
+    if len(shared[PROBES]) or not len(both[PROBES]):
         return shared
     return matched({name: picked for name, picked in wanted.items() if name != "quiver_with_sae"})
 
 
 def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFrame:
     present = _core(picks)
-    pairs = {name: (picked, present["quiver_baselines"]) for name, picked in present.items()}
-    for name in CONTROL_METHODS:
+    pairs = {name: (picked, present[BASELINES]) for name, picked in present.items()}
+    for name in CONTROLS:
         if name in picks:
-            both = matched({name: picks[name], "baseline": present["quiver_baselines"]})
+            both = matched({name: picks[name], "baseline": present[BASELINES]})
             pairs[name] = (both[name], both["baseline"])
-    conditions = [
-        c
-        for c in sorted(present["quiver_baselines"]["condition"].unique(), key=_sortable)
-        if c != ALL
-    ]
+    found = sorted(present[BASELINES]["condition"].unique(), key=_sortable)
+    conditions = [condition for condition in found if condition != ALL]
     rows = [
         row
         for c in conditions
@@ -178,9 +216,9 @@ def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFr
     decisions = {
         tuple(row) for name in present for row in picks[name][DECISION].itertuples(index=False)
     }
-    unmatched = len(decisions) - len(present["quiver_baselines"])
+    unmatched = len(decisions) - len(present[BASELINES])
     frame["n_unmatched"] = np.where(frame["condition"] == ALL, unmatched, 0)
-    return _holm(frame)
+    return frame
 
 
 def _only(
@@ -198,75 +236,42 @@ def _rows(
     for name, (picked, reference) in pairs.items():
         if not len(picked):
             continue
+        mean = {
+            column: dataset_means(picked[column].to_numpy(), picked["dataset"].to_numpy()).mean()
+            for column in ("test_auc", "lowest", "highest", "val_auc")
+        }
         row = {
             "setting": setting,
             "condition": condition,
             "contender": name,
-            "mean_test_auc": picked["test_auc"].mean(),
+            "mean_test_auc": mean["test_auc"],
             "n_datasets": picked["dataset"].nunique(),
             "n_pairs": len(picked),
-            "lowest": picked["lowest"].mean(),
-            "highest": picked["highest"].mean(),
+            "lowest": mean["lowest"],
+            "highest": mean["highest"],
             "tie_share": float((picked["n_tied"] > 1).mean()),
-            "mean_val_auc": picked["val_auc"].mean(),
+            "mean_val_auc": mean["val_auc"],
+            "n_candidates": picked["n_candidates"].mean(),
+            "n_candidates_baseline": reference["n_candidates"].mean(),
+            "n_empty": int(picked["empty"].sum()),
         }
-        if name != "quiver_baselines":
-            difference = picked["test_auc"].to_numpy() - reference["test_auc"].to_numpy()
-            row |= difference_statistics(difference, reference["dataset"].to_numpy())
+        if name != BASELINES:
+            row |= _difference(picked, reference)
         rows.append(row)
     return rows
 
 
-def difference_statistics(difference: np.ndarray, datasets: np.ndarray) -> dict:
-    """Mean difference [n_pairs], its interval from a bootstrap over datasets, wins, ties, losses
-    and Wilcoxon's p.
+def _difference(picked: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float | int]:
+    """What is known of the difference of matched picks. A pick without weights wins nothing: where
+    it is ahead of the other side, that is a tie.
     """
-    from scipy.stats import wilcoxon
-
-    low, high = bootstrap_interval(difference, datasets)
-    # one value a dataset: conditions of a dataset are not independent
-    per_dataset = pd.Series(difference).groupby(datasets).mean().to_numpy()
-    moved = per_dataset[np.abs(per_dataset) > TIE]
-    return {
-        "mean_difference": difference.mean(),
-        "ci_low": low,
-        "ci_high": high,
-        "wins": int((difference > TIE).sum()),
-        "ties": int((np.abs(difference) <= TIE).sum()),
-        "losses": int((difference < -TIE).sum()),
-        "p_wilcoxon": (
-            float(wilcoxon(per_dataset).pvalue)
-            if len(moved) > 0 and len(per_dataset) > 1
-            else np.nan
-        ),
-    }
-
-
-def bootstrap_interval(
-    values: np.ndarray, datasets: np.ndarray, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of the mean of values [n], resampling whole datasets; (NaN, NaN) for fewer than
-    two datasets.
-    """
-    names, codes = np.unique(datasets, return_inverse=True)
-    if len(names) < 2:
-        return float("nan"), float("nan")
-    sums, counts = np.bincount(codes, weights=values), np.bincount(codes)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(N_RESAMPLES, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _holm(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add p_holm: Holm's correction over the conditions of a setting, contender by contender."""
-    frame = frame.copy()
-    frame["p_holm"] = np.nan
-    for _, group in frame[frame["condition"] != ALL].groupby("contender"):
-        p = group["p_wilcoxon"].dropna().sort_values()
-        corrected = np.minimum(1.0, np.maximum.accumulate(p.to_numpy() * np.arange(len(p), 0, -1)))
-        frame.loc[p.index, "p_holm"] = corrected
-    return frame
+    difference = picked["test_auc"].to_numpy() - reference["test_auc"].to_numpy()
+    won_by_nothing = picked["empty"].to_numpy(dtype=bool) & (difference > 0)
+    described = describe_difference(difference, picked["dataset"].to_numpy())
+    means = dataset_means(np.where(won_by_nothing, 0.0, difference), picked["dataset"].to_numpy())
+    wins = int((means > TIE).sum())
+    ties = int(described["ties"]) + int(described["wins"]) - wins
+    return {**described, "wins": wins, "ties": ties}
 
 
 def _sortable(condition: object) -> float:
@@ -277,37 +282,86 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     """A row a setting, protocol and SAE (controls too): its probe, k picked by val_auc, against the
     best baseline, matched.
 
-    Columns: setting, SAE or control, protocol, mean test AUC of both sides, difference with its
-    interval, ahead on, of.
+    Columns: setting, SAE or control, protocol, n_candidates (numbers of k to pick from), mean test
+    AUC of both sides, and the columns of ``describe_difference``.
     """
     rows = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
-        baselines = contenders(of_setting).get("quiver_baselines")
+        baselines = contenders(of_setting).get(BASELINES)
         probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
         for (sae_id, protocol), of_sae in probes.groupby(["sae_id", "protocol"]):
             picked = pick(of_sae)
             if baselines is None or not len(picked):
                 continue
             both = matched({"sae": picked, "baseline": baselines})
-            difference = (both["sae"]["test_auc"] - both["baseline"]["test_auc"]).to_numpy()
-            if not len(difference):
-                continue
-            low, high = bootstrap_interval(difference, both["sae"]["dataset"].to_numpy())
-            rows.append(
-                {
-                    "setting": setting,
-                    "SAE or control": sae_id,
-                    "protocol": protocol,
-                    "SAE probe": both["sae"]["test_auc"].mean(),
-                    "best baseline": both["baseline"]["test_auc"].mean(),
-                    "difference": difference.mean(),
-                    "95 % from": low,
-                    "to": high,
-                    "ahead on": int((difference > TIE).sum()),
-                    "of": len(difference),
-                }
-            )
-    return pd.DataFrame(rows)
+            if len(both["sae"]):
+                what = {"setting": setting, "SAE or control": sae_id, "protocol": protocol}
+                names = ("SAE probe", "best baseline")
+                rows.append({**what, **_side_by_side(both["sae"], both["baseline"], names)})
+    return _with_holm(pd.DataFrame(rows))
+
+
+def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
+    """Normal setting, for each k, a row an SAE and a control that it is compared with: an untrained
+    SAE with its trained twin, raw dimensions and principal components with each SAE at their layer.
+
+    Each side has one probe a decision, so that neither is the best of more. Columns: k, SAE,
+    control, both mean test AUCs, and the columns of ``describe_difference``.
+    """
+    rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
+    table: list[dict] = []
+    for k, of_k in rows.dropna(subset=["test_auc", "k"]).groupby("k"):
+        picks = {str(sae_id): pick(probes) for sae_id, probes in of_k.groupby("sae_id")}
+        trained = sorted(of_k.loc[of_k["kind"] == SAE, "sae_id"].astype(str).unique())
+        controls = of_k[of_k["kind"] == CONTROL].drop_duplicates("sae_id")
+        for control in controls.sort_values("sae_id").to_dict("records"):
+            name = str(control["sae_id"])
+            of_an_sae = control["method"] == "random_sae_probe"
+            for sae_id in [twin_id(name)] if of_an_sae else trained:
+                if sae_id not in picks:
+                    continue
+                both = matched({"sae": picks[sae_id], "control": picks[name]})
+                if len(both["sae"]):
+                    sides = _side_by_side(both["sae"], both["control"], ("SAE probe", "control's"))
+                    table.append({"k": int(k), "SAE": sae_id, "control": name, **sides})
+    return _with_holm(pd.DataFrame(table))
+
+
+def _side_by_side(
+    picked: pd.DataFrame, reference: pd.DataFrame, names: tuple[str, str]
+) -> dict[str, object]:
+    """Both mean test AUCs over datasets, under their names, and the difference between them."""
+    datasets = picked["dataset"].to_numpy()
+    means = {
+        name: float(dataset_means(side["test_auc"].to_numpy(), datasets).mean())
+        for name, side in zip(names, (picked, reference))
+    }
+    sizes = {"n_candidates": picked["n_candidates"].mean(), "n_datasets": len(set(datasets))}
+    return {
+        **sizes,
+        **means,
+        **_difference(picked, reference),
+        "n_empty": int(picked["empty"].sum()),
+    }
+
+
+def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(p_holm=holm(table["p_wilcoxon"])) if len(table) else table
+
+
+def hold_together(*tables: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables of one report with p_holm corrected over all that they state together."""
+    sizes = [len(table) for table in tables]
+    p = pd.concat(
+        [table["p_wilcoxon"] if len(table) else pd.Series(dtype=float) for table in tables],
+        ignore_index=True,
+    )
+    corrected = holm(p).to_numpy()
+    ends = np.cumsum(sizes)
+    return [
+        table.assign(p_holm=corrected[end - size : end]) if size else table
+        for table, size, end in zip(tables, sizes, ends)
+    ]
 
 
 def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
@@ -337,12 +391,20 @@ def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """Setting (and protocol, where there are two) by contender: mean test AUC over all matched
-    decisions, and how many.
+    """Setting (and protocol, where there are two) by contender: mean test AUC over datasets, as
+    text, and over how many. A number over fewer datasets than its row says has its own in brackets.
     """
     overall = table[table["condition"] == ALL]
     index = ["setting", "protocol"] if overall["protocol"].nunique() > 1 else ["setting"]
-    wide = overall.pivot(index=index, columns="contender", values="mean_test_auc")
+    of_probes = overall[overall["contender"] == PROBES].set_index(index)
+    n = of_probes[["n_datasets", "n_pairs"]]
+    shown = []
+    for row in overall.to_dict("records"):
+        own = n.loc[tuple(row[name] for name in index) if len(index) > 1 else row[index[0]]]
+        auc = f"{row['mean_test_auc']:.3f}"
+        if (row["n_datasets"], row["n_pairs"]) != (own["n_datasets"], own["n_pairs"]):
+            auc += f" (of {row['n_datasets']})"
+        shown.append({**{name: row[name] for name in [*index, "contender"]}, "auc": auc})
+    wide = pd.DataFrame(shown).pivot(index=index, columns="contender", values="auc").fillna("–")
     wide = wide[[name for name in TITLES if name in wide.columns]].rename(columns=TITLES)
-    n = overall.drop_duplicates(index).set_index(index)[["n_datasets", "n_pairs"]]
     return n[[]].join(wide).join(n)

@@ -19,6 +19,8 @@ class Kind(Enum):
     TWICE = "rows that stand twice"
     SINGLE_ROWS = "tables of one row each, of the original scripts"
     SHIFTED_ROWS = "whether OOD tables test on shifted texts"
+    STALE = "rows that were made from other inputs than there are now"
+    UNCHECKED = "rows that do not say what they were made from"
     COPIES = "test texts that are training texts"
     UNMATCHED = "decisions of one side only"
     MIXED = "SAE probes of several kinds"
@@ -26,6 +28,7 @@ class Kind(Enum):
     ABSENT = "baselines that a setting has and a table has not"
     SMALL_TESTS = "conditions with few test rows"
     SOLVER = "fits that do not say whether they converged"
+    EMPTY = "probes without any weight"
     UNCONVERGED = "fits that did not converge"
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.datasets import dataset_size, list_datasets, list_ood_datasets
+from utils.activations import read_description
+from utils.datasets import dataset_fingerprint, dataset_size, list_datasets, list_ood_datasets
 from utils.models import LanguageModel
 from utils.names import Layer, hook_name, named_width, set_stem
 from utils.paths import Paths
@@ -20,7 +21,7 @@ from utils.results.tidy import BASELINE, SAE, load_results
 from utils.runtime.errors import UserError
 from utils.runtime.units import short_number
 from utils.saes.catalog import list_sae_ids
-from utils.saes.store import condition_suffixes
+from utils.saes.store import SaeFiles, condition_suffixes, made_from
 from utils.settings import NORMAL, SHIFTED, conditions, get_setting
 
 ZIP_START, ZIP_END, LEGACY_START = b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"
@@ -60,6 +61,7 @@ class Inventory:
     # SAEs that are neither on disk nor the paper's for this model
     only_in_tables: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)  # made from something else than there is now
     remarks: list[str] = field(default_factory=list)
 
 
@@ -95,6 +97,7 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
     for name in list_datasets(paths):
         try:
             found.sizes[name] = dataset_size(paths, name)
+            dataset_fingerprint(paths, name)  # while its texts are at hand
         except UserError as error:
             found.unreadable.append(str(error))
     ood = [name for name in list_ood_datasets(paths) if name in found.sizes]
@@ -130,7 +133,8 @@ def _model_activations(
             for layer in layers:
                 path = paths.model_activations(info.name, name, hook_name(layer), ood)
                 expected += 1
-                done += _is_good(path, there, found)
+                good = _is_good(path, there, found)
+                done += good and _is_of_these_texts(paths, path, name, ood, found)
     return Count(done, expected)
 
 
@@ -158,6 +162,8 @@ def _sae_activations(
         for name in names:
             own = SHIFTED.name if row.shifted else NORMAL.name
             split = all(has(own, name, part) for part in ("X_train_sae", "X_test_sae"))
+            if split and _is_stale(SaeFiles(paths, info.name, own, name, sae_id), found):
+                continue
             if not row.exports:
                 done += split or (row.shifted and _in_archive(paths, info, name, sae_id))
             elif split and has(NORMAL.name, name, "X_rest_sae"):
@@ -171,6 +177,36 @@ def _sae_activations(
                     for condition in conditions(setting, found.sizes[name])
                 )
         found.sae_activations[setting, sae_id] = Count(done, len(names))
+
+
+def _is_of_these_texts(paths: Paths, path: Path, dataset: str, ood: bool, found: Inventory) -> bool:
+    """Whether a file of model activations was made from the texts that there are now; those of
+    others do not say.
+    """
+    try:
+        made = read_description(path)
+        if not made.get("texts_sha256"):
+            return True
+        now = dataset_fingerprint(paths, dataset, made.get("n_rows"), ood).texts
+    except UserError as error:
+        found.unreadable.append(str(error))
+        return False
+    if made["texts_sha256"] != now:
+        found.stale.append(f"{path.name}: made from other texts than {dataset} has now")
+    return made["texts_sha256"] == now
+
+
+def _is_stale(files: SaeFiles, found: Inventory) -> bool:
+    """Whether latents were made from something else than there is now; those of others do not say."""
+    described = files.description()
+    try:
+        changed = files.changed(made_from(files, described["hook_name"])) if described else []
+    except UserError:  # of model activations, where it is named
+        return False
+    line = f"latents of {files.sae_id} on {files.dataset}, {files.setting}: made from"
+    if changed and (line := f"{line} {' and '.join(changed)}") not in found.stale:
+        found.stale.append(line)
+    return bool(changed)
 
 
 def _in_archive(paths: Paths, info: LanguageModel, dataset: str, sae_id: str) -> bool:

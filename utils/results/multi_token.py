@@ -12,7 +12,7 @@ import pandas as pd
 from utils.paths import Paths
 from utils.readers.pickles import read_pickle
 from utils.results.findings import Finding, Kind
-from utils.results.tables import ResultTable
+from utils.results.tables import MADE_FROM, ResultTable
 from utils.results.tidy import ROUNDING
 from utils.runtime.errors import UserError
 
@@ -52,6 +52,7 @@ def multi_token_table(path: Path) -> ResultTable:
         "converged",
         "n_train",
         "n_test",
+        MADE_FROM,
     )
     return ResultTable(path, (*key, *scores), key)
 

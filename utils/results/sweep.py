@@ -7,10 +7,11 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils import cli
 from utils.paths import Paths
-from utils.results.tables import ResultTable, seconds_table
+from utils.results.tables import MADE_FROM, ResultTable, seconds_table
 from utils.runtime.errors import Failures
 from utils.runtime.provenance import save_run_settings
 from utils.runtime.tasks import Tasks
@@ -42,12 +43,14 @@ class SweepOptions:
 class Task:
     """Rows of ``table`` that are made together: ``arguments`` are those of the sweep's function.
 
-    ``label`` begins the line that says that it failed.
+    ``label`` begins the line that says that it failed; ``made_from``: the fingerprint of what the
+    rows are made from, which those carry that bring none of their own.
     """
 
     label: str
     table: ResultTable
     arguments: tuple
+    made_from: str | None = None
 
 
 class Sweep:
@@ -58,13 +61,20 @@ class Sweep:
         self.tables = list(tables)
         self.tasks: list[Task] = []
         self._done = {table.path: table.done() for table in self.tables}
-        self._n_expected = self._n_todo = 0
+        self._n_expected = self._n_todo = self._n_stale = 0
 
-    def lacks(self, table: ResultTable, row: dict) -> bool:
-        """Whether the run must make a row; ``row`` holds the columns of the table's key."""
-        lacking = self.options.overwrite or table.key_of(row) not in self._done[table.path]
+    def lacks(self, table: ResultTable, row: dict, made_from: str | None) -> bool:
+        """Whether the run must make a row; ``row`` holds the columns of the table's key.
+
+        ``made_from``: what it would be made from, None where that is not known. A row that was made
+        from something else is lacking; one that does not say is taken for done.
+        """
+        before = self._done[table.path].get(table.key_of(row))
+        stale = bool(before and made_from and before != made_from)
+        lacking = self.options.overwrite or before is None or stale
         self._n_expected += 1
         self._n_todo += lacking
+        self._n_stale += stale
         return lacking
 
     def add(self, task: Task) -> None:
@@ -74,6 +84,8 @@ class Sweep:
         """Say how many rows are there and how many are to be made."""
         n_done = self._n_expected - self._n_todo
         print(f"{self.title}: {self._n_expected} probes; {n_done} done, {self._n_todo} to do")
+        if self._n_stale:
+            print(f"{self._n_stale} of them were made from other inputs, and are made again")
 
     def fill(
         self,
@@ -92,18 +104,22 @@ class Sweep:
         if self.options.shuffle_seed is not None:
             random.Random(self.options.shuffle_seed).shuffle(tasks)
         job = Tasks(function, [task.arguments for task in tasks], prepare)
+        made: dict[Path, set[tuple]] = {table.path: set() for table in self.tables}
         n_rows = n_unconverged = 0
         for outcome in run_tasks(job, self.options.workers, self.title):
-            task, rows = tasks[outcome.index], outcome.value or []
+            task = tasks[outcome.index]
+            rows = [{MADE_FROM: task.made_from, **row} for row in outcome.value or []]
             if outcome.error is not None:
                 failures.add(f"{task.label}: {outcome.error}")
-            task.table.append(rows, replacing=self.options.overwrite)
-            timed = [row for row in rows if "seconds" in row]
-            seconds_table(task.table).append(timed, replacing=self.options.overwrite)
+            task.table.append(rows)
+            seconds_table(task.table).append(row for row in rows if "seconds" in row)
+            made[task.table.path] |= {task.table.key_of(row) for row in rows}
             n_rows += len(rows)
             n_unconverged += sum(not row.get("converged", True) for row in rows)
         for table in self.tables:
-            table.finish()
+            table.finish(made[table.path])
+            if made[table.path]:
+                seconds_table(table).finish(made[table.path])
         folder = self.tables[0].path.parent
         save_run_settings(folder / "settings.json", self.options.settings)
         unsure = f", {n_unconverged} of them not converged" if n_unconverged else ""

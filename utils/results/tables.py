@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,36 +58,33 @@ class ResultTable:
                 table[column] = filled.infer_objects()
         return table
 
-    def done(self) -> set[tuple]:
-        """Keys of the rows that are there; a torn last line, left by a run that was killed, is cut
-        off first.
+    def done(self) -> dict[tuple, str]:
+        """{key: what the row was made from, "" where it does not say} of the rows that are there; a
+        torn last line, left by a run that was killed, is cut off first.
         """
         if self.path.is_file():
             self._mend_last_line()
         table = self.read()
-        return {self.key_of(row) for row in table[list(self.key)].to_dict("records")}
+        known = [*self.key, *([MADE_FROM] if MADE_FROM in table.columns else [])]
+        return {
+            self.key_of(row): text_of(row.get(MADE_FROM)) for row in table[known].to_dict("records")
+        }
 
     def key_of(self, row: dict) -> tuple:
         """A row's key, with fractions rounded as tables do and numbers and their text alike."""
         return tuple(_plain(row.get(column, default)) for column, default in self.key.items())
 
-    def append(self, rows: Iterable[dict], replacing: bool = False) -> None:
+    def append(self, rows: Iterable[dict]) -> None:
         """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which
         the next start mends.
-
-        ``replacing``: rows of the same keys that are there already go, now that their successors
-        are known.
         """
         rows = list(rows)
         if not rows:
             return
-        if replacing:
-            self._remove({self.key_of(row) for row in rows})
-        header, there = self._cells()
+        header = self._header()
         missing = [column for column in self.columns if column not in header]
         if missing:  # a new table, or a published one, which gets our columns once
-            header += missing
-            self._rewrite(header, [*there, *rows])
+            self._rewrite([*header, *missing], [*self._cells(), *rows])
             return
         text = as_csv(header, rows)
         with open(self.path, "a", encoding="utf-8", newline="") as file:
@@ -108,31 +105,41 @@ class ResultTable:
                 f"{self.path} cannot be written: {folder} must be a folder that you may write to"
             )
 
-    def _remove(self, keys: set[tuple]) -> None:
-        header, rows = self._cells()
-        kept = [row for row in rows if self.key_of(row) not in keys]
-        if len(kept) < len(rows):
-            self._rewrite(header, kept)
-
-    def finish(self) -> None:
+    def finish(self, remade: Collection[tuple] = ()) -> None:
         """Put the rows in the order of their keys, so that the table is the same whatever order
-        they were made in.
+        they were made in. A row goes whose successor stands behind it: of the keys ``remade``, or
+        one that says what it was made from.
         """
-        header, rows = self._cells()
-        ordered = sorted(rows, key=lambda row: [_sortable(value) for value in self.key_of(row)])
+        rows = self._cells()
+        keys = [self.key_of(row) for row in rows]
+        last = {key: i for i, key in enumerate(keys)}
+        kept = [
+            (key, row)
+            for i, (key, row) in enumerate(zip(keys, rows))
+            if last[key] == i or (key not in remade and not rows[last[key]].get(MADE_FROM))
+        ]
+        kept.sort(key=lambda pair: [_sortable(value) for value in pair[0]])
+        ordered = [row for _, row in kept]
         if ordered != rows:
-            self._rewrite(header, ordered)
+            self._rewrite(self._header(), ordered)
 
-    def _cells(self) -> tuple[list[str], list[dict]]:
-        """(header, rows without their empty cells) as they are written: a number read and written
-        again could change its form.
-        """
-        if not self.path.is_file() or self.path.stat().st_size == 0:
-            return [], []
+    def _header(self) -> list[str]:
+        """The columns of the file; [] where there is none."""
+        if not self.path.is_file():
+            return []
         with open(self.path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [{name: cell for name, cell in row.items() if cell} for row in reader]
-            return list(reader.fieldnames or []), rows
+            return next(csv.reader(file), [])
+
+    def _cells(self) -> list[dict]:
+        """Rows without their empty cells, as they are written: a number read and written again
+        could change its form.
+        """
+        if not self.path.is_file():
+            return []
+        with open(self.path, encoding="utf-8", newline="") as file:
+            return [
+                {name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)
+            ]
 
     def _rewrite(self, header: list[str], rows: list[dict]) -> None:
         with atomic_path(self.path) as temporary:
@@ -170,6 +177,11 @@ def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -
         {name: value for name, value in row.items() if value is not None} for row in rows
     )
     return text.getvalue()
+
+
+def text_of(cell: object) -> str:
+    """A cell as text; "" for an empty one, which pandas reads as NaN."""
+    return "" if cell is None or cell != cell else str(cell)
 
 
 def is_torn(path: Path) -> bool:
@@ -221,6 +233,7 @@ def _sortable(value: object) -> tuple:
 
 
 PUBLISHED = "published"
+MADE_FROM = "made_from"  # the fingerprint of a row's inputs; empty in tables of others
 SAE_PROBE_COLUMNS = (
     "test_f1",
     "test_acc",
@@ -235,11 +248,11 @@ SAE_PROBE_COLUMNS = (
 )
 SAE_PROBE_EXTRAS = (
     "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
-    "converged", "n_train", "n_test", "n_tied_at_cut", "latents",
+    "converged", "n_train", "n_test", "n_tied_at_cut", "latents", MADE_FROM,
 )  # fmt: skip
 BASELINE_COLUMNS = ("dataset", "method")
 BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")
-BASELINE_EXTRAS = ("layer", "seed", "C", "converged", "n_train", "n_test")
+BASELINE_EXTRAS = ("layer", "seed", "C", "converged", "n_train", "n_test", MADE_FROM)
 
 
 def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:

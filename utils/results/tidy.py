@@ -16,7 +16,16 @@ from utils.names import Layer, parse_layer
 from utils.paths import Paths
 from utils.results.findings import Finding, Kind
 from utils.results.ood_evidence import Judgement, judge
-from utils.results.tables import PUBLISHED, baseline_table, is_torn, read_table, sae_probe_table
+from utils.results.sources import source_of
+from utils.results.tables import (
+    MADE_FROM,
+    PUBLISHED,
+    baseline_table,
+    is_torn,
+    read_table,
+    sae_probe_table,
+    text_of,
+)
 from utils.runtime.errors import UserError, first_line
 from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
 
@@ -24,9 +33,9 @@ BASELINE, SAE, CONTROL = "baseline", "sae", "control"
 TIDY_COLUMNS = (
     "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type",
     "binarize", "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc",
-    "test_f1", "test_acc", "n_test", "converged",
+    "test_f1", "test_acc", "n_test", "converged", "n_nonzero",
 )  # fmt: skip
-SCORES = ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged")
+SCORES = ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged", "n_nonzero")
 ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 
 
@@ -62,6 +71,8 @@ def load_results(
             continue
         findings += found
         if len(frame):
+            frame, found = _current(paths, model_name, frame)
+            findings += found
             frames.append(frame.reindex(columns=list(TIDY_COLUMNS)))
     if not frames:
         return Results(pd.DataFrame(columns=list(TIDY_COLUMNS)), findings)
@@ -86,6 +97,37 @@ def load_results(
     but = f", though {differ} of them differ in test_auc" if differ else ""
     doubt(Kind.TWICE, tidy[twice], f"stand twice; the first of each is used{but}")
     return Results(tidy[~twice].reset_index(drop=True), findings)
+
+
+def _current(
+    paths: Paths, model_name: str, rows: pd.DataFrame
+) -> tuple[pd.DataFrame, list[Finding]]:
+    """The rows but those that were made from other inputs than there are now, and what was found.
+
+    Rows that do not say what they were made from are kept and named, and so are those whose inputs
+    are gone.
+    """
+    made_from = rows[MADE_FROM].map(text_of) if MADE_FROM in rows else pd.Series("", rows.index)
+    findings = []
+    if (made_from == "").any():
+        what = f"{int((made_from == '').sum())} rows do not say what they were made from"
+        where = _where(rows[made_from == ""])
+        findings.append(Finding(Kind.UNCHECKED, "doubt", "tables", f"{what} ({where})"))
+    stale = pd.Series(False, rows.index)
+    setting = get_setting(str(rows["setting"].iloc[0]))
+    if "sae_id" not in rows:
+        rows = rows.assign(sae_id=None)
+    key = ["dataset", "layer", "method", "sae_id"]
+    for values, group in rows[made_from != ""].groupby(key, dropna=False):
+        now = source_of(paths, model_name, dict(zip(key, values)), setting)
+        if now is not None:
+            stale[group.index] = made_from[group.index] != now
+    if stale.any():
+        what = f"{int(stale.sum())} rows were made from other inputs than there are now"
+        remedy = "they are left out; the same command makes them again"
+        where = _where(rows[stale])
+        findings.append(Finding(Kind.STALE, "doubt", "tables", f"{what} ({where}): {remedy}"))
+    return rows[~stale], findings
 
 
 def _where(rows: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from contextlib import suppress
@@ -27,9 +28,27 @@ def installed_versions() -> dict[str, str]:
 
 
 def save_run_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, package versions and commit that made the results beside them."""
-    made_by = {"settings": settings, "versions": installed_versions(), "commit": _commit()}
-    write_json(path, made_by)
+    """Add a run's settings, package versions and commit to those beside the results; a run like
+    one before adds nothing.
+    """
+    run = {"settings": settings, "versions": installed_versions(), "commit": _commit()}
+    run = json.loads(json.dumps(run, default=str))
+    runs = read_run_settings(path)
+    if run not in runs:
+        write_json(path, {"runs": [*runs, run]})
+
+
+def read_run_settings(path: Path) -> list[dict[str, Any]]:
+    """The runs that made the results of a folder, the first first; [] where nothing says so."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(content, dict):
+        return []
+    # one run alone: as it was written once
+    runs = content.get("runs", [content] if "settings" in content else [])
+    return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
 
 
 def _commit() -> str | None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from functools import lru_cache
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, layer_order, sae_layer
 from utils.paths import Paths
-from utils.readers.weight_files import stored_arrays
 from utils.runtime.errors import UserError, unknown_name
 from utils.saes.encoder import Encoder, read_json
 from utils.saes.formats import FORMATS, format_of, through_sae_lens
-
-HASHED = (".json", ".npz", ".safetensors", ".pt")
-# bytes of an array that a fingerprint reads whole: biases and thresholds of a million latents
-WHOLE = 4 << 20
 
 
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
@@ -42,18 +34,14 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
 
 
 def choose_saes(
-    paths: Paths,
-    info: LanguageModel,
-    asked: list[str] | None,
-    sae_dir: Path | None,
-    layers: list[Layer] | None,
+    paths: Paths, info: LanguageModel, asked: list[str] | None, layers: list[Layer] | None
 ) -> dict[str, Layer]:
     """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of
     ``layers`` where given.
 
     Raises UserError when there are none.
     """
-    folder = sae_dir or paths.saes(info.name)
+    folder = paths.saes(info.name)
     sae_ids = list(dict.fromkeys(asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
     if not sae_ids:
         raise UserError(
@@ -72,19 +60,13 @@ def choose_saes(
     return chosen
 
 
-def open_sae(
-    paths: Paths,
-    model_name: str,
-    sae_id: str,
-    sae_dir: Path | None = None,
-    release: str | None = None,
-) -> Encoder:
-    """The encoder of an SAE by its id: from ``sae_dir``, else from a release on the hub (default:
-    the model's own).
+def open_sae(paths: Paths, model_name: str, sae_id: str, release: str | None = None) -> Encoder:
+    """The encoder of an SAE by its id: from the folder of SAEs, else from a release on the hub
+    (default: the model's own).
 
     Raises UserError when it is nowhere to be had or is of a kind that cannot be read.
     """
-    sae_dir = sae_dir or paths.saes(model_name)
+    sae_dir = paths.saes(model_name)
     folder = find_sae_folder(sae_dir, sae_id)
     if folder is None:
         release = release or get_model(model_name, paths).sae_release
@@ -133,48 +115,3 @@ def is_control(folder: Path) -> bool:
     except UserError:  # no SAELens folder, or a broken one: the probes do not need it
         return False
     return isinstance(metadata, dict) and metadata.get("control") == "random"
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over an SAE's files: changes when the SAE does, and costs no full reading.
-
-    Settings, biases and thresholds count whole, and 64 samples of 4 kB of each matrix.
-    """
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix in HASHED and path.name != "training.json"
-    )
-    stats = [path.stat() for path in files]
-    return _fingerprint(folder, tuple((p, s.st_size, s.st_mtime_ns) for p, s in zip(files, stats)))
-
-
-@lru_cache(maxsize=1024)
-def _fingerprint(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    """``files``: (path, bytes, time of change) of each; the last only so that a changed file is
-    read again.
-    """
-    digest = hashlib.sha256()
-    for path, size, _ in files:
-        digest.update(f"{path.relative_to(folder)} {size}".encode())
-        with open(path, "rb") as file:
-            for start, n_bytes in [(0, size), *_arrays_in(path)]:
-                step = 4096 if n_bytes <= WHOLE else n_bytes // 64
-                for place in range(start, start + n_bytes, step):
-                    file.seek(place)
-                    digest.update(file.read(min(4096, start + n_bytes - place)))
-    return digest.hexdigest()
-
-
-def _arrays_in(path: Path) -> list[tuple[int, int]]:
-    """(offset, bytes) of each array in a weight file, small ones and matrices alike; [] where it
-    cannot be read.
-    """
-    try:
-        if path.suffix == ".pt":
-            with zipfile.ZipFile(path) as archive:
-                # and its header
-                return [(m.header_offset, m.file_size + 512) for m in archive.infolist()]
-        if path.suffix in (".npz", ".safetensors"):
-            return [(array.offset, array.n_bytes) for array in stored_arrays(path).values()]
-    except (UserError, zipfile.BadZipFile):  # opening it says what is wrong
-        pass
-    return []

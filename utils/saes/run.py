@@ -50,13 +50,12 @@ class Encoding:
     """How to encode.
 
     ``device``: "cpu", "mps", "cuda" or "cuda:1"; ``max_memory``: bytes for weights and rows, None
-    for a share of what is free; ``sae_dir``: folder of the SAEs, None for the model's own.
+    for a share of what is free.
     """
 
     device: str
     batch_size: int = 128
     max_memory: int | None = None
-    sae_dir: Path | None = None
     sae_release: str | None = None
     dry_run: bool = False
 
@@ -113,7 +112,7 @@ class EncodingRun:
         import torch
 
         self.paths, self.info, self.encoders = paths, info, encoders
-        self.device, self.sae_dir = torch.device(encoding.device), encoding.sae_dir
+        self.device = torch.device(encoding.device)
         self.n_product = rows_per_product(self.device, encoding.batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
@@ -287,12 +286,12 @@ class EncodingRun:
         labels = loaded.rows.y
         if sae_id in job.normal:
             files = SaeFiles(self.paths, self.info.name, NORMAL.name, job.dataset, sae_id)
-            made = made_from(files, job.layer, self.sae_dir)
+            made = made_from(files, hook_name(job.layer))
             files.write(rows, split(Condition(NORMAL.name), labels), None, made, sae)
         if sae_id in job.ood and loaded.rows.y_ood is not None:
             drawn = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
             files = SaeFiles(self.paths, self.info.name, SHIFTED.name, job.dataset, sae_id)
-            made = made_from(files, job.layer, self.sae_dir)
+            made = made_from(files, hook_name(job.layer))
             files.write(rows, drawn, to_csr(encoded[1], d_sae), made, sae)
 
     def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:

@@ -19,17 +19,37 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from utils.activations import labels_fingerprint, read_description
-from utils.datasets import load_dataset, load_ood
-from utils.names import Layer, hook_name, named_width, set_stem
+from utils.activations import read_description, source_fingerprint
+from utils.datasets import dataset_fingerprint, load_dataset, load_ood
+from utils.names import named_width, set_stem
 from utils.paths import Paths
+from utils.readers.fingerprints import digest, file_fingerprint, folder_fingerprint
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.readers.sparse_files import load_sparse, save_sparse
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_json
-from utils.saes.catalog import find_sae_folder, fingerprint
-from utils.settings import NORMAL, SEED, SHIFTED, Condition, Split, TrainTest, get_setting, split
+from utils.saes.catalog import find_sae_folder
+from utils.settings import (
+    NORMAL,
+    SEED,
+    SHIFTED,
+    SPLIT_RULES,
+    Condition,
+    Split,
+    TrainTest,
+    get_setting,
+    split,
+)
 
+SOURCES = {
+    "sae": "another SAE",
+    "activations": "other model activations",
+    "ood_activations": "other OOD model activations",
+    "texts_and_labels": "other texts or labels",
+    "ood_texts_and_labels": "other OOD texts or labels",
+    "n_rows": "another number of rows",
+    "hook_name": "another hook",
+}
 X_PARTS = {
     NORMAL.name: ("X_train_sae", "X_rest_sae", "X_test_sae"),
     SHIFTED.name: ("X_train_sae", "X_test_sae"),
@@ -64,11 +84,22 @@ class SaeFiles:
     def is_done(self, made_from: dict) -> bool:
         """Whether all files are there and were made from this."""
         parts = (*X_PARTS[self.setting], "y_train", "y_test")
-        made = {name: value for name, value in self.description().items() if name != "measured"}
-        # an SAE of the hub is not on disk to compare with
-        if None in (made.get("sae"), made_from.get("sae")):
-            made, made_from = ({**of, "sae": None} for of in (made, made_from))
-        return made == made_from and all(self.path(part).is_file() for part in parts)
+        return not self.changed(made_from) and all(self.path(part).is_file() for part in parts)
+
+    def changed(self, made_from: dict) -> list[str]:
+        """What is another thing now than when the files were made, in words.
+
+        What is not at hand is not compared: the weights of an SAE of the hub, deleted activations.
+        """
+        made = self.description()
+        unknown = {name for name, value in made_from.items() if value is None}
+        if made.get("sae") is None:
+            unknown.add("sae")
+        return [
+            SOURCES.get(name, f"another {name}")
+            for name, value in made_from.items()
+            if name not in unknown and value != made.get(name)
+        ]
 
     def write(
         self, rows: csr_array, drawn: Split, ood_rows: csr_array | None, made_from: dict, sae: dict
@@ -117,7 +148,7 @@ def stored_checks(
     }
 
 
-def made_from(files: SaeFiles, layer: Layer, sae_dir: Path | None) -> dict:
+def made_from(files: SaeFiles, hook_name: str) -> dict:
     """What SAE activations depend on, as their description records it: when it changes they are
     made again.
     """
@@ -125,24 +156,38 @@ def made_from(files: SaeFiles, layer: Layer, sae_dir: Path | None) -> dict:
     made: dict = {
         "sae_id": sae_id,
         "model_name": model_name,
-        "hook_name": hook_name(layer),
+        "hook_name": hook_name,
         "setting": files.setting,
     }
     for kind, ood in (("activations", False), ("ood_activations", True)):
         if ood and not get_setting(files.setting).shifted:
             continue
-        path = paths.model_activations(model_name, files.dataset, hook_name(layer), ood)
-        described = read_description(path)
+        path = paths.model_activations(model_name, files.dataset, hook_name, ood)
+        n_rows = read_description(path).get("n_rows")
         if not ood:
-            made["n_rows"] = described.get("n_rows")
-        made[kind] = described.get("texts_sha256") or (
-            path.stat().st_size if path.is_file() else None
-        )
-    # the split's rows are drawn by the labels: with others a row would stand for another text
-    made["labels_sha256"] = labels_fingerprint(load_dataset(paths, files.dataset).labels)
-    folder = find_sae_folder(sae_dir or paths.saes(model_name), sae_id)
-    made["sae"] = fingerprint(folder) if folder else None
+            made["n_rows"] = n_rows
+        made[kind] = source_fingerprint(path)
+        # rows are drawn by the labels: with others a row would stand for another text
+        texts = "ood_texts_and_labels" if ood else "texts_and_labels"
+        made[texts] = dataset_fingerprint(paths, files.dataset, n_rows, ood).texts_and_labels
+    made["split_rules"] = SPLIT_RULES
+    folder = find_sae_folder(paths.saes(model_name), sae_id)
+    made["sae"] = folder_fingerprint(folder) if folder else None
     return made
+
+
+def latents_fingerprint(files: SaeFiles, hook_name: str) -> str | None:
+    """What a probe on these latents is made from: texts, labels, activations, SAE, and the rules by
+    which rows are drawn. None where nothing tells.
+
+    Raises UserError when texts or a description cannot be read.
+    """
+    described = files.description()
+    if not described:  # of the original scripts, or the paper's
+        path = files.path("X_train_sae")
+        return file_fingerprint(path) if path.is_file() else None
+    made = made_from(files, hook_name)
+    return digest({k: described.get(k) if v is None else v for k, v in made.items()})
 
 
 def rest_rows(drawn: Split, n_rows: int) -> np.ndarray:
@@ -290,12 +335,12 @@ def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
     import torch
 
     # which rows a split has follows from the labels, and y_train alone does not tell
-    dataset_labels = load_dataset(files.paths, files.dataset).labels
-    made = files.description().get("labels_sha256")
-    if made and made != labels_fingerprint(dataset_labels):
+    described = files.description()
+    changed = files.changed(made_from(files, described["hook_name"])) if described else []
+    if changed:
         raise UserError(
-            f"{files.path('y_train')} was made with other labels than the texts of {files.dataset}"
-            f" have now: {remedy}"
+            f"{files.path('X_train_sae')} was made from {' and '.join(changed)} than there"
+            f" {'is' if len(changed) == 1 else 'are'} now: {remedy}"
         )
     for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
         found = load_tensor(files.path(name), remedy)

@@ -1,0 +1,142 @@
+"""How sure a difference is: intervals, tests and what a number of datasets could have shown.
+
+The unit is the dataset: conditions, layers and seeds of one dataset are not independent, so each
+dataset has one value, the mean of its own.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+LEVEL = 0.05
+POWER = 0.8
+FEWEST_FOR_INTERVAL = 3
+FEWEST_FOR_VERDICT = 6  # below, Wilcoxon's test cannot reach p < 0.05
+TIE = 1e-12  # values this close are tied
+N_SIMULATED = 4000
+
+
+def dataset_means(values: np.ndarray, datasets: np.ndarray) -> np.ndarray:
+    """[n_datasets]: the mean of each dataset's values [n], in the order of their names."""
+    return (
+        pd.Series(np.asarray(values, dtype=float)).groupby(np.asarray(datasets)).mean().to_numpy()
+    )
+
+
+def mean_interval(means: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of means [n_datasets]; (NaN, NaN) below three.
+
+    A percentile bootstrap covers 73 % at 3 datasets and 82 to 89 % at 8; this one covers 95 % where
+    differences are normal, and 83 to 95 % at 3, 87 to 95 % at 8 on the skewed differences of the
+    paper's tables.
+    """
+    from scipy.stats import t
+
+    n = len(means)
+    if n < FEWEST_FOR_INTERVAL:
+        return float("nan"), float("nan")
+    half = float(t.ppf(1 - LEVEL / 2, n - 1)) * means.std(ddof=1) / np.sqrt(n)
+    return float(means.mean() - half), float(means.mean() + half)
+
+
+def wilcoxon_p(means: np.ndarray) -> float:
+    """p of Wilcoxon's signed-rank test that differences [n_datasets] are centred on zero; NaN where
+    there are fewer than two or all are zero.
+    """
+    from scipy.stats import wilcoxon
+
+    if len(means) < 2 or (np.abs(means) <= TIE).all():
+        return float("nan")
+    return float(wilcoxon(np.where(np.abs(means) <= TIE, 0.0, means)).pvalue)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Holm's correction of p-values over all of them; NaN stays NaN."""
+    ordered = p.dropna().sort_values(kind="stable")
+    steps = ordered.to_numpy() * np.arange(len(ordered), 0, -1)
+    corrected = pd.Series(np.minimum(1.0, np.maximum.accumulate(steps)), ordered.index)
+    return corrected.reindex(p.index)
+
+
+def smallest_visible(means: np.ndarray) -> float:
+    """The smallest mean difference that these datasets would show in four of five such studies.
+
+    "Show": the 95 % interval excludes zero and Wilcoxon's p is below 0.05, for differences as
+    scattered as these [n_datasets]. NaN below six datasets.
+    """
+    n = len(means)
+    if n < FEWEST_FOR_VERDICT:
+        return float("nan")
+    return _visible_in_deviations(n) * float(means.std(ddof=1))
+
+
+@lru_cache(maxsize=256)
+def _visible_in_deviations(n: int) -> float:
+    """``smallest_visible`` for normal differences of standard deviation 1, by simulation: the same
+    draws for every candidate, so that power rises with the difference.
+    """
+    from scipy.stats import t
+
+    noise = np.random.default_rng(0).normal(size=(N_SIMULATED, n))
+    half = float(t.ppf(1 - LEVEL / 2, n - 1)) * noise.std(axis=1, ddof=1) / np.sqrt(n)
+    critical = _critical_rank_sum(n)
+    low, high = 0.0, 4.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        shifted = noise + middle
+        ranks = np.argsort(np.argsort(np.abs(shifted), axis=1), axis=1) + 1
+        against = np.where(shifted < 0, ranks, 0).sum(axis=1)
+        shown = (shifted.mean(axis=1) > half) & (against <= critical)
+        low, high = (low, middle) if shown.mean() >= POWER else (middle, high)
+    return high
+
+
+def _critical_rank_sum(n: int) -> int:
+    """The largest sum of the ranks on one side with a two-sided Wilcoxon p below 0.05 for n
+    untied differences: by counting the sums' subsets.
+    """
+    counts = np.zeros(n * (n + 1) // 2 + 1)
+    counts[0] = 1.0
+    for rank in range(1, n + 1):
+        counts[rank:] = counts[rank:] + counts[:-rank] * 1.0
+    below = np.cumsum(counts / counts.sum())
+    return int(np.searchsorted(below, LEVEL / 2, side="left")) - 1
+
+
+def describe_difference(difference: np.ndarray, datasets: np.ndarray) -> dict[str, float | int]:
+    """What is known of paired differences [n_pairs]: their mean over datasets with its interval,
+    datasets ahead, tied and behind, p and the smallest visible difference.
+    """
+    means = dataset_means(difference, datasets)
+    low, high = mean_interval(means)
+    return {
+        "mean_difference": float(means.mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "wins": int((means > TIE).sum()),
+        "ties": int((np.abs(means) <= TIE).sum()),
+        "losses": int((means < -TIE).sum()),
+        "p_wilcoxon": wilcoxon_p(means),
+        "mde": smallest_visible(means),
+    }
+
+
+def verdict(row: dict) -> str:
+    """In a word what a comparison's row tells: "above", "below", "perhaps above", "perhaps below",
+    "no difference seen" or "too few datasets".
+
+    Sure is what interval and test agree on after Holm's correction; without the correction it is
+    "perhaps".
+    """
+    if row["n_datasets"] < FEWEST_FOR_VERDICT:
+        return "too few datasets"
+    side = "above" if row["mean_difference"] > 0 else "below"
+    excludes_zero = row["ci_low"] > 0 or row["ci_high"] < 0
+    if excludes_zero and row["p_holm"] < LEVEL:
+        return side
+    if excludes_zero and row["p_wilcoxon"] < LEVEL:
+        return f"perhaps {side}"
+    return "no difference seen"
