@@ -29,9 +29,11 @@ stage 3. train two SAEs, and a control with random weights
 "$RUN" train_saes.py "${common[@]}" --layers 2 --widths 1024 4096 --control_width 4096 --n_tokens 150000 --device "$DEVICE"
 stage 4. model activations to SAE activations
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
-stage 5. baseline probes
-"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
-"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" ${jobs[@]+"${jobs[@]}"}
+stage 5. baseline probes, both protocols
+for protocol in paper nested; do
+  "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --protocol $protocol ${jobs[@]+"${jobs[@]}"}
+  "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" --protocol $protocol ${jobs[@]+"${jobs[@]}"}
+done
 "$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
 stage 6. SAE probes and controls, both protocols
 controls=(--controls raw_dims pca_dims)

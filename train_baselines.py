@@ -25,6 +25,7 @@ from utils.models import get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.baselines import METHODS, Baseline, methods_of
+from utils.probes.k_sparse import PROTOCOLS
 from utils.results.sources import source_of
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables
@@ -52,6 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=cli.layer,
         metavar="N",
         help="blocks, embed or hooks (default: the setting's)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=PROTOCOLS[0],
+        help="val_auc of the best setting tried, or of the whole procedure on outer folds (nested)",
     )
     cli.add_seeds(parser)
     cli.add_workers(parser)
@@ -90,10 +97,11 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
             wanted = defaultdict(list)
             for seed, condition, method in product(seeds, chosen, methods):
                 row = row_of(dataset, layer, condition, method, seed)
+                row["protocol"] = args.protocol
                 if sweep.lacks(tables[layer], row, made_from):
                     wanted[seed, condition].append(METHODS[method])
             if wanted:
-                arguments = (paths, info.name, dataset, layer, dict(wanted))
+                arguments = (paths, info.name, dataset, layer, dict(wanted), args.protocol)
                 label = f"{dataset} at layer {layer}"
                 sweep.add(Task(label, tables[layer], arguments, made_from))
         sweep.report()
@@ -113,13 +121,14 @@ def load_task(
     dataset: str,
     layer: Layer,
     wanted: dict[tuple[int, Condition], list[Baseline]],
+    protocol: str,
 ) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     rows = load_rows(
         paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model
     )
-    return rows, dataset, layer, wanted
+    return rows, dataset, layer, wanted, protocol
 
 
 def probe_dataset(
@@ -127,6 +136,7 @@ def probe_dataset(
     dataset: str,
     layer: Layer,
     wanted: dict[tuple[int, Condition], list[Baseline]],
+    protocol: str,
 ) -> list[dict]:
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
@@ -137,7 +147,7 @@ def probe_dataset(
         n_train, n_test = len(train_test.y_train), len(train_test.y_test)
         for baseline in baselines:
             started = time.perf_counter()
-            scores = baseline(train_test, seed)
+            scores = {"protocol": protocol, **baseline(train_test, seed, protocol)}
             seconds = round(time.perf_counter() - started, 4)
             sizes = {"num_train": n_train, "n_train": n_train, "n_test": n_test}
             rows.append(

@@ -1,31 +1,36 @@
 """All our ratios in one table: generator, storage, model activations, probes, baselines, workers;
 written to docs/benchmarks.md.
 
-    python -m benchmarks.run_all
+    python -m benchmarks.run_all --runs 3
     python -m benchmarks.run_all --full
 
 Runs the benchmark scripts one after the other, each of which measures both sides in one run, and
-writes docs/benchmarks.md and the numbers that benchmarks.plan reads (docs/benchmarks.json). Needs
-the demo's files (`make demo`). Takes a quarter of an hour; --full takes the sizes of the README,
-hours.
+writes docs/benchmarks.md, the numbers that benchmarks.plan reads (docs/benchmarks.json), and the
+figures that README.md and docs/ quote. Further runs on the same machine and versions add to those
+that are there: a figure is their median, with its range. Needs the demo's files (`make demo`). A
+run takes ten minutes; --full takes larger sizes, hours.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from benchmarks.measurements import KEPT, machine, read_measurements, taken_from
 from utils import cli
-from utils.runtime.errors import Failures
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import ROOT, atomic_path, write_json
 from utils.runtime.provenance import installed_versions
 
 PARTS = ("generate", "models", "probes", "scaling")
+MOST_RUNS = 5  # that are kept
+QUOTING = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
 
 
 def faster(ratio: float) -> str:
@@ -80,7 +85,8 @@ SHORT_PROBES = [
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--full", action="store_true", help="the sizes of the README")
+    parser.add_argument("--full", action="store_true", help="20 datasets, wide SAEs")
+    parser.add_argument("--runs", type=cli.positive, default=1, help="how often to measure")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -100,42 +106,88 @@ def main(argv: list[str] | None = None) -> int:
         "probes": [*folders, *([] if args.full else SHORT_PROBES)],
         "scaling": folders,
     }
-    measured: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "versions": installed_versions(),
-    }
-    measured["full"] = args.full
     failures = Failures()
-    if set(args.only) < set(PARTS):
-        measured = {**read_measurements(), **measured}
-    for script, flags in scripts.items():
-        if script not in args.only:
-            continue
-        print(f"\n== {script} {' '.join(flags)}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{script}", *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        output = ""
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            output += line
-        if process.wait():
-            failures.add(f"{script} ended with {process.returncode}: its ratios are missing")
-        measured.update(taken_from(output))
-    write_json(KEPT, measured)
+    about = {"machine": machine(), "versions": installed_versions(), "full": args.full}
+    for number in range(args.runs):
+        run: dict[str, Any] = {"date": time.strftime("%Y-%m-%d")}
+        for script in (name for name in scripts if name in args.only):
+            print(f"\n== run {number + 1} of {args.runs}: {script}", flush=True)
+            run |= measure(script, scripts[script], failures)
+        kept = kept_runs(about)
+        runs = [*kept, run][-MOST_RUNS:]
+        write_json(KEPT, {**about, **medians(runs), "runs": runs})
+    measured = read_measurements()
     with atomic_path(KEPT.with_suffix(".md")) as temporary:
         temporary.write_text(as_markdown(measured), encoding="utf-8")
+    for path in QUOTING:
+        with atomic_path(path) as temporary:
+            temporary.write_text(quoted(path.read_text(encoding="utf-8"), measured), "utf-8")
     print(f"\n{as_markdown(measured)}\nwritten to {KEPT.with_suffix('.md')} and {KEPT.name}")
     return cli.report(failures, "benchmarks")
+
+
+def measure(script: str, flags: list[str], failures: Failures) -> dict[str, Any]:
+    """What a benchmark script hands on; its output is shown as it comes."""
+    command = [sys.executable, "-m", f"benchmarks.{script}", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    output = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        output += line
+    if process.wait():
+        failures.add(f"{script} ended with {process.returncode}: its ratios are missing")
+    return taken_from(output)
+
+
+def kept_runs(about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that were made on this machine with these versions and sizes."""
+    try:
+        kept = read_measurements()
+    except UserError:
+        return []
+    same = all(kept.get(name) == value for name, value in about.items())
+    return kept.get("runs", []) if same else []
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each number over the runs that have it; of what is no number the last."""
+    latest: dict[str, Any] = {}
+    for run in runs:
+        latest |= run
+    for name, value in latest.items():
+        if isinstance(value, (int, float)):
+            latest[name] = median(run[name] for run in runs if name in run)
+    return latest
+
+
+def figure(name: str, measured: dict[str, Any]) -> str:
+    """A ratio as documents quote it: the median, and its range where there are several runs."""
+    shown = {line[0]: line[2] for line in LINES}[name]
+    values = [run[name] for run in measured.get("runs", []) if name in run]
+    if len(values) < 2:
+        return shown(measured[name])
+    low, high = shown(min(values)).split()[0], shown(max(values)).split()[0]
+    return f"{shown(measured[name])} ({low} to {high} in {len(values)} runs)"
+
+
+def quoted(text: str, measured: dict[str, Any]) -> str:
+    """A document with the figures between its markers ``<!-- measured NAME -->…<!-- -->``."""
+
+    def fill(match: re.Match) -> str:
+        return f"{match[1]}{figure(match[2], measured)}{match[3]}"
+
+    return re.sub(r"(<!-- measured (\w+) -->).*?(<!-- -->)", fill, text, flags=re.DOTALL)
 
 
 def as_markdown(measured: dict[str, Any]) -> str:
     """The table, one ratio a line; what was not measured is left out."""
     size = "20 datasets" if measured["full"] else "4 datasets"
+    n_runs = len(measured.get("runs", []))
     lines = [line for line in LINES if line[0] in measured]
     text = (
         "# Benchmarks\n\nMade by `make benchmark`; both sides of a ratio were measured in one run."
+        f" Medians of {n_runs} runs, with their range."
     )
     text += f"\n\n- date: {measured['date']}\n- machine: {measured['machine']}\n"
     text += (
@@ -144,7 +196,7 @@ def as_markdown(measured: dict[str, Any]) -> str:
     )
     text += "| what | ratio |\n| --- | --- |\n"
     text += "".join(
-        f"| {what.format(size=size)} | {shown(measured[name])} |\n" for name, what, shown in lines
+        f"| {what.format(size=size)} | {figure(name, measured)} |\n" for name, what, _ in lines
     )
     if "seconds_predicted" in measured:
         predicted, found = measured["seconds_predicted"], measured["seconds_measured"]

@@ -8,7 +8,8 @@ A dataset of your own is a CSV with the columns prompt and target (two classes) 
 raw_text_datasets/cleaned_data/. A file that cannot be used (one class, three classes, a row without
 prompt or target) is named, and the exit status is 1. What can be used but tells less than it seems
 to is listed: texts that stand in both classes, and test rows of the normal setting whose very text
-is among the training rows. Changes nothing.
+is among the training rows. OOD files are looked at too: one where many texts stand in both
+classes is not its dataset's task. Changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 from utils import cli
 from utils.datasets import choose_datasets, list_ood_datasets, load_dataset, load_ood, readable
 from utils.runtime.errors import Failures
-from utils.text_checks import TextCheck, check_texts, share_of_copies
+from utils.text_checks import KNOWN_UNFIT, TextCheck, check_ood_texts, check_texts, share_of_copies
 
 MAX_SHOWN = 20
 
@@ -53,9 +54,17 @@ def main(argv: list[str] | None = None) -> int:
         print_table(shown, len(checks))
         print(summary(checks))
     for name in with_ood:
-        shared = set(load_dataset(paths, name).texts) & set(load_ood(paths, name).texts)
-        if shared:
-            print(f"{name}: {len(shared)} of its OOD texts are texts of the dataset itself")
+        shifted = check_ood_texts(load_dataset(paths, name), load_ood(paths, name))
+        if shifted.n_shared:
+            print(f"{name}: {shifted.n_shared} of its OOD texts are texts of the dataset itself")
+        if shifted.n_in_both_classes:
+            known = KNOWN_UNFIT.get(name)
+            why = f" ({known})" if known else ""
+            verdict = f": it is not the task of {name}{why}" if shifted.unfit else ""
+            print(
+                f"{name}_OOD: {shifted.n_in_both_classes} of {shifted.n_rows} rows are texts that"
+                f" stand in both classes{verdict}"
+            )
     return cli.report(failures, "files of texts")
 
 

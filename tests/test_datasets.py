@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import clear_caches, write_texts
+from conftest import clear_caches, folder_flags, write_texts
 
 from checks import datasets as check_datasets
 from utils.datasets import (
@@ -17,7 +17,7 @@ from utils.datasets import (
 )
 from utils.runtime.errors import UserError
 from utils.settings import Condition, split
-from utils.text_checks import check_texts
+from utils.text_checks import check_ood_texts, check_texts
 
 
 def write(path, prompts, targets, **options):
@@ -134,3 +134,19 @@ def test_unknown_names_come_with_the_nearest(paths):
 def test_without_any_data_the_command_that_fetches_it_is_named(paths):
     with pytest.raises(UserError, match="make fetch-data"):
         list_datasets(paths)
+
+
+def test_an_ood_file_whose_texts_stand_in_both_classes_is_not_the_task(paths, capsys):
+    write_texts(paths, ["d"], ood=("d",))
+    texts = [f"text {i}" for i in range(90)] + ["yes", "yes", "no", "no", "maybe"] * 2
+    labels = [i % 2 for i in range(90)] + [0, 1, 0, 1, 0] * 2
+    write(paths.ood_texts("d"), texts, labels)
+    check = check_ood_texts(load_dataset(paths, "d"), load_ood(paths, "d"))
+    # by hand: "yes" and "no" four times each; "maybe" has one class
+    assert (check.n_rows, check.n_in_both_classes, check.n_shared) == (100, 8, 0)
+    assert check.unfit
+    assert check_datasets.main(folder_flags(paths)) == 0
+    said = capsys.readouterr().out
+    assert "d_OOD: 8 of 100 rows are texts that stand in both classes: it is not the task" in said
+    write(paths.ood_texts("d"), [*texts[:92], *"abcdefgh"], labels)
+    assert not check_ood_texts(load_dataset(paths, "d"), load_ood(paths, "d")).unfit

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from utils.runtime.errors import UserError
 from utils.settings import (
     SETTINGS,
     Condition,
+    balanced_test_rows,
     choose_conditions,
     conditions,
     draw_rows,
@@ -74,6 +75,51 @@ def test_draws_of_a_known_label_vector_are_the_papers():
     assert np.array_equal(test, rng.permutation(np.concatenate([test_pos, test_neg])))
 
 
+SPLITS = json.loads((ROOT / "tests" / "golden" / "splits.json").read_text())
+
+
+@pytest.mark.parametrize("seed", [42, 43])
+@pytest.mark.parametrize("vector", SPLITS)
+def test_all_five_settings_draw_the_rows_of_the_papers_code(vector, seed):
+    """Hashes made by the functions of sae-probes 0.4.2 on label vectors of known seeds."""
+    n_rows, n_positive = map(int, vector.split("_"))
+    chance = np.random.default_rng(list(SPLITS).index(vector))
+    labels = (chance.permutation(n_rows) < n_positive).astype(np.int64)
+    for key, expected in SPLITS[vector][str(seed)].items():
+        name, _, which = key.partition(" ")
+        values = SETTINGS[name].values
+        value = (int(which) if name == "scarcity" else values[int(which)]) if which else None
+        ood = np.zeros(3, dtype=np.int64) if name == "OOD" else None
+        rows = split(Condition(name, value), labels, seed, ood_labels=ood)
+        assert sha256(rows.train)[:16] == expected["train"], key
+        if name != "OOD":
+            assert (len(rows.test), sha256(rows.test)[:16]) == (
+                expected["n_test"],
+                expected["test"],
+            ), key
+        if name == "label_noise":
+            assert sha256(rows.y_train)[:16] == expected["y_train"], key
+
+
+@pytest.mark.parametrize(("n_rows", "n_positive", "n_test"), [(1501, 750, 476), (1501, 751, 476)])
+def test_the_papers_number_of_test_rows_is_drawn_where_it_can_be(n_rows, n_positive, n_test):
+    labels = (np.arange(n_rows) < n_positive).astype(np.int64)
+    assert normal_sizes(labels) == (1024, n_test)
+
+
+@given(st.integers(30, 400), st.floats(0.2, 0.8), st.integers(2, 100))
+def test_no_balanced_test_set_could_be_larger(n_rows, pos_share, num_train):
+    """By drawing: as many rows as said can be had, one more can not, or is not the paper's."""
+    labels = (np.arange(n_rows) < int(pos_share * n_rows)).astype(np.int64)
+    n_test = balanced_test_rows(labels, num_train)
+    if n_test < 1:
+        return
+    draw_rows(labels, num_train, n_test)
+    if n_test < n_rows - num_train - 1:
+        with pytest.raises(UserError, match="rows are needed"):
+            draw_rows(labels, num_train, n_test + 1)
+
+
 @needs_shared
 @pytest.mark.parametrize("name", GOLDEN)
 def test_splits_have_the_golden_hashes(name):
@@ -81,15 +127,20 @@ def test_splits_have_the_golden_hashes(name):
     labels = np.load(SHARED / "golden" / "activations" / f"{name}.npz")["y"]
     normal = split(Condition("normal"), labels)
     assert sha256(normal.train) == golden["normal"]["train_sha256"]
-    assert sha256(normal.test) == golden["normal"]["test_sha256"]
+    # the reference leaves out a test row that the paper's formula has, where classes differ by it
+    if len(normal.test) == golden["normal"]["num_test"]:
+        assert sha256(normal.test) == golden["normal"]["test_sha256"]
+    else:
+        assert len(normal.test) == golden["normal"]["num_test"] + 1
     for size, expected in golden["scarcity"].items():
         rows = split(Condition("scarcity", int(size)), labels)
         assert sha256(rows.train) == expected["train_sha256"]
-        # For a balanced dataset and an odd number of training rows the reference leaves out one
-        # test row more than the paper's tables show (their accuracies are whole numbers of N -
-        # num_train - 1 rows); we follow the tables.
-        if int(size) % 2 == 0 or 2 * labels.sum() != len(labels):
+        # The paper's tables have N - num_train - 1 test rows (their accuracies are whole numbers of
+        # them); the reference leaves out one where it has an odd row; we follow the tables.
+        if len(rows.test) == expected["num_test"]:
             assert sha256(rows.test) == expected["test_sha256"]
+        else:
+            assert len(rows.test) == expected["num_test"] + 1
     for frac, expected in golden["label_noise"].items():
         assert (
             sha256(split(Condition("label_noise", float(frac)), labels).y_train)

@@ -20,7 +20,7 @@ MAX_TRAIN = 1024
 MIN_TEST = 100
 OOD_TRAIN_ROWS = 1500  # OOD training rows are drawn from the first 1,500
 SEED = 42  # of the paper's row draws and folds
-SPLIT_RULES = 1  # raised when a rule below draws other rows: results of older rules are made again
+SPLIT_RULES = 2  # raised when a rule below draws other rows: results of older rules are made again
 MOST_POSITIVE = 0.95  # the most one-sided condition of class imbalance
 KS_NORMAL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 KS_OTHER = (16, 128)
@@ -148,9 +148,9 @@ def draw_rows(
 def normal_sizes(labels: np.ndarray) -> tuple[int, int]:
     """(num_train, num_test) of the normal setting.
 
-    The paper's datasets are balanced: min(N - 100, 1024) and N - num_train - 1. Where one is not,
-    the balanced test set is as large as the rarer class allows, and num_train is lowered until 100
-    test rows remain.
+    The paper's: min(N - 100, 1024) and N - num_train - 1, wherever these rows can be drawn. Where
+    they cannot, the balanced test set is as large as the rarer class allows, and num_train is
+    lowered until 100 test rows remain.
 
     Raises UserError when even that is impossible.
     """
@@ -169,12 +169,14 @@ def normal_sizes(labels: np.ndarray) -> tuple[int, int]:
 
 
 def balanced_test_rows(labels: np.ndarray, num_train: int) -> int:
-    """Test rows beside ``num_train`` training rows, both balanced."""
-    rarer = int(min((labels == 1).sum(), (labels == 0).sum()))
-    possible = 2 * (rarer - math.ceil(num_train / 2)) - 1
-    n_rest = len(labels) - num_train - 1
-    balanced = 2 * rarer == len(labels)
-    return n_rest if balanced else min(n_rest, possible)
+    """Test rows beside ``num_train`` training rows, both balanced: the paper's N - num_train - 1,
+    or as many as the rows of the rarer class allow.
+    """
+    n_pos = int((labels == 1).sum())
+    trained_pos = math.ceil(num_train / 2)
+    left_pos, left_neg = n_pos - trained_pos, len(labels) - n_pos - (num_train - trained_pos)
+    # of t test rows ceil(t / 2) are positive
+    return min(len(labels) - num_train - 1, 2 * left_pos, 2 * left_neg + 1)
 
 
 def flip_labels(y: np.ndarray, corrupt_frac: float, seed: int = SEED) -> np.ndarray:

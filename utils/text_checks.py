@@ -47,6 +47,45 @@ def share_of_copies(checks: Sequence[TextCheck]) -> tuple[int, float]:
     )
 
 
+MANY_IN_BOTH = (
+    0.05  # share of rows whose text stands in both classes: no probe can be right on them
+)
+# OOD files that are not their dataset's task, as read in the files
+KNOWN_UNFIT = {"90_glue_qnli": "the answers stand without their questions"}
+
+
+@dataclass(frozen=True)
+class OodCheck:
+    """Of a dataset's OOD file: rows, rows whose text stands in both classes, and distinct texts
+    that are texts of the dataset itself.
+    """
+
+    name: str
+    n_rows: int
+    n_in_both_classes: int
+    n_shared: int
+
+    @property
+    def unfit(self) -> bool:
+        """Whether so many texts stand in both classes that this cannot be the dataset's task."""
+        return self.n_in_both_classes >= MANY_IN_BOTH * self.n_rows
+
+
+def check_ood_texts(dataset: Dataset, shifted: Dataset) -> OodCheck:
+    """Compare the texts of an OOD file with each other and with those of its dataset."""
+    shared = len(set(dataset.texts) & set(shifted.texts))
+    return OodCheck(dataset.name, len(shifted), _in_both_classes(shifted), shared)
+
+
+def _in_both_classes(dataset: Dataset) -> int:
+    """Rows whose text stands in both classes."""
+    classes = [
+        {text for text, of in zip(dataset.texts, dataset.labels) if of == label} for label in (0, 1)
+    ]
+    both = classes[0] & classes[1]
+    return sum(text in both for text in dataset.texts)
+
+
 def check_texts(dataset: Dataset) -> TextCheck:
     """Compare the texts of a dataset with each other, letter by letter."""
     codes = np.unique(np.array(dataset.texts, dtype=object), return_inverse=True)[1]

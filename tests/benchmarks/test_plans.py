@@ -8,7 +8,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import folder_flags, write_texts
+from conftest import ROOT, folder_flags, write_texts
 
 from benchmarks import measurements, plan
 from benchmarks import run_all as benchmark
@@ -104,3 +104,35 @@ def test_the_plan_of_a_release(paths, tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(UserError, match="did you mean"):
         plan.main([*flags, "--sae_release", "gemma-scope-9b-pt-ress"])
+
+
+def test_documents_quote_what_was_measured():
+    """One source for each ratio: nothing between the markers is anybody's own."""
+    measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+    n_figures = 0
+    for path in benchmark.QUOTING:
+        text = path.read_text(encoding="utf-8")
+        assert benchmark.quoted(text, measured) == text, path.name
+        n_figures += text.count("<!-- measured ")
+    assert n_figures >= 8
+    assert benchmark.as_markdown(measured) == (ROOT / "docs" / "benchmarks.md").read_text()
+    assert len(measured["runs"]) >= 3
+
+
+def test_a_figure_is_a_median_with_its_range():
+    runs = [{"ladder_ratio": value, "note": "x"} for value in (50.0, 90.0, 70.0)]
+    measured = {**benchmark.medians(runs), "runs": runs}
+    assert measured["ladder_ratio"] == 70
+    assert benchmark.figure("ladder_ratio", measured) == "70 times faster (50 to 90 in 3 runs)"
+    marked = "a <!-- measured ladder_ratio -->old<!-- --> b"
+    assert benchmark.quoted(marked, measured) == (
+        "a <!-- measured ladder_ratio -->70 times faster (50 to 90 in 3 runs)<!-- --> b"
+    )
+    assert benchmark.figure("ladder_ratio", {"ladder_ratio": 12.34}) == "12.3 times faster"
+
+
+def test_runs_of_another_machine_are_not_mixed_in(monkeypatch):
+    kept = {"machine": "a", "versions": {}, "full": False, "runs": [{"x": 1}]}
+    monkeypatch.setattr(benchmark, "read_measurements", lambda: kept)
+    assert benchmark.kept_runs({"machine": "a", "versions": {}, "full": False}) == [{"x": 1}]
+    assert benchmark.kept_runs({"machine": "b", "versions": {}, "full": False}) == []

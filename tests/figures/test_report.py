@@ -33,7 +33,8 @@ def table(n_datasets: int = 6, setting: str = "normal") -> pd.DataFrame:
             "converged": True,
         }
         scores = {"val_auc": 0.8, "test_auc": 0.8 + i / 1000}
-        rows.append({**common, "kind": "baseline", "method": "logreg", **scores})
+        baseline = {"kind": "baseline", "method": "logreg", "protocol": "paper"}
+        rows.append({**common, **baseline, **scores})
         probe = {"kind": "sae", "method": "sae_probe", "sae_id": "s", "protocol": "paper"}
         rows += [{**common, **probe, "k": k, "val_auc": 0.7, "test_auc": 0.7} for k in (1, 16)]
     return pd.DataFrame(rows).reindex(columns=list(TIDY_COLUMNS))

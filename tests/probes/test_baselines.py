@@ -5,18 +5,33 @@ activations.
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, needs_shared
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
+from xgboost import XGBClassifier
 
-from utils.probes.baselines import METHODS, knn, log_steps, logreg
+from utils.probes.baselines import (
+    METHODS,
+    XGBOOST_GRID,
+    Baseline,
+    _distances,
+    _votes,
+    knn,
+    log_steps,
+    logreg,
+    nested_val_auc,
+)
 from utils.probes.k_sparse import Cs
 from utils.settings import Condition, TrainTest, split
 
@@ -116,3 +131,110 @@ def test_parity_with_the_papers_functions(name):
                 condition,
                 method,
             )
+
+
+def folds_of(y: np.ndarray, seed: int = 42) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The paper's folds, written once more: six stratified ones, or the last rows."""
+    n = len(y)
+    if n < 128:
+        return list(StratifiedKFold(6, shuffle=True, random_state=seed).split(np.zeros(n), y))
+    n_val = min(int(0.2 * n), 100)
+    return [(np.arange(n - n_val), np.arange(n - n_val, n))]
+
+
+def mean_auc(make, X, y) -> float:
+    """Mean validation AUC of a scikit-learn model over the folds."""
+    aucs = []
+    for train, val in folds_of(y):
+        model = make().fit(X[train], y[train])
+        aucs.append(roc_auc_score(y[val], model.predict_proba(X[val])[:, 1]))
+    return float(np.mean(aucs))
+
+
+@pytest.mark.parametrize("n", [60, 200])
+def test_validation_aucs_are_scikit_learns(n):
+    """What every quiver picks by: the best of the settings tried, on rows set aside."""
+    X_train, y_train, X_test, y_test = problem(n, 12, seed=n)
+    rows = TrainTest(X_train, y_train, X_test, y_test)
+    X = StandardScaler().fit_transform(X_train)
+
+    largest = min(n - 1, 100, min(len(train) for train, _ in folds_of(y_train)))
+    expected = max(
+        mean_auc(lambda k=k: KNeighborsClassifier(k), X, y_train) for k in log_steps(largest)
+    )
+    assert METHODS["knn"](rows)["val_auc"] == pytest.approx(expected, abs=1e-9)
+
+    components = PCA(12, svd_solver="full").fit_transform(X)
+    expected = max(
+        mean_auc(lambda: LogisticRegression(max_iter=1000), components[:, :k], y_train)
+        for k in log_steps(12)
+    )
+    assert METHODS["pca"](rows)["val_auc"] == pytest.approx(expected, abs=2e-3)
+
+    mlp = {"hidden_layer_sizes": (16, 16, 16), "learning_rate_init": 10**-2.5, "alpha": 1e-2}
+    expected = mean_auc(lambda: MLPClassifier(max_iter=1000, random_state=42, **mlp), X, y_train)
+    assert METHODS["mlp"](rows)["val_auc"] == pytest.approx(expected, abs=1e-9)
+
+    chance = random.Random(42)
+    draws = [
+        {name: chance.choice(values) for name, values in XGBOOST_GRID.items()} for _ in range(10)
+    ]
+    options = {"tree_method": "hist", "max_bin": 32, "n_jobs": 1, "random_state": 42}
+    expected = max(mean_auc(lambda d=d: XGBClassifier(**d, **options), X, y_train) for d in draws)
+    assert METHODS["xgboost"](rows)["val_auc"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_without_folds_the_papers_validation_is_the_training_rows(n):
+    X_train, y_train, X_test, y_test = problem(30, 8)
+    for method in METHODS.values():
+        rows = TrainTest(X_train[:n], y_train[:n], X_test, y_test)
+        assert np.isnan(method(rows, protocol="nested")["val_auc"])
+        assert np.isfinite(method(rows)["val_auc"])
+
+
+def test_classes_are_told_by_more_than_half_of_the_votes():
+    """kNN: a tie among the neighbours is class 0, as scikit-learn's argmax has it."""
+    X = np.array([[0.0], [0.1], [10.0], [10.1]], dtype=np.float32)
+    y = np.array([0, 1, 0, 1])
+    found = knn(TrainTest(X, y, X, y))
+    votes = KNeighborsClassifier(2).fit(X, y).predict(X)
+    assert (votes == 0).all()
+    assert 0 <= found["test_acc"] <= 1
+    tied = _votes(_distances(X, X), y, 2)[:, 1]
+    assert ((tied > 0.5).astype(int) == votes).all()
+
+
+def test_nested_scores_rows_that_had_no_part(monkeypatch):
+    X_train, y_train, X_test, y_test = problem(60, 5)
+    X_train[:, 0] = np.arange(60)
+    scored: list[float] = []
+
+    def record(rows: TrainTest, seed: int) -> dict:
+        made_from, tested = set(rows.X_train[:, 0]), set(rows.X_test[:, 0])
+        assert not made_from & tested
+        scored.extend(tested)
+        return {"test_auc": len(tested) / 10, "val_auc": 0.99}
+
+    nested = nested_val_auc(Baseline("toy", record), TrainTest(X_train, y_train, X_test, y_test), 1)
+    assert sorted(scored) == list(range(60))
+    assert nested == pytest.approx(1.0)
+    rows = TrainTest(X_train, y_train, X_test, y_test)
+    paper, honest = logreg(rows), METHODS["logreg"](rows, protocol="nested")
+    assert {k: v for k, v in paper.items() if k != "val_auc"} == {
+        k: v for k, v in honest.items() if k != "val_auc"
+    }
+
+
+@pytest.mark.parametrize(("n_rows", "n_draws"), [(20, 800), (60, 420)])
+def test_nested_baselines_are_honest_on_shuffled_labels_and_the_papers_are_not(n_rows, n_draws):
+    rng = np.random.default_rng(n_rows)
+    aucs: dict[str, list[float]] = {"paper": [], "nested": []}
+    for draw in range(n_draws):
+        X = rng.normal(size=(n_rows, 10)).astype(np.float32)
+        rows = TrainTest(X, rng.permutation(np.arange(n_rows) % 2), X, np.arange(n_rows) % 2)
+        for protocol in aucs if draw < 60 else ["nested"]:
+            aucs[protocol].append(METHODS["knn"](rows, protocol=protocol)["val_auc"])
+    assert np.mean(aucs["paper"]) > 0.53
+    assert np.std(aucs["nested"]) / np.sqrt(n_draws) < 0.006
+    assert abs(np.mean(aucs["nested"]) - 0.5) < 0.01

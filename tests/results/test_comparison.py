@@ -39,7 +39,7 @@ def probe(
     return {
         "setting": setting, "condition": condition, "dataset": dataset, "layer": layer,
         "kind": kind, "method": method, "k": k, "val_auc": val_auc, "test_auc": test_auc,
-        "seed": seed, "protocol": None if kind == "baseline" else protocol,
+        "seed": seed, "protocol": protocol,
         "sae_id": None if kind == "baseline" else sae_id,
         "n_nonzero": np.nan if kind == "baseline" else n_nonzero,
     }  # fmt: skip

@@ -41,7 +41,7 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     last-token baseline for comparison.
 
     ``table``: multi_token.load_multi_token; ``last_token``: picks of the quiver of baselines in the
-    normal setting.
+    normal setting, on the same rows.
     """
     if not len(table):
         raise NoData("no multi-token results (consolidated_probing_…)")
@@ -52,11 +52,10 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     }
     shared = sorted(set.intersection(*(set(auc.index) for auc in aucs.values())))
     if last_token is not None:
-        at_layer = last_token[last_token["layer"] == table["layer"].mode().iloc[0]].set_index(
-            "dataset"
-        )["test_auc"]
-        if set(shared) <= set(at_layer.index):
-            aucs["best baseline on the last token"] = at_layer
+        at_layer = last_token[last_token["layer"] == table["layer"].mode().iloc[0]]
+        by_dataset = at_layer.groupby("dataset")
+        if set(shared) <= set(by_dataset.groups) and _same_rows(table, at_layer, shared):
+            aucs["best baseline on the last token"] = by_dataset["test_auc"].mean()
     if not shared:
         raise NoData("no dataset has results of every multi-token method")
     order = sorted(aucs, key=lambda name: aucs[name].loc[shared].mean())
@@ -91,6 +90,13 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     axes.grid(axis="x")
     figure.tight_layout()
     return figure
+
+
+def _same_rows(table: pd.DataFrame, last_token: pd.DataFrame, datasets: list[str]) -> bool:
+    """Whether both were tested on as many rows of each dataset, where both say on how many."""
+    sizes = [of.groupby("dataset")["n_test"].max().reindex(datasets) for of in (table, last_token)]
+    known = sizes[0].notna() & sizes[1].notna()
+    return bool((sizes[0][known] == sizes[1][known]).all())
 
 
 def _size(sae_id: str) -> str:

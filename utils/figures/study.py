@@ -432,10 +432,13 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
         for column in gap.columns
         if column not in ("setting", "condition") and shown[column].notna().any()
     ]
-    looks = {"baselines": ("#0072B2", "o", "-"), "logreg": ("#56B4E9", "s", "-.")}
-    looks |= {
+    looks = {
         "SAE probes, paper": ("#D55E00", "^", "-"),
         "SAE probes, nested": ("#E69F00", "v", "--"),
+        "baselines": ("#0072B2", "o", "-"),
+        "baselines, nested": ("#009E73", "D", "--"),
+        "logreg": ("#56B4E9", "s", "-."),
+        "logreg, nested": ("#332288", "*", ":"),
     }
     styles = {name: looks[name] for name in names}
     for axes, setting in zip(row, settings):

@@ -93,6 +93,24 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     return _two_classed(folds, y)
 
 
+def outer_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
+    """The folds on which a whole procedure, its choices included, is scored honestly; labels y [n].
+
+    The paper's last rows where there are 128; else six stratified folds, fewer where a class has
+    fewer rows; none where a class has but one. (The paper's pairs of up to 12 rows would make a
+    procedure that chooses on pairs itself thousands of fits long.)
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    if len(y) >= FEW_ROWS:
+        return validation_folds(y, seed)
+    n_folds = min(6, int(min(y.sum(), len(y) - y.sum())))
+    if n_folds < 2:
+        return []
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    return _two_classed(list(folds.split(np.zeros(len(y)), y)), y)
+
+
 def inner_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     """The folds of a fold's own training rows, labels y [n]: the last rows where there are 128,
     else three stratified folds.

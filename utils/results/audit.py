@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import pandas as pd
 
-from utils.datasets import dataset_size, list_datasets, load_dataset
+from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood
 from utils.paths import Paths
 from utils.probes.baselines import methods_of
-from utils.results.comparison import contenders, matched, of_protocol, protocols
+from utils.probes.k_sparse import PROTOCOLS
+from utils.results.comparison import BASELINES, PROBES, contenders, matched, of_protocol, protocols
 from utils.results.findings import Finding, Kind
 from utils.results.tidy import BASELINE, CONTROL, SAE, Results
 from utils.runtime.errors import UserError
-from utils.settings import MIN_TEST, SETTINGS, conditions, get_setting, n_test_rows
-from utils.text_checks import check_texts, share_of_copies
+from utils.settings import MIN_TEST, SETTINGS, SHIFTED, conditions, get_setting, n_test_rows
+from utils.text_checks import KNOWN_UNFIT, check_ood_texts, check_texts, share_of_copies
 
 
 def audit(paths: Paths, results: Results) -> list[Finding]:
     """All findings on the tables that were read, the worst first; ``results.findings`` included."""
     tidy = results.tidy
-    findings = [*results.findings, *_copies(paths, tidy)]
+    findings = [*results.findings, *_copies(paths, tidy), *_unfit_ood(paths, tidy)]
     for setting in SETTINGS:
         rows = tidy[tidy["setting"] == setting]
         if len(rows):
@@ -106,7 +107,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
         return []
     found = []
     for kind, keys in (
-        (BASELINE, ["layer", "method"]),
+        (BASELINE, ["layer", "method", "protocol"]),
         (SAE, ["sae_id", "reg_type", "binarize", "protocol"]),
     ):
         of_kind = rows[rows["kind"] == kind]
@@ -151,6 +152,43 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
 def _label(condition: object) -> str:
     """One text for a condition's value, whatever its type in a table."""
     return "all" if condition == "all" else f"{float(str(condition)):g}"
+
+
+def _unfit_ood(paths: Paths, tidy: pd.DataFrame) -> list[Finding]:
+    """OOD files that are not their dataset's task, and the OOD difference with and without them."""
+    rows = tidy[tidy["setting"] == SHIFTED.name]
+    unfit = []
+    for name in dict.fromkeys(rows["dataset"]):
+        try:
+            check = check_ood_texts(load_dataset(paths, name), load_ood(paths, name))
+        except UserError:  # without the texts, what is known of the paper's files
+            if name in KNOWN_UNFIT:
+                unfit.append(f"{name} ({KNOWN_UNFIT[name]})")
+            continue
+        if check.unfit:
+            share = check.n_in_both_classes / check.n_rows
+            unfit.append(f"{name} ({share:.0%} of its rows are texts that stand in both classes)")
+    if not unfit:
+        return []
+    names = {line.split(" (")[0] for line in unfit}
+    means = [_ood_difference(part) for part in (rows, rows[~rows["dataset"].isin(names)])]
+    what = f"not the dataset's task: {', '.join(unfit)}"
+    if None not in means:
+        what += (
+            f"; SAE probes less best baseline out of distribution: {means[0]:+.3f} with,"
+            f" {means[1]:+.3f} without"
+        )
+    return [Finding(Kind.UNFIT_OOD, "doubt", SHIFTED.name, what)]
+
+
+def _ood_difference(rows: pd.DataFrame) -> float | None:
+    """Mean over datasets of SAE probes less best baseline; None where a side is missing."""
+    picks = contenders(of_protocol(rows, PROTOCOLS[0]))
+    if not {BASELINES, PROBES} <= set(picks):
+        return None
+    both = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    difference = both[PROBES]["test_auc"] - both[BASELINES]["test_auc"]
+    return float(difference.groupby(both[PROBES]["dataset"]).mean().mean())
 
 
 def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:

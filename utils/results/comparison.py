@@ -97,6 +97,7 @@ def pick(rows: pd.DataFrame) -> pd.DataFrame:
     picked["val_auc"] = grouped["val_auc"].max()
     picked["empty"] = grouped["empty"].all()
     picked["n_candidates"] = by_decision.size()
+    picked["n_test"] = grouped["n_test"].max() if "n_test" in tied else np.nan
     return picked.reset_index()
 
 
@@ -154,10 +155,13 @@ def protocols(tidy: pd.DataFrame) -> list[str]:
 
 
 def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """The rows of a protocol: its probes on latents and controls, and all baselines, which have
-    none.
+    """The rows of a protocol: probes on latents and controls, and baselines; the paper's baselines
+    in settings that have none of the protocol.
     """
-    return tidy[(tidy["kind"] == BASELINE) | (tidy["protocol"] == protocol)]
+    baseline = tidy["kind"] == BASELINE
+    mine = tidy["protocol"] == protocol
+    lacking = ~tidy["setting"].isin(tidy.loc[baseline & mine, "setting"].unique())
+    return tidy[mine | (baseline & lacking & (tidy["protocol"] == PROTOCOLS[0]))]
 
 
 def compare(tidy: pd.DataFrame) -> pd.DataFrame:
@@ -287,13 +291,17 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
-        baselines = contenders(of_setting).get(BASELINES)
+        baselines = {
+            protocol: contenders(of_protocol(of_setting, protocol)).get(BASELINES)
+            for protocol in protocols(of_setting)
+        }
         probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
         for (sae_id, protocol), of_sae in probes.groupby(["sae_id", "protocol"]):
             picked = pick(of_sae)
-            if baselines is None or not len(picked):
+            of_same = baselines.get(protocol)
+            if of_same is None or not len(picked):
                 continue
-            both = matched({"sae": picked, "baseline": baselines})
+            both = matched({"sae": picked, "baseline": of_same})
             if len(both["sae"]):
                 what = {"setting": setting, "SAE or control": sae_id, "protocol": protocol}
                 names = ("SAE probe", "best baseline")
@@ -377,7 +385,12 @@ def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
         f"SAE probes, {protocol}": (rows["kind"] == SAE) & (rows["protocol"] == protocol)
         for protocol in protocols(rows)
     }
-    who |= {"baselines": rows["kind"] == BASELINE, "logreg": rows["method"] == "logreg"}
+    for protocol in PROTOCOLS:
+        which = "" if protocol == PROTOCOLS[0] else f", {protocol}"
+        of_baselines = (rows["kind"] == BASELINE) & (rows["protocol"] == protocol)
+        who[f"baselines{which}"] = of_baselines
+        who[f"logreg{which}"] = of_baselines & (rows["method"] == "logreg")
+    who = {name: mask for name, mask in who.items() if mask.any()}
     columns = {
         name: rows[mask].groupby(["setting", "condition"], sort=False)["gap"].mean()
         for name, mask in who.items()

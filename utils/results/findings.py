@@ -21,6 +21,7 @@ class Kind(Enum):
     SHIFTED_ROWS = "whether OOD tables test on shifted texts"
     STALE = "rows that were made from other inputs than there are now"
     UNCHECKED = "rows that do not say what they were made from"
+    UNFIT_OOD = "OOD files that are not their dataset's task"
     COPIES = "test texts that are training texts"
     UNMATCHED = "decisions of one side only"
     MIXED = "SAE probes of several kinds"

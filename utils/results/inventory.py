@@ -197,7 +197,7 @@ def _is_of_these_texts(paths: Paths, path: Path, dataset: str, ood: bool, found:
 
 
 def _is_stale(files: SaeFiles, found: Inventory) -> bool:
-    """Whether latents were made from something else than there is now; those of others do not say."""
+    """Whether latents were made from something else than there is now; others' do not say."""
     described = files.description()
     try:
         changed = files.changed(made_from(files, described["hook_name"])) if described else []

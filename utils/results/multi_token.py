@@ -20,6 +20,9 @@ COLUMNS = ("dataset", "layer", "method", "sae_id", "val_auc", "test_auc")
 POOLINGS = ("max", "mean")
 COMPONENTS = "20 components of each of 255 tokens"
 ATTENTION = "attention probe"
+# Our probes on tokens follow the paper's idea and not its every step (ranking, binarising, one PCA
+# a position, penalty, training of the attention probe, rows): they stand beside its numbers.
+OURS = " (ours)"
 
 
 def sae_method(pooling: str, binarize: bool, control: bool = False) -> str:
@@ -78,15 +81,11 @@ def load_multi_token(paths: Paths, model_name: str) -> tuple[pd.DataFrame, list[
     published = pd.DataFrame(rows, columns=list(COLUMNS))
     ours = multi_token_table(paths.multi_token_results(model_name)).read()
     if not len(ours):
-        return published, findings
+        return published.assign(n_test=np.nan), findings
     ours = ours[ours["seed"] == ours["seed"].min()].replace({"sae_id": {"": None}})
-    both = (
-        pd.concat([ours[list(COLUMNS)], published], ignore_index=True)
-        if len(published)
-        else ours[list(COLUMNS)]
-    )
-    key = ["dataset", "layer", "method", "sae_id"]
-    return both.drop_duplicates(key).reset_index(drop=True), findings
+    ours = ours.assign(method=ours["method"] + OURS)
+    both = [ours[[*COLUMNS, "n_test"]], published.assign(n_test=np.nan)]
+    return pd.concat([table for table in both if len(table)], ignore_index=True), findings
 
 
 def _row(stem: str, result: dict) -> dict:

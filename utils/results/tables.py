@@ -252,7 +252,7 @@ SAE_PROBE_EXTRAS = (
 )  # fmt: skip
 BASELINE_COLUMNS = ("dataset", "method")
 BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")
-BASELINE_EXTRAS = ("layer", "seed", "C", "converged", "n_train", "n_test", MADE_FROM)
+BASELINE_EXTRAS = ("layer", "seed", "protocol", "C", "converged", "n_train", "n_test", MADE_FROM)
 
 
 def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:
@@ -300,5 +300,5 @@ def baseline_table(path: Path, condition_column: str | None, layer: object) -> R
     key: dict[str, object] = {"dataset": None, "method": method, "layer": layer}
     if condition_column:
         key[condition_column] = None
-    key["seed"] = 42
+    key |= {"seed": 42, "protocol": "paper"}
     return ResultTable(path, (*BASELINE_COLUMNS, *varied, *BASELINE_SCORES, *BASELINE_EXTRAS), key)

@@ -196,12 +196,13 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
         findings += _torn(path)
         content = read_table(path)
         if get_setting(setting).shifted and "test_auc_baseline" in content.columns:
-            frames.append(_published_ood(content, probe_layer))
+            filled = baseline_table(path, column, at_layer).filled(content)
+            frames.append(_published_ood(filled, probe_layer))
             continue
         table = baseline_table(path, column, at_layer).filled(content)
         _check_scores(table, path)
         table["layer"] = _layers(table, path)
-        table = table.assign(kind=BASELINE, setting=setting, protocol=None)
+        table = table.assign(kind=BASELINE, setting=setting)
         frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), findings
 
@@ -232,7 +233,7 @@ def _baseline_runs(
     if not rows:
         return pd.DataFrame(), findings
     table = pd.DataFrame(rows)
-    table = table.assign(kind=BASELINE, setting=setting, protocol=None, seed=42)
+    table = table.assign(kind=BASELINE, setting=setting, protocol="paper", seed=42)
     what = (
         f"baselines of {setting}: {len(table)} tables of one row in baseline_results_{model_name}"
     )
@@ -270,6 +271,7 @@ def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
         "layer": layer,
         "seed": 42,
         "val_auc": np.nan,
+        "protocol": "paper",
     }
     ours = (
         table[table["method"].notna() & (table["method"] != PUBLISHED)]
@@ -283,7 +285,7 @@ def _published_ood(table: pd.DataFrame, layer: Layer) -> pd.DataFrame:
         )
     ]
     if "test_auc_sae" in published.columns:  # not in the table of gemma-2-2b
-        sae = {"method": "sae_probe", "sae_id": "published", "k": np.nan, "protocol": "paper"}
+        sae = {"method": "sae_probe", "sae_id": "published", "k": np.nan}
         frames.append(
             published[["dataset"]].assign(
                 kind=SAE, test_auc=published["test_auc_sae"], **sae, **common
