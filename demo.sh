@@ -30,8 +30,9 @@ stage 3. train two SAEs, and a control with random weights
 stage 4. model activations to SAE activations
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
 stage 5. baseline probes, both protocols
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --layers 2 --protocol nested ${jobs[@]+"${jobs[@]}"}
 for protocol in paper nested; do
-  "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --protocol $protocol ${jobs[@]+"${jobs[@]}"}
   "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" --protocol $protocol ${jobs[@]+"${jobs[@]}"}
 done
 "$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}

@@ -28,7 +28,6 @@ from utils.results.comparison import (
     by_sae,
     compare,
     headline,
-    hold_together,
     of_protocol,
     protocols,
     val_test_gap,
@@ -81,9 +80,7 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
-    comparison, controls, each_sae = hold_together(
-        compare(tidy), against_controls(of_shown), by_sae(tidy)
-    )
+    comparison, controls = compare(tidy), against_controls(of_shown)
     table_path = paths.comparison_table(model_name)
     with atomic_path(table_path) as temporary:
         comparison.to_csv(temporary, index=False, lineterminator="\n")
@@ -104,7 +101,7 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
         controls=controls,
         positive_control=positive_control(paths) if made_here(tidy) else pd.DataFrame(),
         gap=gap,
-        each_sae=each_sae,
+        each_sae=by_sae(tidy),
         drawings=drawings,
         left_out=left_out,
         findings=audit(paths, results),
@@ -158,7 +155,7 @@ def print_summary(comparison: pd.DataFrame, controls: pd.DataFrame) -> None:
         for answer in answers(comparison):
             print(f"{answer['where']}: {answer['what']}")
     if len(controls):
-        print("\nNormal setting, each SAE against its controls, by number of latents k:")
+        print("\nNormal setting, trained SAEs against untrained twins, by number of latents k:")
         print(short_controls(controls).to_string(index=False, float_format="{:.3f}".format))
 
 

@@ -150,3 +150,10 @@ def test_an_ood_file_whose_texts_stand_in_both_classes_is_not_the_task(paths, ca
     assert "d_OOD: 8 of 100 rows are texts that stand in both classes: it is not the task" in said
     write(paths.ood_texts("d"), [*texts[:92], *"abcdefgh"], labels)
     assert not check_ood_texts(load_dataset(paths, "d"), load_ood(paths, "d")).unfit
+
+
+def test_the_one_ood_file_of_other_words_has_its_labels_the_right_way_round(paths):
+    """90_glue_qnli has the classes 0 (entailment) and 1, its OOD file 1 and not_entailment."""
+    write_texts(paths, ["90_glue_qnli"], ood=("90_glue_qnli",))
+    write(paths.ood_texts("90_glue_qnli"), ["a", "b", "c"], ["1", "not_entailment", "1"])
+    assert load_ood(paths, "90_glue_qnli").labels.tolist() == [0, 1, 0]

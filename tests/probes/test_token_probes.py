@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import folder_flags, write_texts
+import torch
+from conftest import MODEL, folder_flags, write_texts, write_tiny_model
 from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
 
 import train_multi_token_probes
+from train_multi_token_probes import read_tokens
 from utils.probes import token_probes
 from utils.probes.token_probes import (
     Tokens,
@@ -89,7 +93,6 @@ def test_the_attention_probe_finds_the_one_token_that_tells():
 
 def test_the_script_makes_every_method_once_and_the_figure_reads_them(paths, tmp_path, monkeypatch):
     from sae_lens import TopKSAE, TopKSAEConfig
-    from test_pipeline import MODEL, write_tiny_model
 
     write_texts(paths, ["1_first"], n_rows=260)
     write_tiny_model(paths)
@@ -108,3 +111,50 @@ def test_the_script_makes_every_method_once_and_the_figure_reads_them(paths, tmp
     assert (len(found), findings) == (6, [])
     # a signal word is in the text: the strongest over tokens must show it
     assert table.set_index("method").loc["attention probe", "test_auc"] > 0.9
+
+
+@pytest.mark.parametrize("probe_with", [attention_probe, components_probe])
+def test_nothing_is_chosen_by_the_test_rows(probe_with):
+    """With the test labels turned round the same probe is made, and its AUC turns round."""
+    tokens, rng = random_tokens(220, seed=3), np.random.default_rng(3)
+    y = rng.integers(0, 2, 220)
+    train, test = np.arange(160), np.arange(160, 220)
+    found = probe_with(tokens, y, train, test, seed=1)
+    turned = probe_with(tokens, np.where(np.arange(220) < 160, y, 1 - y), train, test, seed=1)
+    assert turned["val_auc"] == found["val_auc"]
+    assert turned["test_auc"] == pytest.approx(1 - found["test_auc"])
+
+
+def test_the_attention_probes_validation_is_of_rows_set_aside():
+    """On labels that mean nothing it is near 0.5, not near 1 as on the rows it was made from."""
+    aucs = []
+    for seed in range(12):
+        tokens, y = random_tokens(160, seed=seed), np.random.default_rng(seed).integers(0, 2, 160)
+        rows = np.arange(160)
+        aucs.append(attention_probe(tokens, y, rows, rows, seed)["val_auc"])
+    assert np.mean(aucs) < 0.75
+
+
+class FakeModel:
+    """Token i of a text has the value i in every dimension."""
+
+    class info:
+        d_model = 4
+
+    def tokenize(self, texts):
+        return [[7] * len(text.split()) for text in texts]
+
+    def run(self, token_ids, desc):
+        longest = max(map(len, token_ids))
+        states = torch.arange(longest, dtype=torch.float32)[None, :, None].expand(
+            len(token_ids), -1, 4
+        )
+        kept = torch.tensor([[i < len(ids) for i in range(longest)] for ids in token_ids])
+        yield np.arange(len(token_ids)), {"hook": states}, kept
+
+
+def test_the_first_token_is_left_out_and_the_last_is_there():
+    model: Any = FakeModel()
+    tokens = read_tokens(model, "hook", ["a b c d", "a", "a b"], "reading")
+    texts = [tokens.values[tokens.starts[i] : tokens.starts[i + 1], 0].tolist() for i in range(3)]
+    assert texts == [[1, 2, 3], [0], [1]]  # a text of one token keeps it

@@ -9,15 +9,7 @@ import pandas as pd
 import pytest
 
 from utils.figures.report import answers
-from utils.results.comparison import (
-    against_controls,
-    by_sae,
-    compare,
-    headline,
-    hold_together,
-    pick,
-    val_test_gap,
-)
+from utils.results.comparison import against_controls, by_sae, compare, headline, pick, val_test_gap
 from utils.results.statistics import verdict
 
 
@@ -238,17 +230,23 @@ def test_what_eight_datasets_cannot_see_is_said():
     assert 0.05 < row["mde"] < 0.3
 
 
-def test_holm_is_over_all_that_is_stated_together():
+def test_holm_is_over_all_sentences_and_over_all_rows():
     rows = [{**row, "setting": s} for s in ("normal", "OOD") for row in eight_datasets()]
     table = compare(pd.DataFrame(rows))
-    stated = table["p_wilcoxon"].notna().sum()
-    assert stated == 4  # two settings; SAE probe and both together: logreg is the best baseline
+    listed = table["p_wilcoxon"].notna()
+    assert listed.sum() == 4  # two settings, with SAE probe and both together
     smallest = table["p_wilcoxon"].min()
-    assert table["p_holm"].min() == pytest.approx(min(1, stated * smallest))
-    one, two = hold_together(table, table)
-    assert one["p_holm"].min() == pytest.approx(min(1, 2 * stated * smallest))
-    assert len(two) == len(table)
-    assert hold_together(table, pd.DataFrame())[0]["p_holm"].equals(table["p_holm"])
+    assert smallest == pytest.approx(2 / 2**8)
+    sentences = table["contender"] == "sae_only"
+    assert table.loc[sentences, "p_holm"].tolist() == pytest.approx([2 * smallest] * 2)
+    others = table.loc[listed & ~sentences, "p_holm"]
+    assert others.tolist() == pytest.approx([4 * smallest] * 2)
+    # a condition's row is of the table, not of the sentences
+    scarce = [{**r, "setting": "scarcity", "condition": c} for c in (10, 20) for r in rows[:32]]
+    table = compare(pd.DataFrame(scarce))
+    conditions = table[(table["condition"] != "all") & (table["contender"] == "sae_only")]
+    n_tests = table["p_wilcoxon"].notna().sum()
+    assert conditions["p_holm"].min() == pytest.approx(min(1, n_tests * smallest))
 
 
 def test_candidates_are_counted_on_both_sides():

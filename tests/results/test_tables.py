@@ -158,3 +158,31 @@ def test_hooks_are_layers_beside_numbers(paths):
     overall = compare(tidy).set_index("contender")
     assert overall.loc["sae_only", "n_pairs"] == 2
     assert set(tidy["layer"]) == {3, hook}
+
+
+@pytest.mark.parametrize(
+    ("column", "other"),
+    [
+        ("latent_selection", "mean_diff"),
+        ("protocol", "nested"),
+        ("solver", "saga"),
+        ("seed", 43),
+        ("reg_type", "l2"),
+        ("binarize", True),
+        ("sae_id", "t"),
+        ("dataset", "e"),
+        ("num_train", 21),
+        ("k", 17),
+    ],
+)
+def test_every_choice_is_a_row_of_its_own(table, column, other):
+    table.append([{"latent_selection": "mean_diff_normalized", "seed": 42, **ROW}])
+    assert table.key_of(ROW) in table.done()
+    assert table.key_of({**ROW, column: other}) not in table.done()
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.05, 0.1), (0.1, 0.15), (0.44, 0.45), (1024, 1025)])
+def test_conditions_that_differ_are_different_keys(tmp_path, one, other):
+    table = baseline_table(tmp_path / "t.csv", "ratio", 20)
+    row = {"dataset": "d", "method": "logreg", "layer": 20, "seed": 42}
+    assert table.key_of({**row, "ratio": one}) != table.key_of({**row, "ratio": other})

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from utils.figures.gallery import Drawing
+from utils.names import twin_id
 from utils.results.comparison import ALL, PROBES, TITLES, headline
 from utils.results.findings import Finding
 from utils.results.statistics import verdict
@@ -44,6 +45,7 @@ COLUMNS = {
     "n_candidates_baseline": "baseline's candidates",
     "n_empty": "without weights",
     "n_unmatched": "unmatched",
+    "baselines": "baselines",
 }
 WHOLE = {"wins", "ties", "losses", "k", "datasets", "pairs", "unmatched", "without weights"}
 WHOLE |= {"above_logreg", "n_labels", "n_train"}
@@ -129,7 +131,11 @@ def said(row: dict) -> str:
 
 
 def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
-    """The table of controls as it is printed: who, both AUCs, and in how many datasets."""
+    """The table of controls as it is printed: each trained SAE against its untrained twin, else
+    against all there are; who, both AUCs, and in how many datasets.
+    """
+    twins = controls[controls["control"].map(twin_id) == controls["SAE"]]
+    controls = twins if len(twins) else controls
     columns = ["k", "SAE", "control", "SAE probe", "control's", "mean_difference", "wins"]
     columns += ["losses", "n_datasets", "n_empty"]
     return controls[columns].rename(columns=COLUMNS)
@@ -151,7 +157,7 @@ def answers(comparison: pd.DataFrame) -> list[dict[str, str]]:
 def _answer(row: dict) -> str:
     n = f"{row['n_datasets']:.0f} dataset{'s' if row['n_datasets'] > 1 else ''}"
     side = "above" if row["mean_difference"] > 0 else "below"
-    alone = " (logreg alone)" if row["n_candidates_baseline"] == 1 else ""
+    alone = f" ({row['baselines']} alone)" if len(row["baselines"].split()) == 1 else ""
     known = f"SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best baseline{alone}"
     if pd.notna(row["ci_low"]):
         known += f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
@@ -159,8 +165,8 @@ def _answer(row: dict) -> str:
     hedge = {
         "above": "surely ahead",
         "below": "surely behind",
-        "perhaps above": "perhaps ahead: with all that is compared here it is not sure",
-        "perhaps below": "perhaps behind: with all that is compared here it is not sure",
+        "perhaps above": "perhaps ahead: with several settings compared it is not sure",
+        "perhaps below": "perhaps behind: with several settings compared it is not sure",
         "no difference seen": f"a difference this data cannot tell from none; {visible}",
         "too few datasets": f"{n} are too few for a verdict",
     }[verdict(row)]

@@ -186,6 +186,9 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
         )
         x = curve["condition"].astype(float)
         look = {**line_look(name), "linestyle": "--" if name in CONTROLS else "-"}
+        baselines = set(" ".join(curve["baselines"]).split())
+        if name == BASELINES and len(baselines) == 1:
+            look["label"] += f" ({baselines.pop()} alone)"
         upper.plot(x, curve["mean_test_auc"], markersize=5, **look)
         if name in CORE and name != BASELINES:
             lower.plot(x, curve["mean_difference"], markersize=4, **look)

@@ -75,7 +75,7 @@ COLUMNS = (
     "setting", "condition", "contender", "mean_test_auc", "n_datasets", "n_pairs", "protocol",
     "n_unmatched", "lowest", "highest", "tie_share", "mean_val_auc", "mean_difference", "ci_low",
     "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm", "mde", "n_candidates",
-    "n_candidates_baseline", "n_empty",
+    "n_candidates_baseline", "n_empty", "baselines",
 )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def pick(rows: pd.DataFrame) -> pd.DataFrame:
     picked["val_auc"] = grouped["val_auc"].max()
     picked["empty"] = grouped["empty"].all()
     picked["n_candidates"] = by_decision.size()
+    picked["methods"] = " ".join(sorted(rows["method"].dropna().unique()))
     picked["n_test"] = grouped["n_test"].max() if "n_test" in tied else np.nan
     return picked.reset_index()
 
@@ -172,9 +173,11 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     then protocol, n_unmatched, the range of the mean over tie rules (lowest, highest), tie_share,
     mean_val_auc, and against quiver_baselines: mean_difference with Student's 95 % interval over
     datasets (ci_low, ci_high), datasets ahead, tied and behind (wins, ties, losses), Wilcoxon's p,
-    corrected by Holm over the whole table (p_holm), the smallest difference that these datasets
+    corrected by Holm (p_holm) over the whole table, for the SAE probes of "all" conditions over
+    these rows alone, which a report says in sentences; the smallest difference that these datasets
     would show with 80 % power (mde), how many probes the picks were chosen from on each side
-    (n_candidates, n_candidates_baseline), and decisions whose pick has no weight (n_empty).
+    (n_candidates, n_candidates_baseline), decisions whose pick has no weight (n_empty), and the
+    baselines that there are.
     """
     tables = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
@@ -185,7 +188,10 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
     table = pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
-    return table.assign(p_holm=holm(table["p_wilcoxon"]))
+    # what a report says in sentences is one family of tests, all that its table lists another
+    stated = (table["condition"] == ALL) & (table["contender"] == PROBES)
+    p = table["p_wilcoxon"]
+    return table.assign(p_holm=holm(p).where(~stated, holm(p[stated]).reindex(table.index)))
 
 
 def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -258,6 +264,7 @@ def _rows(
             "n_candidates": picked["n_candidates"].mean(),
             "n_candidates_baseline": reference["n_candidates"].mean(),
             "n_empty": int(picked["empty"].sum()),
+            "baselines": reference["methods"].iloc[0],
         }
         if name != BASELINES:
             row |= _difference(picked, reference)
@@ -355,21 +362,6 @@ def _side_by_side(
 
 def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p_wilcoxon"])) if len(table) else table
-
-
-def hold_together(*tables: pd.DataFrame) -> list[pd.DataFrame]:
-    """The tables of one report with p_holm corrected over all that they state together."""
-    sizes = [len(table) for table in tables]
-    p = pd.concat(
-        [table["p_wilcoxon"] if len(table) else pd.Series(dtype=float) for table in tables],
-        ignore_index=True,
-    )
-    corrected = holm(p).to_numpy()
-    ends = np.cumsum(sizes)
-    return [
-        table.assign(p_holm=corrected[end - size : end]) if size else table
-        for table, size, end in zip(tables, sizes, ends)
-    ]
 
 
 def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
