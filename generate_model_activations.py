@@ -32,7 +32,7 @@ from utils.datasets import (
     load_ood,
     readable,
 )
-from utils.language_models import ENCODERS, load_model, model_identity, read_config
+from utils.language_models import ENCODERS, load_model, longest_text, model_identity, read_config
 from utils.models import MODELS, LanguageModel, describe_model, get_model
 from utils.names import hook_name, layer_order
 from utils.paths import Paths
@@ -148,7 +148,7 @@ def generate(
     """Make what is missing of these (dataset, whether its OOD file)."""
     failures = Failures()
     usable = {
-        ood: set(readable(paths, [name for name, of in jobs if of == ood], failures, ood))
+        ood: set(readable(paths, [name for name, is_ood in jobs if is_ood == ood], failures, ood))
         for ood in (False, True)
     }
     jobs = [(name, ood) for name, ood in jobs if name in usable[ood]]
@@ -179,6 +179,9 @@ def generate(
             failures.add(outcome.error)
         if outcome.value is not None:
             n_texts, n_files = n_texts + outcome.value, n_files + 1
+            # only now: of a layer or path that is wrong nothing must stay
+            if n_files == 1 and info.name not in MODELS:
+                describe_model(info, paths)
     seconds = time.monotonic() - started
     print(
         f"{n_texts} texts of {n_files} files in {seconds:.0f} s:"
@@ -207,7 +210,8 @@ def batch_size(text: str) -> int | None:
 
 
 def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
-    """The model asked for; one outside the table is described, for this and the later stages.
+    """The model asked for; one outside the table is described for the later stages when its first
+    file is whole.
 
     Raises UserError when --hf_model is given for a name that already means another model.
     """
@@ -240,9 +244,9 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
         tuple(layers),
         known.probe_layer if known else layers[-1],
         pooling="mean" if config.model_type in ENCODERS else "last",
-        max_seq_len=args.max_seq_len or (known.max_seq_len if known else 1024),
+        max_seq_len=args.max_seq_len
+        or (known.max_seq_len if known else min(1024, longest_text(config) or 1024)),
     )
-    describe_model(info, paths)
     return info
 
 

@@ -48,7 +48,7 @@ from utils.runtime.progress import progress
 from utils.runtime.tasks import Tasks
 from utils.runtime.units import show_bytes
 from utils.runtime.workers import Workers, run_tasks
-from utils.saes.catalog import choose_saes, open_sae
+from utils.saes.catalog import SaeChoice, choose_saes, open_sae
 from utils.saes.encode import product_rate
 from utils.saes.encoder import Encoder
 from utils.saes.original_order import encode_dense, whole_sae, write_original_split
@@ -96,8 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
 
-    layers = choose_saes(paths, info, args.target_sae_id, args.layers)
     failures = Failures()
+    choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, args.sae_release)
+    layers = choose_saes(paths, info, choice, failures)
     datasets = [] if args.setting == SHIFTED.name else choose_datasets(paths, args.datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
     wanted = Wanted(
@@ -337,14 +338,14 @@ def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
     broken one is begun anew.
     """
     names = list_datasets(paths)
-    found = {sae_id: stored_checks(paths, model_name, sae_id, names) for sae_id in sae_ids}
+    measured = {sae_id: stored_checks(paths, model_name, sae_id, names) for sae_id in sae_ids}
     path = paths.sae_checks(model_name)
     with locked(path.parent, path.name, wait=60):  # a run on another SAE may add to it just now
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
-        after = {**before, **{sae_id: checks for sae_id, checks in found.items() if checks}}
+        after = {**before, **{sae_id: checks for sae_id, checks in measured.items() if checks}}
         if after != before:
             write_json(path, after)
             print(f"measured L0 in {path}")

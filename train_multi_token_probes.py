@@ -42,7 +42,7 @@ from utils.results.tables import MADE_FROM, lock_tables
 from utils.runtime.devices import available_memory, pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.units import show_bytes
-from utils.saes.catalog import choose_saes, find_sae_folder, is_control, open_sae
+from utils.saes.catalog import SaeChoice, choose_saes, find_sae_folder, is_control, open_sae
 from utils.saes.encode import encode_all, read_block
 from utils.settings import NORMAL, SPLIT_RULES, Condition, split
 
@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
 
-    saes = choose_saes(paths, info, args.target_sae_id, args.layers or [info.probe_layer])
+    failures = Failures()
+    choice = SaeChoice(args.target_sae_id, args.layers or [info.probe_layer], args.hook_name)
+    saes = choose_saes(paths, info, choice, failures)
     sae_dir = paths.saes(info.name)
     controls = {sae_id for sae_id in saes if is_control(sae_dir / sae_id)}
     methods: list[tuple[str, str | None]] = [
@@ -98,7 +100,6 @@ def main(argv: list[str] | None = None) -> int:
         for sae_id, pooling, binarize in product(saes, POOLINGS, (False, True))
     ]
     methods += [(COMPONENTS, None), (ATTENTION, None)]
-    failures = Failures()
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
     table = multi_token_table(paths.multi_token_results(info.name))
     read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed)
@@ -156,7 +157,7 @@ def probe_dataset(
     info: LanguageModel,
     name: str,
     wanted: dict[tuple[str, str], str | None],
-    how: ReadAndProbe,
+    reading: ReadAndProbe,
     number: str,
 ) -> list[dict]:
     """Rows of all wanted probes of one dataset; its tokens are read once and never stored.
@@ -164,14 +165,14 @@ def probe_dataset(
     ``wanted``: {(method, sae_id): what the row is made from}.
     """
     hook = hook_name(info.probe_layer)
-    model = load_model(info, (hook,), paths, pick_device(how.device))
-    n_rows = min(how.max_rows, dataset_size(paths, name))
+    model = load_model(info, (hook,), paths, pick_device(reading.device))
+    n_rows = min(reading.max_rows, dataset_size(paths, name))
     dataset = load_dataset(paths, name)
     tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
-    made = probe_tokens(paths, info.name, tokens, dataset.labels[:n_rows], wanted, how)
+    made = probe_tokens(paths, info.name, tokens, dataset.labels[:n_rows], wanted, reading)
     return [
         {
-            **base_row(name, info.probe_layer, method, sae_id, how.seed),
+            **base_row(name, info.probe_layer, method, sae_id, reading.seed),
             **scores,
             MADE_FROM: wanted[method, sae_id or ""],
         }
@@ -208,8 +209,8 @@ def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> T
     for rows, captured, kept in model.run(token_ids, desc):
         states, n_real = captured[hook].cpu().numpy(), kept.sum(dim=1).cpu().numpy()
         for i, row in enumerate(rows):
-            found = states[i, min(1, n_real[i] - 1) : n_real[i]]
-            values[starts[row] : starts[row + 1]] = np.clip(found, -HALF_MAX, HALF_MAX)
+            kept_states = states[i, min(1, n_real[i] - 1) : n_real[i]]
+            values[starts[row] : starts[row + 1]] = np.clip(kept_states, -HALF_MAX, HALF_MAX)
     return Tokens(values, starts)
 
 
@@ -219,13 +220,13 @@ def probe_tokens(
     tokens: Tokens,
     y: np.ndarray,
     wanted: Collection[tuple[str, str]],
-    how: ReadAndProbe,
+    reading: ReadAndProbe,
 ) -> list[tuple[tuple[str, str | None], dict]]:
     """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
     import torch
 
-    of = split(Condition(NORMAL.name), y, how.seed)
-    sizes = {"n_train": len(of.train), "n_test": len(of.test)}
+    drawn = split(Condition(NORMAL.name), y, reading.seed)
+    sizes = {"n_train": len(drawn.train), "n_test": len(drawn.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
@@ -236,13 +237,16 @@ def probe_tokens(
             for control in (False, True):
                 method = sae_method(pooling, binarize, control)
                 if (method, sae_id) in wanted:
-                    options = ProbeOptions(binarize=binarize, seed=how.seed)
-                    (probe,) = fit_sae_probes(of.take(X), [K], options)
+                    options = ProbeOptions(binarize=binarize, seed=reading.seed)
+                    (probe,) = fit_sae_probes(drawn.take(X), [K], options)
                     results.append(((method, sae_id), probe))
     for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
         if (method, "") in wanted:
             results.append(
-                ((method, None), {**probe_with(tokens, y, of.train, of.test, how.seed), **sizes})
+                (
+                    (method, None),
+                    {**probe_with(tokens, y, drawn.train, drawn.test, reading.seed), **sizes},
+                )
             )
     return results
 

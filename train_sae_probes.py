@@ -41,7 +41,7 @@ from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import Failures, UserError
-from utils.saes.catalog import choose_saes, is_control
+from utils.saes.catalog import SaeChoice, choose_saes, is_control
 from utils.saes.store import SaeActivations
 from utils.settings import (
     NORMAL,
@@ -126,7 +126,8 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         )
         for seed in cli.seeds_of(args)
     ]
-    layers = choose_saes(paths, info, args.target_sae_id, args.layers)
+    choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name)
+    layers = choose_saes(paths, info, choice, failures)
     probed = sources(layers, paths.saes(info.name), args.controls)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)

@@ -369,12 +369,12 @@ def million(paths: Paths, names: list[str], size: Size) -> None:
     )
     flags = ["--setting", "normal", "--target_sae_id", sae_id, *limits]
     nothing = generate(paths, names, "--dry_run", *flags).bytes_read
-    found = generate(paths, names, *flags)
+    result = generate(paths, names, *flags)
     rows = [
         paths.model_activations(MODEL, n, f"blocks.{LAYER}.hook_resid_post").stat().st_size
         for n in names
     ]
-    say("normal", found, nothing, sum(rows) + 4 * D_MODEL * size.million_width)
+    say("normal", result, nothing, sum(rows) + 4 * D_MODEL * size.million_width)
 
 
 def say(what: str, measured: Measured, nothing: int, least: int) -> None:

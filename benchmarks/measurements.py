@@ -55,8 +55,8 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
-        name = found.group(1).strip() if found else name
+        match = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        name = match.group(1).strip() if match else name
     gpu = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()

@@ -62,12 +62,12 @@ def main(argv: list[str] | None = None) -> int:
             ("plain", lambda: plain(unhooked, model, texts)),
         ):
             started = time.perf_counter()
-            found = run()
+            result = run()
             seconds = time.perf_counter() - started
             best[name] = min(seconds, best.get(name, seconds))
             if name == "ours":
-                ours = found
-    if not torch.allclose(ours, found, atol=1e-4):
+                ours = result
+    if not torch.allclose(ours, result, atol=1e-4):
         raise RuntimeError("the two ways gave other activations")
     n_tokens = sum(map(len, model.tokenize(texts)))
     print(

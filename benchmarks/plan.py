@@ -100,12 +100,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     total = 0.0
     for setting in args.settings:
-        of = (
+        asked = (
             sizes
             if setting != "OOD"
             else [size for name, size in zip(names, sizes) if name in shifted]
         )
-        one: Sweep = probe_sweep(setting, of, measured["rates"])
+        one: Sweep = probe_sweep(setting, asked, measured["rates"])
         total += one.seconds * len(saes)
         print(
             f"{setting:<16} {one.fits * len(saes):9d} probes, {one.seconds * len(saes) / 3600:8.2f}"

@@ -107,8 +107,8 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
         )
     rows = []
     for name in progress(names, desc="path and saga", unit="dataset"):
-        found = SaeActivations(paths, MODEL, name, SAE_ID)
-        normal = found.condition(Condition("normal"))
+        activations = SaeActivations(paths, MODEL, name, SAE_ID)
+        normal = activations.condition(Condition("normal"))
         seconds, aucs = {}, {}
         for solver in ("path", "saga"):
             started = time.perf_counter()

@@ -37,8 +37,8 @@ def rates_of_table(timed: pd.DataFrame, wall: float, n_workers: int, n_datasets:
 def seconds_of_sweep(rates: dict, n_datasets: int, n_workers: int) -> float:
     """Wall seconds of the sweep that ``rates`` come from, on this many datasets and workers."""
     return sum(
-        of["seconds_to_start"] + of["worker_seconds_per_dataset"] * n_datasets / n_workers
-        for of in rates["settings"].values()
+        rate["seconds_to_start"] + rate["worker_seconds_per_dataset"] * n_datasets / n_workers
+        for rate in rates["settings"].values()
     )
 
 

@@ -199,12 +199,12 @@ def as_markdown(measured: dict[str, Any]) -> str:
         f"| {what.format(size=size)} | {figure(name, measured)} |\n" for name, what, _ in lines
     )
     if "seconds_predicted" in measured:
-        predicted, found = measured["seconds_predicted"], measured["seconds_measured"]
+        predicted, seconds = measured["seconds_predicted"], measured["seconds_measured"]
         text += (
-            f"\nThe sweep on two processes took {found:.0f} s; the rates of one process on half of"
-            " the datasets predicted "
+            f"\nThe sweep on two processes took {seconds:.0f} s; the rates of one process on half"
+            " of the datasets predicted "
         )
-        text += f"{predicted:.0f} s ({predicted / found - 1:+.0%}).\n"
+        text += f"{predicted:.0f} s ({predicted / seconds - 1:+.0%}).\n"
     return text
 
 

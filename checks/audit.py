@@ -29,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     results = load_results(paths, get_model(args.model_name, paths).name)
-    found = audit(paths, results)
-    if not found:
+    findings = audit(paths, results)
+    if not findings:
         print("no result tables to audit")
-    for finding in found:
+    for finding in findings:
         print(f"{finding.weight:<5}  {finding}")
-    wrong = [f.about for f in found if f.weight == "wrong" and f.kind is not Kind.UNREADABLE]
+    wrong = [f.about for f in findings if f.weight == "wrong" and f.kind is not Kind.UNREADABLE]
     status = cli.report(Failures(results.unreadable()), "result tables")
     if wrong:
         names = ", ".join(dict.fromkeys(wrong))

@@ -92,11 +92,11 @@ def compare_dataset(folder: Path, name: str, solver: str) -> list[dict]:
     latents = reference_latents(folder, X)
     rows = []
     for condition, expected in reference_cases(golden):
-        of = split(condition, y)
+        drawn = split(condition, y)
         common = {"dataset": name, "setting": condition.setting}
         probes = expected["sae_l1"]
         options = ProbeOptions(solver=solver)
-        found = fit_sae_probes(of.take(latents), [p["k"] for p in probes], options)
+        found = fit_sae_probes(drawn.take(latents), [p["k"] for p in probes], options)
         for ours, theirs in zip(found, probes):
             same = ours["latents"].split() == [str(latent) for latent in theirs["latents"]]
             difference = ours["test_auc"] - theirs["test_auc"]
@@ -109,7 +109,7 @@ def compare_dataset(folder: Path, name: str, solver: str) -> list[dict]:
                 }
             )
         for method, scores in expected.get("baselines", {}).items():
-            ours = METHODS[method](of.take(X))
+            ours = METHODS[method](drawn.take(X))
             rows.append(
                 {
                     **common,

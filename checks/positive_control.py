@@ -104,13 +104,15 @@ def measure(seed: int, n_labels: int, sizes: tuple[int, ...] = SIZES) -> pd.Data
         rows = np.concatenate([rng.choice(side, ROWS_PER_CLASS, replace=False) for side in sides])
         y = fires[rows, feature].astype(np.int64)
         for n_train in sizes:
-            of = split(Condition("scarcity", n_train), y)
-            train, test = rows[of.train], rows[of.test]
-            scores = logreg(TrainTest(activations[train], of.y_train, activations[test], of.y_test))
+            drawn = split(Condition("scarcity", n_train), y)
+            train, test = rows[drawn.train], rows[drawn.test]
+            scores = logreg(
+                TrainTest(activations[train], drawn.y_train, activations[test], drawn.y_test)
+            )
             aucs.setdefault((n_train, LOGREG), []).append(scores["test_auc"])
             for name, X in latents.items():
                 (probe,) = fit_sae_probes(
-                    TrainTest(X[train], of.y_train, X[test], of.y_test), [K], ProbeOptions()
+                    TrainTest(X[train], drawn.y_train, X[test], drawn.y_test), [K], ProbeOptions()
                 )
                 aucs.setdefault((n_train, f"{name}, k = {K}"), []).append(probe["test_auc"])
     return pd.DataFrame(

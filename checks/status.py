@@ -50,10 +50,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def describe(paths: Paths, info: LanguageModel, settings: tuple[str, ...]) -> str:
     """The whole status as Markdown that reads well as text."""
-    found = take_inventory(paths, info, settings)
-    header, *rows = matrix(found, settings)
-    works, blocked, gaps = findings(paths, info, found, settings)
-    lines = [f"# Status of {info.name}", "", f"{len(found.sizes)} datasets. Done of expected:", ""]
+    inventory = take_inventory(paths, info, settings)
+    header, *rows = matrix(inventory, settings)
+    works, blocked, gaps = findings(paths, info, inventory, settings)
+    lines = [
+        f"# Status of {info.name}",
+        "",
+        f"{len(inventory.sizes)} datasets. Done of expected:",
+        "",
+    ]
     lines += table(header, rows)
     lines += section("Works", works, "nothing yet")
     lines += section("Blocked", blocked, "nothing")
@@ -63,24 +68,24 @@ def describe(paths: Paths, info: LanguageModel, settings: tuple[str, ...]) -> st
         [f"{path}: `make extract-data MODEL={info.name}`" for path in packed],
         "none",
     )
-    broken = found.unreadable[:MAX_SHOWN]
-    if len(found.unreadable) > MAX_SHOWN:
-        broken.append(f"… and {len(found.unreadable) - MAX_SHOWN} more")
+    broken = inventory.unreadable[:MAX_SHOWN]
+    if len(inventory.unreadable) > MAX_SHOWN:
+        broken.append(f"… and {len(inventory.unreadable) - MAX_SHOWN} more")
     lines += section("There, but unreadable", broken, "none")
-    if found.stale:
-        shown = found.stale[:MAX_SHOWN]
-        if len(found.stale) > MAX_SHOWN:
-            shown.append(f"… and {len(found.stale) - MAX_SHOWN} more")
+    if inventory.stale:
+        shown = inventory.stale[:MAX_SHOWN]
+        if len(inventory.stale) > MAX_SHOWN:
+            shown.append(f"… and {len(inventory.stale) - MAX_SHOWN} more")
         lines += section("Made from something else than there is now, to be made again", shown, "")
     lines += section("Missing, and what makes it", gaps, "nothing")
-    if found.remarks:
-        lines += section("Notes", found.remarks, "")
+    if inventory.remarks:
+        lines += section("Notes", inventory.remarks, "")
     return "\n".join(lines)
 
 
-def matrix(found: Inventory, settings: tuple[str, ...]) -> list[list[str]]:
+def matrix(inventory: Inventory, settings: tuple[str, ...]) -> list[list[str]]:
     """Heading and a row a setting; SAE columns by width."""
-    widths = list(dict.fromkeys(width_name(sae_id) for sae_id in found.sae_ids))
+    widths = list(dict.fromkeys(width_name(sae_id) for sae_id in inventory.sae_ids))
     header = [
         "setting",
         "model activations",
@@ -90,28 +95,32 @@ def matrix(found: Inventory, settings: tuple[str, ...]) -> list[list[str]]:
     ]
     rows = [header]
     for setting in settings:
-        row = [setting, str(found.model_activations[setting])]
-        row += [str(by_width(found.sae_activations, found, setting, width)) for width in widths]
-        row.append(str(found.baselines[setting]))
-        row += [str(by_width(found.sae_probes, found, setting, width)) for width in widths]
+        row = [setting, str(inventory.model_activations[setting])]
+        row += [
+            str(by_width(inventory.sae_activations, inventory, setting, width)) for width in widths
+        ]
+        row.append(str(inventory.baselines[setting]))
+        row += [str(by_width(inventory.sae_probes, inventory, setting, width)) for width in widths]
         rows.append(row)
     return rows
 
 
 def by_width(
-    counts: dict[tuple[str, str], Count], found: Inventory, setting: str, width: str
+    counts: dict[tuple[str, str], Count], inventory: Inventory, setting: str, width: str
 ) -> Count:
-    return sum((counts[setting, i] for i in found.sae_ids if width_name(i) == width), Count(0, 0))
+    return sum(
+        (counts[setting, i] for i in inventory.sae_ids if width_name(i) == width), Count(0, 0)
+    )
 
 
 def findings(
-    paths: Paths, info: LanguageModel, found: Inventory, settings: tuple[str, ...]
+    paths: Paths, info: LanguageModel, inventory: Inventory, settings: tuple[str, ...]
 ) -> tuple[list[str], list[str], list[str]]:
     """(what can be run or shown now, what cannot and why, each gap with its command)."""
     works, blocked, gaps = [], [], []
     for setting in settings:
         where = f"MODEL={info.name} SETTING={setting}"
-        models, baselines = found.model_activations[setting], found.baselines[setting]
+        models, baselines = inventory.model_activations[setting], inventory.baselines[setting]
         if not models.complete:
             gaps.append(
                 f"{setting}, model activations: {models}: `make generate-model-acts {where}`, or"
@@ -129,12 +138,12 @@ def findings(
             )
         if not baselines.complete:
             gaps.append(f"{setting}, baselines: {baselines}: `make train-baselines {where}`")
-        for sae_id in found.sae_ids:
-            if sae_id in found.only_in_tables:
+        for sae_id in inventory.sae_ids:
+            if sae_id in inventory.only_in_tables:
                 continue
             latents, probes = (
-                found.sae_activations[setting, sae_id],
-                found.sae_probes[setting, sae_id],
+                inventory.sae_activations[setting, sae_id],
+                inventory.sae_probes[setting, sae_id],
             )
             target = f'{where} ARGS="--target_sae_id {sae_id}"'
             if not probes.complete:
@@ -152,23 +161,23 @@ def findings(
                     )
             if latents.done:
                 works.append(f"{setting}: SAE probes of {sae_id} on {latents.done} datasets")
-        if baselines.done and setting in found.probed:
+        if baselines.done and setting in inventory.probed:
             works.append(f"{setting}: comparison and figures: `make visualize MODEL={info.name}`")
         else:
             lacking = [
                 name
                 for name, n in (
                     ("baselines", baselines.done),
-                    ("SAE probes", setting in found.probed),
+                    ("SAE probes", setting in inventory.probed),
                 )
                 if not n
             ]
             blocked.append(
                 f"{setting}: comparison and figures: there are no {' and no '.join(lacking)}"
             )
-    if found.only_in_tables:
+    if inventory.only_in_tables:
         gaps.append(
-            f"{len(found.only_in_tables)} SAEs are known from result tables only: put them into"
+            f"{len(inventory.only_in_tables)} SAEs are known from result tables only: put them into"
             f" {paths.saes(info.name)}"
         )
     return works, blocked, gaps

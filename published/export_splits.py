@@ -22,7 +22,7 @@ from utils.runtime.errors import Failures
 from utils.runtime.files import locked
 from utils.runtime.progress import progress
 from utils.runtime.units import show_bytes
-from utils.saes.catalog import choose_saes
+from utils.saes.catalog import SaeChoice, choose_saes
 from utils.saes.original_order import write_original_split
 from utils.saes.store import SaeActivations
 from utils.settings import choose_conditions, conditions, get_setting
@@ -55,18 +55,23 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
 
-    sae_ids = choose_saes(paths, info, args.target_sae_id, args.layers)
+    failures = Failures()
+    sae_ids = choose_saes(
+        paths, info, SaeChoice(args.target_sae_id, args.layers, args.hook_name), failures
+    )
     with locked(paths.sae_activations_folder(model_name, args.setting), *map(sae_stem, sae_ids)):
-        failures = export(paths, args, model_name, list(sae_ids))
+        export(paths, args, model_name, list(sae_ids), failures)
     return cli.report(failures, "datasets")
 
 
-def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: list[str]) -> Failures:
+def export(
+    paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: list[str], failures: Failures
+) -> None:
     """Write the files of all conditions."""
     jobs = [
         (dataset, sae_id) for dataset in choose_datasets(paths, args.datasets) for sae_id in sae_ids
     ]
-    failures, n_files, n_bytes = Failures(), 0, 0
+    n_files = n_bytes = 0
     for dataset, sae_id in progress(jobs, desc=f"export, {args.setting}", unit="dataset"):
         with failures.caught(f"{dataset} with {sae_id}: "):
             activations = SaeActivations(paths, model_name, dataset, sae_id)
@@ -83,7 +88,6 @@ def export(paths: Paths, args: argparse.Namespace, model_name: str, sae_ids: lis
         f"{n_files} files, {show_bytes(n_bytes)}:"
         f" {paths.sae_activations_folder(model_name, args.setting)}"
     )
-    return failures
 
 
 if __name__ == "__main__":

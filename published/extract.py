@@ -38,24 +38,24 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     model_name = get_model(args.model_name, paths).name
-    found = paths.archives(model_name)
+    archives = paths.archives(model_name)
     if args.archives:
-        unknown = set(args.archives) - {path.name for path in found}
+        unknown = set(args.archives) - {path.name for path in archives}
         if unknown:
-            there = ", ".join(path.name for path in found) or "none"
+            there = ", ".join(path.name for path in archives) or "none"
             raise UserError(
                 f"no archive {', '.join(sorted(unknown))} of {model_name} in {paths.data_dir};"
                 f" there: {there}"
             )
-        found = [path for path in found if path.name in args.archives]
-    if not found:
+        archives = [path for path in archives if path.name in args.archives]
+    if not archives:
         names = ", ".join(paths.archive_names(model_name))
         raise UserError(
             f"no archive of {model_name} in {paths.data_dir} or {paths.text_dir}: put one there"
             f" ({names})"
         )
     failures = Failures()
-    for archive in found:
+    for archive in archives:
         try:
             with failures.caught(), locked(paths.data_dir, archive.name):
                 for line in extract(archive, paths, model_name):

@@ -4,6 +4,7 @@ TransformerLens's definitions.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import generate_model_activations
 import train_baselines
-from utils.language_models import HookedModel, _blocks
+from utils.language_models import HookedModel, _blocks, longest_text, read_config
 from utils.models import LanguageModel, get_model
 from utils.names import hook_name, parse_layer
 from utils.paths import Paths
@@ -246,3 +247,48 @@ def test_a_missing_or_gated_model_gets_one_line_at_once(paths):
     assert done.returncode == 2
     assert "hf auth login" in done.stderr
     assert done.stderr.strip().count("\n") == 0
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("decoder") / "pythia", "pythia")
+
+
+def test_a_wrong_layer_or_path_leaves_nothing_behind(paths, decoder):
+    """What failed once must not be what the next command stumbles over."""
+    write_texts(paths, ["1_first"], n_rows=20)
+    flags = ["--model_name", "mine", *folder_flags(paths), "--device", "cpu", "--setting", "normal"]
+    with pytest.raises(UserError, match="has blocks 0 to"):
+        generate_model_activations.main([*flags, "--hf_model", str(decoder), "--layers", "20"])
+    assert not paths.model_description("mine").exists()
+    with pytest.raises(UserError, match="there is no model at /no/such/folder"):
+        generate_model_activations.main([*flags, "--hf_model", "/no/such/folder", "--layers", "1"])
+    good = [*flags, "--hf_model", str(decoder), "--layers", "1"]
+    assert generate_model_activations.main(good) == 0
+    assert json.loads(paths.model_description("mine").read_text())["probe_layer"] == 1
+
+
+def test_texts_longer_than_a_models_positions_are_refused_before_they_are_read(decoder):
+    longest = longest_text(read_config(str(decoder), "mine"))
+    assert longest == 64
+    with pytest.raises(UserError, match=f"positions for {longest} tokens"):
+        hooked(decoder, [HOOKS[-1]], longest + 1)
+
+
+def test_a_tokenizer_without_padding_pads_with_what_is_masked(decoder):
+    """The same states whatever the token that stands in padded places."""
+    model = hooked(decoder, [HOOKS[-1]])
+    states = []
+    for pad_id in (0, 3):
+        model.pad_id = pad_id
+        states.append(model.pooled(["the house", "a cat runs over the old tree"], "reading", 2))
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name])
+
+
+def test_states_that_are_no_numbers_are_refused(decoder):
+    model = hooked(decoder, [HOOKS[-1]])
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(UserError, match="gives NaN or infinite values at blocks"):
+        model.pooled(["the house"], "reading", 1)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.models import DEFAULT_MODEL
-from utils.names import Layer, parse_layer
+from utils.names import Layer, hook_name, parse_layer
 from utils.paths import Paths
 from utils.runtime.devices import default_n_jobs
 from utils.runtime.errors import OUT_OF_MEMORY, Failures, UserError, is_out_of_memory
@@ -147,6 +147,12 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
         help="SAEs to use (default: all in --sae_dir, else the paper's)",
     )
     parser.add_argument(
+        "--hook_name",
+        type=hook,
+        metavar="HOOK",
+        help="what the SAEs read whose files and ids do not say it: blocks.12.hook_resid_post",
+    )
+    parser.add_argument(
         "--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks"
     )
 
@@ -209,6 +215,11 @@ def layer(text: str) -> Layer:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no layer: give a block's number, embed, or a hook's name"
         ) from None
+
+
+def hook(text: str) -> str:
+    """A flag's hook, by its whole name."""
+    return hook_name(layer(text))
 
 
 def sae_id(text: str) -> str:

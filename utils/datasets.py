@@ -55,19 +55,18 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
 
     Raises UserError when the file is not there or is no CSV.
     """
-    found = existing_csv(path)
-    if found is None:
+    file_path = existing_csv(path)
+    if file_path is None:
         raise UserError(f"no {what} at {path}[.zst]: run `make fetch-data`, or put the file there")
     try:
-        content = _decompressed(found) if found.suffix == ".zst" else found.read_bytes()
+        content = _decompressed(file_path) if file_path.suffix == ".zst" else file_path.read_bytes()
         check_columns(content)
         return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-    except (
-        Exception
-    ) as error:  # pandas, zstandard and codecs each raise their own kinds for a broken file
+    # pandas, zstandard and codecs each raise their own kinds for a broken file
+    except Exception as error:
         raise UserError(
-            f"{found} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it"
-            " again"
+            f"{file_path} cannot be read as CSV ({type(error).__name__}: {first_line(error)}):"
+            " fetch it again"
         ) from error
 
 
@@ -283,9 +282,9 @@ def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
     table = read_csv(path, f"texts of {name}")
     missing = {"prompt", "target"} - set(table.columns)
     if missing:
-        there = ", ".join(str(name)[:40] for name in table.columns[:8])
+        columns = ", ".join(str(name)[:40] for name in table.columns[:8])
         raise UserError(
-            f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {there!r}"
+            f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {columns!r}"
         )
     for column, remedy in (("target", "label or remove it"), ("prompt", "fill or remove it")):
         empty = np.flatnonzero(table[column].str.strip() == "")

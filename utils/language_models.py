@@ -37,6 +37,8 @@ ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
 # mean over tokens, not the last one
 ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "electra"}
+# whose first position is behind that of padding
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 # of a batch, padding included, where no batch size is given
 TOKENS_PER_BATCH = {"cpu": 4096, "mps": 8192, "cuda": 32_768}
 
@@ -67,10 +69,16 @@ class HookedModel:
         self.dtype = pick_dtype(dtype, self.device)
         self.tokenizer, self.model = _load(model_source(info, paths), info, self.dtype)
         self.model.to(self.device).eval()
+        longest = longest_text(_config(self.model))
+        if longest is not None and info.max_seq_len > longest:
+            raise UserError(
+                f"{info.name} has positions for {longest} tokens, not for {info.max_seq_len}: lower"
+                " --max_seq_len"
+            )
         # decoders often have none; padded places are masked, any token will do
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.tokenizer.padding_side = "right"
+        pad = self.tokenizer.pad_token_id
+        n_tokens = self.model.get_input_embeddings().num_embeddings
+        self.pad_id = pad if pad is not None and pad < n_tokens else 0
         self.tokenizer.truncation_side = "right" if info.pooling == "mean" else "left"
         self._captured: dict[str, torch.Tensor] = {}
         for name in self.hook_names:
@@ -110,6 +118,33 @@ class HookedModel:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""
         return self.tokenizer(texts, truncation=True, max_length=self.info.max_seq_len)["input_ids"]
 
+    def _check(self, captured: dict[str, torch.Tensor], kept: torch.Tensor) -> None:
+        """Raise UserError where a hook did not fire, or gave what is no number at a token that is
+        ``kept`` [batch, n_tokens].
+        """
+        import torch
+
+        silent = [name for name in self.hook_names if name not in captured]
+        if silent:
+            raise UserError(f"{self.info.name} never passes {', '.join(silent)}: it is not read")
+        for name, states in captured.items():
+            if not torch.isfinite(states[kept]).all():
+                raise UserError(
+                    f"{self.info.name} gives NaN or infinite values at {name}: try --dtype float32"
+                )
+
+    def _padded(self, token_ids: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Texts of different lengths as one batch, padded on the right."""
+        import torch
+
+        longest = max(map(len, token_ids))
+        ids = torch.full((len(token_ids), longest), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(token_ids):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
     def run(
         self, token_ids: list[list[int]], desc: str, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
@@ -129,9 +164,7 @@ class HookedModel:
             while start < len(order):
                 size = batch_size or max(1, n_tokens // max(int(lengths[order[start]]), 1))
                 rows = order[start : start + size]
-                batch = self.tokenizer.pad(
-                    {"input_ids": [token_ids[i] for i in rows]}, return_tensors="pt"
-                ).to(self.device)
+                batch = self._padded([token_ids[i] for i in rows])
                 self._captured.clear()
                 try:
                     with torch.inference_mode(), suppress(_LastHookReached):
@@ -153,6 +186,7 @@ class HookedModel:
                     continue
                 start += size
                 captured = {name: value.float() for name, value in self._captured.items()}
+                self._check(captured, batch["attention_mask"].bool())
                 bar.update(int(lengths[rows].sum()))
                 n_done += len(rows)
                 bar.set_postfix_str(f"{n_done} of {len(order)} texts", refresh=False)
@@ -235,6 +269,16 @@ def model_identity(info: LanguageModel, paths: Paths) -> str | None:
     return f"{info.hub_id}@{Path(cached).parent.name}" if isinstance(cached, str) else None
 
 
+def longest_text(config: Any) -> int | None:
+    """The tokens for which a model has positions; None where its config does not say."""
+    n_positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(n_positions, int):
+        return None
+    if config.model_type in OFFSET_POSITIONS:
+        return n_positions - int(getattr(config, "pad_token_id", None) or 0) - 1
+    return n_positions
+
+
 def read_config(source: str, name: str) -> Any:
     """A model's text config, from a folder or the hub, without its weights.
 
@@ -243,7 +287,7 @@ def read_config(source: str, name: str) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, name, error) from error
     return getattr(config, "text_config", config)
@@ -257,8 +301,10 @@ def _load(source: str, info: LanguageModel, dtype: torch.dtype) -> tuple[Any, An
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = transformers.AutoModel.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, info.name, error) from error
     return tokenizer, model
@@ -268,6 +314,10 @@ def _not_to_be_had(source: str, name: str, error: Exception) -> UserError:
     if Path(source).exists():
         return UserError(
             f"the model at {source} cannot be loaded ({str(error).splitlines()[0]}): fetch it again"
+        )
+    if source.startswith(("/", ".", "~", "\\")) or source.count("/") != 1:
+        return UserError(
+            f"there is no model at {source}: give a folder with config.json, or a hub id"
         )
     return UserError(
         f"{name} ({source}) is neither at data/models/{name} nor to be had from the Hugging Face"

@@ -108,9 +108,16 @@ def sae_layer(sae_id: str) -> Layer | None:
     (20, 16, 14)
     >>> sae_layer("blocks.8.hook_resid_pre"), sae_layer("blocks.3.hook_resid_post")
     ('blocks.8.hook_resid_pre', 3)
-    >>> sae_layer("layers.10"), sae_layer("my_sae")
-    (10, None)
+    >>> sae_layer("layers.10"), sae_layer("my_sae"), sae_layer("embedding/width_4k/average_l0_6")
+    (10, None, 'embed')
+    >>> sae_layer("l5m_32x"), sae_layer("l5a_8x")
+    ('blocks.5.hook_mlp_out', 'blocks.5.hook_attn_out')
     """
+    if re.match(r"(?:hook_)?embed(?:ding)?(?=[/_.]|$)", sae_id):
+        return "embed"
+    match = re.match(r"l(\d+)([ma])_", sae_id)  # Llama Scope: residual, MLP, attention
+    if match:
+        return f"blocks.{match.group(1)}.hook_{ {'m': 'mlp', 'a': 'attn'}[match.group(2)] }_out"
     match = re.match(r"(blocks\.\d+\.hook_[a-z]+_[a-z]+)(?=[/_.]|$)", sae_id)
     if match and match.group(1).split(".")[2] in HOOK_POINTS:
         return parse_layer(match.group(1))

@@ -12,7 +12,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,12 @@ from utils.names import parse_layer
 from utils.paths import Paths
 from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, first_line
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, Condition, conditions, get_setting
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH_ROWS = 128
 
@@ -61,7 +64,10 @@ def probe_sae(
     """
     paths = paths or Paths()
     setting = get_setting(setting).name
-    hook = full_name(parse_layer(hook_name))
+    try:
+        hook = full_name(parse_layer(hook_name))
+    except ValueError as error:
+        raise UserError(f"{hook_name!r} is no hook: {error}") from None
     names = choose_datasets(
         paths, list(datasets) if datasets else None, ood=get_setting(setting).shifted
     )
@@ -99,30 +105,59 @@ def probe_sae(
 def encode(sae: Any, X: np.ndarray) -> csr_array:
     """Sparse latents [n_rows, d_sae] of activations X [n_rows, d_model], in batches of 128 rows.
 
-    Raises UserError when ``sae.encode`` returns another number of rows, or NaN or infinite values.
+    A module is read in evaluation mode, in its own dtype and on its own device.
+
+    Raises UserError when ``sae`` has no ``encode``, or it fails or returns anything but one number
+    a row and latent, all finite.
     """
     import torch
 
-    own = sae.parameters() if hasattr(sae, "parameters") else iter(())
-    device = next((parameter.device for parameter in own), torch.device("cpu"))
+    if not callable(getattr(sae, "encode", None)):
+        raise UserError(f"{type(sae).__name__} has no encode: give an SAE, or an object with one")
+    own = next(iter(sae.parameters()), None) if isinstance(sae, torch.nn.Module) else None
+    device, dtype = (own.device, own.dtype) if own is not None else ("cpu", torch.float32)
+    was_training = isinstance(sae, torch.nn.Module) and sae.training
     parts = []
-    with torch.no_grad():
-        for start in range(0, len(X), BATCH_ROWS):
-            batch = torch.from_numpy(X[start : start + BATCH_ROWS]).to(device)
-            found = sae.encode(batch)
-            if found.ndim != 2 or len(found) != len(batch):
-                raise UserError(
-                    f"encode returned shape {tuple(found.shape)} for {len(batch)} rows, not"
-                    f" [{len(batch)}, d_sae]"
-                )
-            dense = found.float().cpu().numpy()
-            if not np.isfinite(dense).all():
-                raise UserError(
-                    f"encode returned NaN or infinite values for rows {start} to"
-                    f" {start + len(batch) - 1}"
-                )
-            parts.append(csr_array(dense))
+    try:
+        if was_training:
+            sae.eval()  # in training some SAEs choose latents over the whole batch
+        with torch.no_grad():
+            for start in range(0, len(X), BATCH_ROWS):
+                batch = torch.from_numpy(X[start : start + BATCH_ROWS]).to(device, dtype)
+                parts.append(_sparse(sae.encode(batch), batch, start))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"encode failed on rows of width {X.shape[1]} ({type(error).__name__}:"
+            f" {first_line(error)[:120]}): does the SAE read this hook?"
+        ) from error
+    finally:
+        if was_training:
+            sae.train()
+    if len({part.shape[1] for part in parts}) > 1:
+        raise UserError("encode returned another number of latents for some rows")
     return csr_array(vstack(parts))
+
+
+def _sparse(latents: Any, batch: torch.Tensor, start: int) -> csr_array:
+    """What ``encode`` returned for a batch, as sparse float32."""
+    import torch
+
+    if isinstance(latents, np.ndarray):
+        latents = torch.from_numpy(latents)
+    if not isinstance(latents, torch.Tensor):
+        raise UserError(f"encode returned a {type(latents).__name__}, not a tensor of latents")
+    if latents.ndim != 2 or len(latents) != len(batch):
+        raise UserError(
+            f"encode returned shape {tuple(latents.shape)} for {len(batch)} rows, not"
+            f" [{len(batch)}, d_sae]"
+        )
+    dense = latents.to_dense() if latents.layout != torch.strided else latents
+    array = dense.float().cpu().numpy()
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"encode returned NaN or infinite values for rows {start} to {start + len(batch) - 1}"
+        )
+    return csr_array(array)
 
 
 def _label(condition: Condition) -> float | int | str:

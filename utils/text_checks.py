@@ -80,20 +80,21 @@ def check_ood_texts(dataset: Dataset, shifted: Dataset) -> OodCheck:
 def _in_both_classes(dataset: Dataset) -> int:
     """Rows whose text stands in both classes."""
     classes = [
-        {text for text, of in zip(dataset.texts, dataset.labels) if of == label} for label in (0, 1)
+        {text for text, text_label in zip(dataset.texts, dataset.labels) if text_label == label}
+        for label in (0, 1)
     ]
-    both = classes[0] & classes[1]
-    return sum(text in both for text in dataset.texts)
+    ambiguous = classes[0] & classes[1]
+    return sum(text in ambiguous for text in dataset.texts)
 
 
 def check_texts(dataset: Dataset) -> TextCheck:
     """Compare the texts of a dataset with each other, letter by letter."""
     codes = np.unique(np.array(dataset.texts, dtype=object), return_inverse=True)[1]
     classes = [set(codes[dataset.labels == label].tolist()) for label in (0, 1)]
-    both = np.isin(codes, list(classes[0] & classes[1]))
+    ambiguous = np.isin(codes, list(classes[0] & classes[1]))
     n_repeated = len(codes) - len(np.unique(codes))
     check = TextCheck(
-        dataset.name, len(codes), int(dataset.labels.sum()), n_repeated, int(both.sum())
+        dataset.name, len(codes), int(dataset.labels.sum()), n_repeated, int(ambiguous.sum())
     )
     try:
         rows = split(Condition(NORMAL.name), dataset.labels)

@@ -20,11 +20,12 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import save_file
 
+from utils.models import get_model
 from utils.paths import Paths
 from utils.readers.sparse_files import to_csr
 from utils.readers.weight_files import stored_arrays
-from utils.runtime.errors import UserError
-from utils.saes.catalog import list_sae_ids, open_sae
+from utils.runtime.errors import Failures, UserError
+from utils.saes.catalog import SaeChoice, choose_saes, list_sae_ids, open_sae
 from utils.saes.encode import concatenate, encode, read_block
 
 D_MODEL, D_SAE = 24, 101  # a width that no block size divides
@@ -125,6 +126,37 @@ def test_gemma_scope_params_are_read_in_place(paths):
     assert_same(found, np.where((pre > weights["threshold"]) & (pre > 0), pre, 0))
     with torch.no_grad():
         assert_same(found, sae.encode(torch.from_numpy(x)).numpy())
+
+
+def test_gemma_scope_2_is_read_as_sae_lens_reads_it(paths):
+    """params.safetensors with names in lower case, found by the folder that the hub gives it."""
+    sae = random_sae("jumprelu", apply_b_dec_to_input=False)
+    sae_id = "resid_post/layer_13_width_16k_l0_medium"
+    folder = paths.saes("gemma-3-1b") / sae_id
+    folder.mkdir(parents=True)
+    weights = {n.lower(): p.detach().contiguous() for n, p in sae.named_parameters()}
+    save_file(weights, folder / "params.safetensors")
+    config = {"architecture": "jump_relu", "hf_hook_point_in": "model.layers.13.output"}
+    (folder / "config.json").write_text(json.dumps(config))
+    x = rows(20)
+    with torch.no_grad():
+        expected = sae.encode(torch.from_numpy(x)).numpy()
+    encoder = open_sae(paths, "gemma-3-1b", sae_id)
+    block = read_block(encoder, 0, D_SAE, CPU)
+    found = to_csr(concatenate(list(encode(encoder, [block], x, CPU))), D_SAE).toarray()
+    assert_same(found, expected)
+    info = get_model("gemma-3-1b")
+    assert choose_saes(paths, info, SaeChoice(), Failures()) == {sae_id: 13}
+    for module, message in (
+        ("model.layers.13.self_attn.o_proj.input", "attn.hook_z"),
+        ("model.layers.13.pre_feedforward_layernorm.output", "hook_mlp_in"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, "hf_hook_point_in": module}))
+        with pytest.raises(UserError, match=f"{message}.*not made here"):
+            choose_saes(paths, info, SaeChoice(), Failures())
+    (folder / "config.json").write_text(json.dumps({**config, "affine_connection": False}))
+    with pytest.raises(UserError, match="transcoder"):
+        open_sae(paths, "gemma-3-1b", sae_id)
 
 
 def test_llama_scope_checkpoints_fold_their_activation_norm(paths):

@@ -90,7 +90,7 @@ def write_report(path: Path, report: Report) -> None:
         }
         for drawing in report.drawings
     ]
-    found = {w: [f for f in report.findings if f.weight == w] for w in WEIGHTS}
+    by_weight = {w: [f for f in report.findings if f.weight == w] for w in WEIGHTS}
     page = environment.get_template("report.html").render(
         model_name=report.model_name,
         answers=answers(report.comparison),
@@ -104,7 +104,7 @@ def write_report(path: Path, report: Report) -> None:
         gap=report.gap,
         each_sae=readable_columns(report.each_sae),
         comparison=comparison.assign(contender=comparison["contender"].map(TITLES)),
-        findings=[(title, found[w]) for w, title in WEIGHTS.items() if found[w]],
+        findings=[(title, by_weight[w]) for w, title in WEIGHTS.items() if by_weight[w]],
         left_out=report.left_out,
         settings=json.dumps(report.settings, indent=1, sort_keys=True) if report.settings else "",
     )

@@ -94,7 +94,9 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
 
 def _same_rows(table: pd.DataFrame, last_token: pd.DataFrame, datasets: list[str]) -> bool:
     """Whether both were tested on as many rows of each dataset, where both say on how many."""
-    sizes = [of.groupby("dataset")["n_test"].max().reindex(datasets) for of in (table, last_token)]
+    sizes = [
+        rows.groupby("dataset")["n_test"].max().reindex(datasets) for rows in (table, last_token)
+    ]
     known = sizes[0].notna() & sizes[1].notna()
     return bool((sizes[0][known] == sizes[1][known]).all())
 

@@ -74,7 +74,7 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
     axes.set_ylim(CHANCE, 1.02)
     axes.set_ylabel("mean test AUC (0.5 is chance)")
     axes.grid(axis="y")
-    legend_above(figure, axes, len(names))
+    legend_above(figure, axes, min(3, len(names)))
     return figure
 
 
@@ -142,9 +142,9 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     figure, axes = one_panel(4.6, 4.6)
     for name in reversed(names[1:]):
         # a point a dataset: the mean of its layers and seeds
-        both = picks[BASELINES].merge(picks[name], on=DECISION, suffixes=("_baseline", "_sae"))
-        points = both.groupby("dataset")[["test_auc_baseline", "test_auc_sae"]].mean()
-        empty = both.groupby("dataset")["empty_sae"].all()
+        pairs = picks[BASELINES].merge(picks[name], on=DECISION, suffixes=("_baseline", "_sae"))
+        points = pairs.groupby("dataset")[["test_auc_baseline", "test_auc_sae"]].mean()
+        empty = pairs.groupby("dataset")["empty_sae"].all()
         above = (points["test_auc_sae"] > points["test_auc_baseline"] + TIE) & ~empty
         label = f"{TITLES[name]}: above the line on {int(above.sum())} of {len(points)}"
         for rows, face in ((points[~empty], LOOKS[name].color), (points[empty], "none")):
@@ -241,7 +241,7 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     axes.set_xlim(0.3, 1.04)
     axes.set_xlabel("test AUC out of distribution (dotted: chance)")
     axes.grid(axis="x")
-    legend_above(figure, axes, len(names))
+    legend_above(figure, axes, min(3, len(names)))
     return figure
 
 
@@ -392,9 +392,9 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
     """
     if not {BASELINES, PROBES} <= set(picks):
         raise NoData(f"{setting} lacks baselines or SAE probes")
-    both = matched({name: picks[name] for name in (BASELINES, PROBES)})
-    gain = both[PROBES]["test_auc"] - both[BASELINES]["test_auc"]
-    order = gain.groupby(both[PROBES]["dataset"]).mean().sort_values(ascending=False)
+    sides = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    gain = sides[PROBES]["test_auc"] - sides[BASELINES]["test_auc"]
+    order = gain.groupby(sides[PROBES]["dataset"]).mean().sort_values(ascending=False)
     chosen = order.index[
         np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))
     ]
@@ -460,11 +460,12 @@ def validation_gaps(gap: pd.DataFrame, labels: dict[str, str]) -> Figure:
         axes.set_xlabel(labels[setting])
         axes.set_title(setting, fontsize=9)
         if get_setting(setting).log_axis:
-            axes.set_xscale("log", base=2)
+            sizes = rows["condition"].astype(float).tolist()
+            log2_axis(axes, sizes if len(sizes) <= 8 else sizes[::4])
         axes.grid()
     row[0].set_ylabel("validation AUC - test AUC\n(mean over all probes)")
     figure.tight_layout()
-    shared_legend(figure, row[0], 4)
+    shared_legend(figure, row[0], 2 if len(settings) == 1 else 4)
     return figure
 
 
@@ -473,8 +474,8 @@ def _in_two_lines(name: str, longest: int = 28) -> str:
     breaks = [i + 1 for i, letter in enumerate(name) if letter in "_ -"]
     if len(name) <= longest or not breaks:
         return name
-    at = min(breaks, key=lambda i: abs(i - len(name) / 2))
-    return f"{name[:at]}\n{name[at:]}"
+    middle = min(breaks, key=lambda i: abs(i - len(name) / 2))
+    return f"{name[:middle]}\n{name[middle:]}"
 
 
 def _count(row: pd.Series) -> str:

@@ -307,8 +307,8 @@ SPARE_LOOKS = (
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """How figures show these methods, in the table's order, then those that no row foresaw."""
-    found = set(names)
-    ordered = [name for name in METHODS if name in found] + sorted(found - set(METHODS))
+    asked = set(names)
+    ordered = [name for name in METHODS if name in asked] + sorted(asked - set(METHODS))
     spare = cycle(SPARE_LOOKS)
     known = {name: METHODS[name].look for name in ordered if name in METHODS}
     return {name: known.get(name) or next(spare) for name in ordered}

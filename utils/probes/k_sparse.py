@@ -141,11 +141,11 @@ def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
     """float64 [n_rows, n_columns]: the chosen latents, in the order chosen."""
     place = np.full(X.shape[1], -1, dtype=np.int64)
     place[columns] = np.arange(len(columns))
-    at = place[X.indices]
-    kept = at >= 0
+    places = place[X.indices]
+    kept = places >= 0
     rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     dense = np.zeros((X.shape[0], len(columns)))
-    dense[rows[kept], at[kept]] = X.data[kept]
+    dense[rows[kept], places[kept]] = X.data[kept]
     return dense
 
 

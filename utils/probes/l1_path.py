@@ -214,10 +214,10 @@ def _newton_direction(
     place, step = np.append(w[active], 0.0), np.zeros(m + 1)
     free = np.ones(m + 1, dtype=bool)
     for _ in range(MAX_INNER):
-        at = np.flatnonzero(free)
+        moving = np.flatnonzero(free)
         direction = np.zeros(m + 1)
-        direction[at] = -_solve_positive(
-            hessian.copy(order="F") if free.all() else _square(hessian, at), slope[at]
+        direction[moving] = -_solve_positive(
+            hessian.copy(order="F") if free.all() else _square(hessian, moving), slope[moving]
         )
         backwards = free[:m] & (place[:m] == 0) & (direction[:m] * sign <= 0)
         if backwards.any():
@@ -252,11 +252,11 @@ def _hessian(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return hessian
 
 
-def _square(hessian: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _square(hessian: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Rows and columns ``at`` of a matrix in Fortran's order; whole columns first, which is quicker
     than np.ix_.
     """
-    return hessian[:, at][at]
+    return hessian[:, kept][kept]
 
 
 def _best_on_arc(

@@ -68,13 +68,17 @@ def pool_latents(tokens: Tokens, encode: Encode, d_sae: int) -> tuple[csr_array,
     """
     maxima, means = [], []
     for first, last in tokens.chunks():
-        found = encode(tokens.values[tokens.starts[first] : tokens.starts[last]].astype(np.float32))
+        latents = encode(
+            tokens.values[tokens.starts[first] : tokens.starts[last]].astype(np.float32)
+        )
         lengths = np.diff(tokens.starts[first : last + 1])
-        text = np.repeat(np.repeat(np.arange(last - first), lengths), np.diff(found.indptr))
-        keys, where = np.unique(text.astype(np.int64) * d_sae + found.columns, return_inverse=True)
+        text = np.repeat(np.repeat(np.arange(last - first), lengths), np.diff(latents.indptr))
+        keys, where = np.unique(
+            text.astype(np.int64) * d_sae + latents.columns, return_inverse=True
+        )
         largest = np.full(len(keys), -np.inf, dtype=np.float32)
-        np.maximum.at(largest, where, found.values)
-        total = np.bincount(where, weights=found.values, minlength=len(keys))
+        np.maximum.at(largest, where, latents.values)
+        total = np.bincount(where, weights=latents.values, minlength=len(keys))
         place = (keys // d_sae, keys % d_sae)
         maxima.append(csr_array((largest, place), shape=(last - first, d_sae)))
         means.append(
@@ -150,8 +154,8 @@ def attention_probe(
 
     def logits(parameters: list, rows: np.ndarray) -> torch.Tensor:
         query, output, bias = parameters
-        at, owner = tokens.of(rows)
-        x = (torch.from_numpy(tokens.values[at].astype(np.float32)) - mean) / scale
+        positions, owner = tokens.of(rows)
+        x = (torch.from_numpy(tokens.values[positions].astype(np.float32)) - mean) / scale
         place = torch.from_numpy(owner)
         score = x @ query
         highest = torch.full((len(rows),), -1e30).scatter_reduce(0, place, score.detach(), "amax")
@@ -194,5 +198,8 @@ def attention_probe(
             waited, reached = (0, auc) if auc > reached else (waited + 1, reached)
             if waited >= ATTENTION_PATIENCE:
                 break
-    found = scores(best[1], test)
-    return {**score_test_rows(y[test], (found > 0).astype(np.int64), found), "val_auc": best[0]}
+    test_scores = scores(best[1], test)
+    return {
+        **score_test_rows(y[test], (test_scores > 0).astype(np.int64), test_scores),
+        "val_auc": best[0],
+    }

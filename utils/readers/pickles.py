@@ -61,11 +61,15 @@ class _Dtype:
         self.dtype = self.dtype.newbyteorder(order if order in ("<", ">") else "=")
 
 
-def _scalar(of: _Dtype, data: bytes) -> Any:
+def _scalar(dtype: _Dtype, data: bytes) -> Any:
     """Stands for numpy's scalar constructor: one number of these bytes."""
-    if not isinstance(of, _Dtype) or not isinstance(data, bytes) or len(data) != of.dtype.itemsize:
+    if (
+        not isinstance(dtype, _Dtype)
+        or not isinstance(data, bytes)
+        or len(data) != dtype.dtype.itemsize
+    ):
         raise pickle.UnpicklingError("a number has not the bytes of its type")
-    return np.frombuffer(data, of.dtype)[0].item()
+    return np.frombuffer(data, dtype.dtype)[0].item()
 
 
 def _storage(data: bytes) -> Any:

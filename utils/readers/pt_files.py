@@ -56,9 +56,8 @@ def load_plain(path: Path, remedy: str, mmap: bool = False) -> Any:
         for tensor in loaded.values() if isinstance(loaded, dict) else [loaded]:
             if isinstance(tensor, torch.Tensor):
                 _check_extent(tensor)
-    except (
-        Exception
-    ) as error:  # a broken file can raise anything: zip, pickle, struct and torch errors
+    # a broken file can raise anything: zip, pickle, struct and torch errors
+    except Exception as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {first_line(error)[:120]}): {remedy}"
         ) from error

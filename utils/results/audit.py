@@ -42,8 +42,8 @@ def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
     if not {"quiver_baselines", "sae_only"} <= set(picks):
         return []
     baselines, probes = picks["quiver_baselines"], picks["sae_only"]
-    both = matched({"baselines": baselines, "probes": probes})
-    n_matched = len(both["probes"])
+    sides = matched({"baselines": baselines, "probes": probes})
+    n_matched = len(sides["probes"])
     lone = {"baselines": len(baselines) - n_matched, "SAE probes": len(probes) - n_matched}
     if not any(lone.values()):
         return [
@@ -57,7 +57,7 @@ def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
     elsewhere = int((~baselines["layer"].isin(set(probes["layer"]))).sum())
     parts = [f"{n} have {side} only" for side, n in lone.items() if n]
     why = f", {elsewhere} of them at layers without an SAE" if elsewhere else ""
-    gap = both["probes"]["test_auc"].mean() - both["baselines"]["test_auc"].mean()
+    gap = sides["probes"]["test_auc"].mean() - sides["baselines"]["test_auc"].mean()
     careless = probes["test_auc"].mean() - baselines["test_auc"].mean()
     return [
         Finding(
@@ -105,7 +105,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
         }
     except UserError:
         return []
-    found = []
+    findings = []
     for kind, keys in (
         (BASELINE, ["layer", "method", "protocol"]),
         (SAE, ["sae_id", "reg_type", "binarize", "protocol"]),
@@ -124,9 +124,9 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
             if label in known
         }
         for values, group in of_kind.groupby(keys, dropna=False):
-            there = set(zip(group["dataset"], map(_label, group["condition"])))
-            lacking = [f"{name} at {label}" for name, label in sorted(expected - there)]
-            n_rows, n_wanted = len(group.dropna(subset=["k"])), len(there) * n_ks
+            present = set(zip(group["dataset"], map(_label, group["condition"])))
+            lacking = [f"{name} at {label}" for name, label in sorted(expected - present)]
+            n_rows, n_wanted = len(group.dropna(subset=["k"])), len(present) * n_ks
             if kind == SAE and 0 < n_rows < n_wanted:
                 lacking.append(f"{n_wanted - n_rows} of {n_wanted} values of k")
             if lacking:
@@ -136,7 +136,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
                     f"{len(lacking)} of {len(expected)} rows are missing:"
                     f" {', '.join(lacking[:3])}{more}"
                 )
-                found.append(Finding(Kind.MISSING, "doubt", f"{setting}, {name}", what))
+                findings.append(Finding(Kind.MISSING, "doubt", f"{setting}, {name}", what))
         if kind == BASELINE:
             for layer, group in of_kind.groupby("layer", sort=False):
                 absent = [m for m in methods_of(setting) if m not in set(group["method"])]
@@ -145,8 +145,10 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
                         f"{' and '.join(absent)} of the paper's baselines are absent: the best"
                         " baseline is the best of fewer"
                     )
-                    found.append(Finding(Kind.ABSENT, "doubt", f"{setting}, layer {layer}", what))
-    return found
+                    findings.append(
+                        Finding(Kind.ABSENT, "doubt", f"{setting}, layer {layer}", what)
+                    )
+    return findings
 
 
 def _label(condition: object) -> str:
@@ -186,9 +188,9 @@ def _ood_difference(rows: pd.DataFrame) -> float | None:
     picks = contenders(of_protocol(rows, PROTOCOLS[0]))
     if not {BASELINES, PROBES} <= set(picks):
         return None
-    both = matched({name: picks[name] for name in (BASELINES, PROBES)})
-    difference = both[PROBES]["test_auc"] - both[BASELINES]["test_auc"]
-    return float(difference.groupby(both[PROBES]["dataset"]).mean().mean())
+    sides = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    difference = sides[PROBES]["test_auc"] - sides[BASELINES]["test_auc"]
+    return float(difference.groupby(sides[PROBES]["dataset"]).mean().mean())
 
 
 def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
@@ -268,11 +270,11 @@ def _empty(setting: str, rows: pd.DataFrame) -> list[Finding]:
 
 def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
     probes = rows[rows["kind"].isin([SAE, CONTROL]) & (rows["reg_type"] == "l1")]
-    found = []
+    findings = []
     if len(probes):
         untold = probes["converged"].isna() & (probes["solver"] == "saga")
         if untold.any():
-            found.append(
+            findings.append(
                 Finding(
                     Kind.SOLVER,
                     "doubt",
@@ -288,7 +290,7 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
         by_method = ", ".join(
             f"{method} {n}" for method, n in short["method"].value_counts().items()
         )
-        found.append(
+        findings.append(
             Finding(
                 Kind.UNCONVERGED,
                 "doubt",
@@ -296,4 +298,4 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
                 f"{len(short)} of {len(told)} fits did not converge ({by_method})",
             )
         )
-    return found
+    return findings

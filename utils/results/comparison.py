@@ -151,8 +151,8 @@ def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 def protocols(tidy: pd.DataFrame) -> list[str]:
     """The protocols of the SAE probes in a table, the paper's first."""
-    found = set(tidy.loc[tidy["kind"] == SAE, "protocol"].dropna())
-    return [protocol for protocol in PROTOCOLS if protocol in found]
+    names = set(tidy.loc[tidy["kind"] == SAE, "protocol"].dropna())
+    return [protocol for protocol in PROTOCOLS if protocol in names]
 
 
 def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -200,10 +200,10 @@ def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     Baselines and SAEs together may be rankable nowhere (published OOD tables have no val_auc): then
     they are left out.
     """
-    both = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    sides = matched({name: picks[name] for name in (BASELINES, PROBES)})
     wanted = {name: picks[name] for name in CORE if name in picks}
     shared = matched(wanted)
-    if len(shared[PROBES]) or not len(both[PROBES]):
+    if len(shared[PROBES]) or not len(sides[PROBES]):
         return shared
     return matched({name: picked for name, picked in wanted.items() if name != "quiver_with_sae"})
 
@@ -213,10 +213,10 @@ def _compare_picks(setting: object, picks: dict[str, pd.DataFrame]) -> pd.DataFr
     pairs = {name: (picked, present[BASELINES]) for name, picked in present.items()}
     for name in CONTROLS:
         if name in picks:
-            both = matched({name: picks[name], "baseline": present[BASELINES]})
-            pairs[name] = (both[name], both["baseline"])
-    found = sorted(present[BASELINES]["condition"].unique(), key=_sortable)
-    conditions = [condition for condition in found if condition != ALL]
+            sides = matched({name: picks[name], "baseline": present[BASELINES]})
+            pairs[name] = (sides[name], sides["baseline"])
+    values = sorted(present[BASELINES]["condition"].unique(), key=_sortable)
+    conditions = [condition for condition in values if condition != ALL]
     rows = [
         row
         for c in conditions
@@ -308,11 +308,11 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
             of_same = baselines.get(protocol)
             if of_same is None or not len(picked):
                 continue
-            both = matched({"sae": picked, "baseline": of_same})
-            if len(both["sae"]):
+            sides = matched({"sae": picked, "baseline": of_same})
+            if len(sides["sae"]):
                 what = {"setting": setting, "SAE or control": sae_id, "protocol": protocol}
                 names = ("SAE probe", "best baseline")
-                rows.append({**what, **_side_by_side(both["sae"], both["baseline"], names)})
+                rows.append({**what, **_side_by_side(sides["sae"], sides["baseline"], names)})
     return _with_holm(pd.DataFrame(rows))
 
 
@@ -335,9 +335,9 @@ def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
             for sae_id in [twin_id(name)] if of_an_sae else trained:
                 if sae_id not in picks:
                     continue
-                both = matched({"sae": picks[sae_id], "control": picks[name]})
-                if len(both["sae"]):
-                    sides = _side_by_side(both["sae"], both["control"], ("SAE probe", "control's"))
+                pair = matched({"sae": picks[sae_id], "control": picks[name]})
+                if len(pair["sae"]):
+                    sides = _side_by_side(pair["sae"], pair["control"], ("SAE probe", "control's"))
                     table.append({"k": int(k), "SAE": sae_id, "control": name, **sides})
     return _with_holm(pd.DataFrame(table))
 

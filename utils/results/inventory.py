@@ -93,53 +93,55 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
 
     Raises UserError when the text datasets, from which the expected numbers come, are missing.
     """
-    found = Inventory()
+    inventory = Inventory()
     for name in list_datasets(paths):
         try:
-            found.sizes[name] = dataset_size(paths, name)
+            inventory.sizes[name] = dataset_size(paths, name)
             dataset_fingerprint(paths, name)  # while its texts are at hand
         except UserError as error:
-            found.unreadable.append(str(error))
-    ood = [name for name in list_ood_datasets(paths) if name in found.sizes]
+            inventory.unreadable.append(str(error))
+    ood = [name for name in list_ood_datasets(paths) if name in inventory.sizes]
     results = load_results(paths, info.name, settings)
     tables = results.tidy
-    found.unreadable += results.unreadable()
+    inventory.unreadable += results.unreadable()
     unusual = (f for f in results.findings if f.kind is not Kind.UNREADABLE and f.weight != "fine")
-    found.remarks = [str(finding) for finding in unusual]
+    inventory.remarks = [str(finding) for finding in unusual]
     probes = tables[tables["kind"] == SAE]
-    found.probed = set(probes["setting"])
+    inventory.probed = set(probes["setting"])
     at_hand = [*info.sae_ids, *list_sae_ids(paths.saes(info.name))]
     named = [*at_hand, *probes["sae_id"].dropna().unique().tolist()]
-    found.only_in_tables = set(named) - set(at_hand)
+    inventory.only_in_tables = set(named) - set(at_hand)
     # "published" stands for the unnamed SAE of the paper's OOD table
-    found.sae_ids = [sae_id for sae_id in dict.fromkeys(named) if sae_id != "published"]
+    inventory.sae_ids = [sae_id for sae_id in dict.fromkeys(named) if sae_id != "published"]
     for setting in settings:
-        names = ood if get_setting(setting).shifted else list(found.sizes)
-        found.model_activations[setting] = _model_activations(paths, info, setting, names, found)
-        _sae_activations(paths, info, setting, names, found)
-        _results(info, setting, names, tables[tables["setting"] == setting], found)
-    return found
+        names = ood if get_setting(setting).shifted else list(inventory.sizes)
+        inventory.model_activations[setting] = _model_activations(
+            paths, info, setting, names, inventory
+        )
+        _sae_activations(paths, info, setting, names, inventory)
+        _results(info, setting, names, tables[tables["setting"] == setting], inventory)
+    return inventory
 
 
 def _model_activations(
-    paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory
+    paths: Paths, info: LanguageModel, setting: str, names: list[str], inventory: Inventory
 ) -> Count:
     layers: tuple[Layer, ...] = info.layers_of(get_setting(setting))
     done = expected = 0
     for ood in (False, True) if get_setting(setting).shifted else (False,):
         folder = paths.model_activations_folder(info.name, ood)
-        there = file_names(folder)
+        files = file_names(folder)
         for name in names:
             for layer in layers:
                 path = paths.model_activations(info.name, name, hook_name(layer), ood)
                 expected += 1
-                good = _is_good(path, there, found)
-                done += good and _is_of_these_texts(paths, path, name, ood, found)
+                good = _is_good(path, files, inventory)
+                done += good and _is_of_these_texts(paths, path, name, ood, inventory)
     return Count(done, expected)
 
 
 def _sae_activations(
-    paths: Paths, info: LanguageModel, setting: str, names: list[str], found: Inventory
+    paths: Paths, info: LanguageModel, setting: str, names: list[str], inventory: Inventory
 ) -> None:
     """Datasets whose rows of the setting can be had, SAE by SAE: from our files, the original
     scripts', or the OOD archives.
@@ -148,7 +150,7 @@ def _sae_activations(
         s: file_names(paths.sae_activations_folder(info.name, s)) for s in {setting, NORMAL.name}
     }
     row = get_setting(setting)
-    for sae_id in found.sae_ids:
+    for sae_id in inventory.sae_ids:
 
         def has(
             in_setting: str, dataset: str, part: str, suffix: str = "", sae_id: str = sae_id
@@ -156,13 +158,13 @@ def _sae_activations(
             path = paths.sae_activations(
                 info.name, in_setting, set_stem(dataset, sae_id, suffix), part
             )
-            return _is_good(path, folders[in_setting], found)
+            return _is_good(path, folders[in_setting], inventory)
 
         done = 0
         for name in names:
             own = SHIFTED.name if row.shifted else NORMAL.name
             split = all(has(own, name, part) for part in ("X_train_sae", "X_test_sae"))
-            if split and _is_stale(SaeFiles(paths, info.name, own, name, sae_id), found):
+            if split and _is_stale(SaeFiles(paths, info.name, own, name, sae_id), inventory):
                 continue
             if not row.exports:
                 done += split or (row.shifted and _in_archive(paths, info, name, sae_id))
@@ -174,12 +176,14 @@ def _sae_activations(
                         has(setting, name, "X_train_sae", suffix)
                         for suffix in condition_suffixes(condition)
                     )
-                    for condition in conditions(setting, found.sizes[name])
+                    for condition in conditions(setting, inventory.sizes[name])
                 )
-        found.sae_activations[setting, sae_id] = Count(done, len(names))
+        inventory.sae_activations[setting, sae_id] = Count(done, len(names))
 
 
-def _is_of_these_texts(paths: Paths, path: Path, dataset: str, ood: bool, found: Inventory) -> bool:
+def _is_of_these_texts(
+    paths: Paths, path: Path, dataset: str, ood: bool, inventory: Inventory
+) -> bool:
     """Whether a file of model activations was made from the texts that there are now; those of
     others do not say.
     """
@@ -189,14 +193,14 @@ def _is_of_these_texts(paths: Paths, path: Path, dataset: str, ood: bool, found:
             return True
         now = dataset_fingerprint(paths, dataset, made.get("n_rows"), ood).texts
     except UserError as error:
-        found.unreadable.append(str(error))
+        inventory.unreadable.append(str(error))
         return False
     if made["texts_sha256"] != now:
-        found.stale.append(f"{path.name}: made from other texts than {dataset} has now")
+        inventory.stale.append(f"{path.name}: made from other texts than {dataset} has now")
     return made["texts_sha256"] == now
 
 
-def _is_stale(files: SaeFiles, found: Inventory) -> bool:
+def _is_stale(files: SaeFiles, inventory: Inventory) -> bool:
     """Whether latents were made from something else than there is now; others' do not say."""
     described = files.description()
     try:
@@ -204,8 +208,8 @@ def _is_stale(files: SaeFiles, found: Inventory) -> bool:
     except UserError:  # of model activations, where it is named
         return False
     line = f"latents of {files.sae_id} on {files.dataset}, {files.setting}: made from"
-    if changed and (line := f"{line} {' and '.join(changed)}") not in found.stale:
-        found.stale.append(line)
+    if changed and (line := f"{line} {' and '.join(changed)}") not in inventory.stale:
+        inventory.stale.append(line)
     return bool(changed)
 
 
@@ -220,8 +224,8 @@ def _in_archive(paths: Paths, info: LanguageModel, dataset: str, sae_id: str) ->
     ) and (bool(width) or named_width(sae_id) == 131_072)
 
 
-def _is_good(path: Path, there: dict[str, int], found: Inventory) -> bool:
-    n_bytes = there.get(path.name)
+def _is_good(path: Path, files: dict[str, int], inventory: Inventory) -> bool:
+    n_bytes = files.get(path.name)
     if n_bytes is None:
         return False
     if is_whole_tensor_file(path, n_bytes):
@@ -229,15 +233,15 @@ def _is_good(path: Path, there: dict[str, int], found: Inventory) -> bool:
     line = (
         f"{path} is no whole tensor file ({n_bytes} bytes): delete it, and make or unpack it again"
     )
-    if line not in found.unreadable:
-        found.unreadable.append(line)
+    if line not in inventory.unreadable:
+        inventory.unreadable.append(line)
     return False
 
 
 def _results(
-    info: LanguageModel, setting: str, names: list[str], rows: pd.DataFrame, found: Inventory
+    info: LanguageModel, setting: str, names: list[str], rows: pd.DataFrame, inventory: Inventory
 ) -> None:
-    n_conditions = {name: len(conditions(setting, found.sizes[name])) for name in names}
+    n_conditions = {name: len(conditions(setting, inventory.sizes[name])) for name in names}
     n_layers = len(info.layers_of(get_setting(setting)))
     methods = methods_of(setting)
     baselines = (
@@ -245,13 +249,13 @@ def _results(
     )
     key = ["dataset", "condition", "layer", "method"]
     done = len(baselines.drop_duplicates(key)) if len(baselines) else 0
-    found.baselines[setting] = Count(done, sum(n_conditions.values()) * n_layers * len(methods))
+    inventory.baselines[setting] = Count(done, sum(n_conditions.values()) * n_layers * len(methods))
     ks = get_setting(setting).ks
-    for sae_id in found.sae_ids:
+    for sae_id in inventory.sae_ids:
         done = 0
         if len(rows):
             of_sae = rows[
                 (rows["sae_id"] == sae_id) & rows["k"].isin(ks) & rows["dataset"].isin(names)
             ]
             done = len(of_sae.drop_duplicates(["dataset", "condition", "k"]))
-        found.sae_probes[setting, sae_id] = Count(done, sum(n_conditions.values()) * len(ks))
+        inventory.sae_probes[setting, sae_id] = Count(done, sum(n_conditions.values()) * len(ks))

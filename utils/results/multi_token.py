@@ -84,8 +84,8 @@ def load_multi_token(paths: Paths, model_name: str) -> tuple[pd.DataFrame, list[
         return published.assign(n_test=np.nan), findings
     ours = ours[ours["seed"] == ours["seed"].min()].replace({"sae_id": {"": None}})
     ours = ours.assign(method=ours["method"] + OURS)
-    both = [ours[[*COLUMNS, "n_test"]], published.assign(n_test=np.nan)]
-    return pd.concat([table for table in both if len(table)], ignore_index=True), findings
+    tables = [ours[[*COLUMNS, "n_test"]], published.assign(n_test=np.nan)]
+    return pd.concat([table for table in tables if len(table)], ignore_index=True), findings
 
 
 def _row(stem: str, result: dict) -> dict:

@@ -36,20 +36,20 @@ def judge(
     anything to compare with it is taken to be inside, as the paper's is.
     """
     key = ["dataset", "sae_id", "k"]
-    both = (
+    pairs = (
         probes.merge(inside.drop_duplicates(key), on=key, suffixes=("", "_inside"))
         if len(inside)
         else inside
     )
-    if len(both):
-        difference = (both["test_auc"] - both["test_auc_inside"]).abs()
+    if len(pairs):
+        difference = (pairs["test_auc"] - pairs["test_auc_inside"]).abs()
         equal = int((difference <= SAME).sum())
         evidence = (
-            f"{equal} of {len(both)} AUCs equal the in-distribution AUC of the same dataset, SAE"
+            f"{equal} of {len(pairs)} AUCs equal the in-distribution AUC of the same dataset, SAE"
             f" and k to {SAME}"
         )
         return Judgement(
-            equal >= MANY * len(both), f"{evidence} (largest difference {difference.max():.4f})"
+            equal >= MANY * len(pairs), f"{evidence} (largest difference {difference.max():.4f})"
         )
     means = []
     for baselines in (inside_baselines, ood_baselines):

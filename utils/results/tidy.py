@@ -65,14 +65,14 @@ def load_results(
     findings: list[Finding] = []
     for setting, read in product(settings, (tables.baselines, tables.sae_probes)):
         try:
-            frame, found = read(setting)
+            frame, of_table = read(setting)
         except UserError as error:
             findings.append(Finding(Kind.UNREADABLE, "wrong", "tables", str(error)))
             continue
-        findings += found
+        findings += of_table
         if len(frame):
-            frame, found = _current(paths, model_name, frame)
-            findings += found
+            frame, of_table = _current(paths, model_name, frame)
+            findings += of_table
             frames.append(frame.reindex(columns=list(TIDY_COLUMNS)))
     if not frames:
         return Results(pd.DataFrame(columns=list(TIDY_COLUMNS)), findings)
@@ -185,9 +185,9 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
             sources.append((path, int(layer) if layer.isdigit() else layer))
     else:
         path = paths.baseline_table(model_name, setting)
-        found = existing(path, path.parent / "summary" / path.name)
-        if found:
-            sources.append((found, probe_layer))
+        file = existing(path, path.parent / "summary" / path.name)
+        if file:
+            sources.append((file, probe_layer))
     if not sources:
         return _baseline_runs(paths, model_name, setting)
     frames: list[pd.DataFrame] = []
@@ -247,16 +247,16 @@ def _baseline_run(path: Path, column: str | None) -> dict:
     """
     needed = {"dataset", "method", "val_auc", "test_auc"} | ({column} if column else set())
     with open(path, encoding="utf-8", newline="") as file:
-        found = list(csv.DictReader(file))
-    if len(found) != 1 or not needed <= set(found[0]):
+        rows = list(csv.DictReader(file))
+    if len(rows) != 1 or not needed <= set(rows[0]):
         raise ValueError(f"it has not one row with {', '.join(sorted(needed))}")
     layer = path.name.removeprefix("layer").split("_")[0]
-    row: dict[str, object] = {name: found[0][name] for name in ("dataset", "method")}
+    row: dict[str, object] = {name: rows[0][name] for name in ("dataset", "method")}
     row["layer"] = int(layer) if layer.isdigit() else layer
     for name in ("val_auc", "test_auc", "test_f1", "test_acc", *([column] if column else [])):
-        number = float(found[0].get(name) or "nan")
+        number = float(rows[0].get(name) or "nan")
         if name.endswith("_auc") and not -ROUNDING <= number <= 1 + ROUNDING:
-            raise ValueError(f"{name} is {found[0][name]!r}")
+            raise ValueError(f"{name} is {rows[0][name]!r}")
         row[name] = number
     return row
 
@@ -330,8 +330,8 @@ def _shifted_rows(tables: _Tables, path: Path, table: pd.DataFrame) -> tuple[pd.
     judgement = _judge_untold(tables, table[~told])
     if judgement.inside:
         what = f"{n_untold} rows are not out of distribution, and are left out"
-        found = Finding(Kind.SHIFTED_ROWS, "wrong", about, f"{what}: {judgement.evidence}")
-        return table[told], found
+        finding = Finding(Kind.SHIFTED_ROWS, "wrong", about, f"{what}: {judgement.evidence}")
+        return table[told], finding
     what = f"{n_untold} rows do not say which rows they tested; by their numbers OOD, and used"
     return table, Finding(Kind.SHIFTED_ROWS, "doubt", about, f"{what}: {judgement.evidence}")
 
@@ -369,8 +369,8 @@ def _sae_probes(tables: _Tables, setting: str) -> tuple[pd.DataFrame, list[Findi
     table = _read_sae_table(path, column)
     findings = _torn(path)
     if get_setting(setting).shifted:
-        table, found = _shifted_rows(tables, path, table)
-        findings.append(found)
+        table, finding = _shifted_rows(tables, path, table)
+        findings.append(finding)
     method = table["method"].fillna("sae_probe") if "method" in table.columns else "sae_probe"
     table = table.assign(method=method, setting=setting)
     table = table.assign(kind=np.where(table["method"] == "sae_probe", SAE, CONTROL))

@@ -229,11 +229,11 @@ def _note_versions(client: Any) -> None:
     Results may then differ in their last digits.
     """
     here = installed_versions()
-    for worker, there in client.run(installed_versions).items():
+    for worker, versions in client.run(installed_versions).items():
         other = [
-            f"{name} {there.get(name)} (here {version})"
+            f"{name} {versions.get(name)} (here {version})"
             for name, version in here.items()
-            if there.get(name) != version
+            if versions.get(name) != version
         ]
         if other:
             print(f"note: the worker at {worker} has {', '.join(other)}", file=sys.stderr)

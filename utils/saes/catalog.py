@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
-from utils.names import Layer, layer_order, sae_layer
+from utils.names import Layer, layer_order
 from utils.paths import Paths
-from utils.runtime.errors import UserError, unknown_name
+from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.saes.encoder import Encoder, read_json
 from utils.saes.formats import FORMATS, format_of, through_sae_lens
+from utils.saes.hooks import layer_read_by
 
 
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
@@ -22,40 +24,61 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     """Ids of the SAEs below a folder, in name order."""
     if not sae_dir.is_dir():
         return []
-    found = {path.parent for known in FORMATS for path in sae_dir.rglob(known.marker)}
-    for folder in found:
+    folders = {path.parent for known in FORMATS for path in sae_dir.rglob(known.marker)}
+    for folder in folders:
         if not folder.name.isprintable():
             raise UserError(f"{str(folder)!a} has a name that is no text: rename it")
     return sorted(
         folder.relative_to(sae_dir).as_posix()
-        for folder in found
+        for folder in folders
         if not any(part.startswith(".") for part in folder.relative_to(sae_dir).parts)
     )
 
 
+@dataclass(frozen=True)
+class SaeChoice:
+    """Which SAEs a run uses: ``asked`` by id (None: all on disk, else the paper's), of ``layers``
+    (None: all); ``hook_name``: what those read that do not say it; ``release``: where they are of.
+    """
+
+    asked: list[str] | None = None
+    layers: list[Layer] | None = None
+    hook_name: str | None = None
+    release: str | None = None
+
+
 def choose_saes(
-    paths: Paths, info: LanguageModel, asked: list[str] | None, layers: list[Layer] | None
+    paths: Paths, info: LanguageModel, choice: SaeChoice, failures: Failures
 ) -> dict[str, Layer]:
-    """{sae_id: layer} of the SAEs asked for, else all on disk, else the paper's; only those of
-    ``layers`` where given.
+    """{sae_id: the layer it reads}; an SAE of which that is not known, or whose sources disagree,
+    is a failure, and the others go on.
 
     Raises UserError when there are none.
     """
     folder = paths.saes(info.name)
-    sae_ids = list(dict.fromkeys(asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
+    sae_ids = list(dict.fromkeys(choice.asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
     if not sae_ids:
         raise UserError(
             f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id"
         )
-    found = {}
+    layers_of: dict[str, Layer] = {}
+    refused = Failures()
     for sae_id in sae_ids:
-        layer = sae_layer(sae_id)
-        found[sae_id] = info.probe_layer if layer is None else layer
-    chosen = {sae_id: layer for sae_id, layer in found.items() if not layers or layer in layers}
+        with refused.caught():
+            on_disk = find_sae_folder(folder, sae_id)
+            # files on disk may be of any release, unless one is named
+            release = choice.release or (None if on_disk else info.sae_release)
+            layers_of[sae_id] = layer_read_by(sae_id, on_disk, release, choice.hook_name)
+    if not layers_of:
+        raise UserError(refused.lines[0])
+    for line in refused.lines:
+        failures.add(line)
+    layers = choice.layers
+    chosen = {sae_id: layer for sae_id, layer in layers_of.items() if not layers or layer in layers}
     if not chosen:
         raise UserError(
             f"no SAE reads the layers {layers}; those there are at layers"
-            f" {sorted(set(found.values()), key=layer_order)}"
+            f" {sorted(set(layers_of.values()), key=layer_order)}"
         )
     return chosen
 
@@ -99,12 +122,12 @@ def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:
     subfolder = entry.saes_map[sae_id]
     try:
         return Path(snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])) / subfolder
-    except (
-        Exception
-    ) as error:  # offline, gated, missing: the hub client has an error of its own for each
+    # offline, gated, missing: the hub client has an error of its own for each
+    except Exception as error:
         raise UserError(
             f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online, `hf"
-            f" download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches it"
+            f" download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches"
+            f" it, and --target_sae_id {subfolder} names it then"
         ) from error
 
 

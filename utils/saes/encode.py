@@ -310,18 +310,23 @@ def check_device(
     cpu = torch.device("cpu")
     reference_block = read_block(encoder, block.start, block.start + len(block), cpu)
     rows = activations[:GATE_ROWS]
-    found, reference = (
+    on_device, reference = (
         _dense(encoder, b, rows, d) for b, d in ((block, device), (reference_block, cpu))
     )
     scale = max(float(np.abs(reference).max(initial=0.0)), 1e-12)
-    only_one = (found != 0) != (reference != 0)
-    both = (found != 0) & (reference != 0)
-    error = np.abs(found - reference)[both] / np.maximum(np.abs(reference[both]), 1e-3 * scale)
+    only_one = (on_device != 0) != (reference != 0)
+    agreeing = (on_device != 0) & (reference != 0)
+    error = np.abs(on_device - reference)[agreeing] / np.maximum(
+        np.abs(reference[agreeing]), 1e-3 * scale
+    )
     # a latent at its threshold may fall on either side; more than one in a thousand is no rounding
-    if only_one.sum() > 1e-3 * max(both.sum(), 1) + 1 or error.max(initial=0.0) > GATE_TOLERANCE:
+    if (
+        only_one.sum() > 1e-3 * max(agreeing.sum(), 1) + 1
+        or error.max(initial=0.0) > GATE_TOLERANCE
+    ):
         raise UserError(
             f"{encoder.sae_id}: {device.type} gives other latents than the CPU"
-            f" ({int(only_one.sum())} of {int(both.sum())} differ, relative error"
+            f" ({int(only_one.sum())} of {int(agreeing.sum())} differ, relative error"
             f" {error.max(initial=0.0):.1e}): run again with --device cpu"
         )
 

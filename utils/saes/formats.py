@@ -7,6 +7,7 @@ tensors only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,37 @@ def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
         ),
         folder,
     )
+
+
+def open_gemma_scope_2(folder: Path, sae_id: str) -> Encoder:
+    """Gemma Scope 2: JumpReLU in params.safetensors, names in lower case, no input bias.
+
+    Raises UserError for a transcoder.
+    """
+    cfg = read_json(folder / "config.json")
+    if cfg.get("architecture", "jump_relu") != "jump_relu" or "affine_connection" in cfg:
+        raise UserError(f"{folder} is a transcoder or of an unknown kind: JumpReLU SAEs are read")
+    arrays = stored_arrays(folder / "params.safetensors")
+    need(arrays, ("w_enc", "b_enc", "threshold"), folder)
+    W_enc = arrays["w_enc"]
+    d_model, d_sae = W_enc.shape
+    vectors = {name: arrays[name].read() for name in ("b_enc", "threshold")}
+    return checked(Encoder(sae_id, "jumprelu", d_model, d_sae, W_enc, vectors=vectors), folder)
+
+
+def gemma_scope_2_hook(folder: Path) -> str | None:
+    """config.json's hf_hook_point_in: the module of transformers whose output or input is read."""
+    module = str(read_json(folder / "config.json").get("hf_hook_point_in") or "")
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+    if match is None:
+        return module or None
+    points = {
+        "output": "hook_resid_post",
+        "post_feedforward_layernorm.output": "hook_mlp_out",
+        "self_attn.o_proj.input": "attn.hook_z",
+        "pre_feedforward_layernorm.output": "hook_mlp_in",
+    }
+    return f"blocks.{match.group(1)}.{points.get(match.group(2), match.group(2))}"
 
 
 def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
@@ -295,20 +327,85 @@ def _mapped(path: Path) -> dict[str, MappedArray]:
 
 @dataclass(frozen=True)
 class Format:
-    """A way to save an SAE: the file that tells it, whose it is, and what opens a folder of it."""
+    """A way to save an SAE: the file that tells it, whose it is, what opens a folder of it, and
+    what says which hook it reads (None where its files do not).
+    """
 
     marker: str
     needs: str
     open: Callable[[Path, str], Encoder]
+    hook: Callable[[Path], str | None] = lambda folder: None
+
+
+def sae_lens_hook(folder: Path) -> str | None:
+    """cfg.json: metadata.hook_name, or in older files hook_name or hook_point."""
+    cfg = read_json(folder / "cfg.json")
+    metadata = cfg.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    heads = metadata.get("hook_head_index", cfg.get("hook_head_index"))
+    if heads is not None:
+        raise UserError(
+            f"{folder / 'cfg.json'}: hook_head_index {heads}: single heads are not read"
+        )
+    hook = metadata.get("hook_name") or cfg.get("hook_name") or cfg.get("hook_point")
+    return str(hook) if hook else None
+
+
+def llama_scope_hook(folder: Path) -> str | None:
+    hook = read_json(folder / "hyperparams.json").get("hook_point_in")
+    return str(hook) if hook else None
+
+
+def dictionary_hook(folder: Path) -> str | None:
+    """config.json of dictionary_learning: trainer.layer with trainer.submodule_name."""
+    trainer = read_json(folder / "config.json").get("trainer")
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("layer"), int):
+        return None
+    name = str(trainer.get("submodule_name") or "")
+    for part, point in (
+        ("resid_post", "hook_resid_post"),
+        ("resid_pre", "hook_resid_pre"),
+        ("mlp_out", "hook_mlp_out"),
+        ("attn_out", "hook_attn_out"),
+    ):
+        if part in name:
+            return f"blocks.{trainer['layer']}.{point}"
+    return f"blocks.{trainer['layer']}.{name}" if name else None
+
+
+def sparsify_hook(folder: Path) -> str | None:
+    """sparsify names a folder by the module whose output an SAE reads: layers.10, layers.10.mlp."""
+    match = re.search(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)(?:\.(\w+))?$", folder.name)
+    if match is None:
+        return None
+    block, module = match.groups()
+    points = {None: "hook_resid_post", "mlp": "hook_mlp_out", "feed_forward": "hook_mlp_out"}
+    points |= dict.fromkeys(("attn", "attention", "self_attn"), "hook_attn_out")
+    return f"blocks.{block}.{points.get(module, module)}"
 
 
 # the first whose marker is there counts: sparsify and SAELens both have a cfg.json
 FORMATS = [
     Format("params.npz", "params.npz (Gemma Scope)", open_gemma_scope),
-    Format("ae.pt", "config.json + ae.pt (dictionary_learning)", open_dictionary),
-    Format("sae.safetensors", "cfg.json + sae.safetensors (sparsify)", open_sparsify),
-    Format("cfg.json", "cfg.json + sae_weights.safetensors (SAELens)", open_sae_lens),
-    Format("hyperparams.json", "hyperparams.json + checkpoints/ (Llama Scope)", open_llama_scope),
+    Format(
+        "params.safetensors",
+        "config.json + params.safetensors (Gemma Scope 2)",
+        open_gemma_scope_2,
+        gemma_scope_2_hook,
+    ),
+    Format("ae.pt", "config.json + ae.pt (dictionary_learning)", open_dictionary, dictionary_hook),
+    Format(
+        "sae.safetensors", "cfg.json + sae.safetensors (sparsify)", open_sparsify, sparsify_hook
+    ),
+    Format(
+        "cfg.json", "cfg.json + sae_weights.safetensors (SAELens)", open_sae_lens, sae_lens_hook
+    ),
+    Format(
+        "hyperparams.json",
+        "hyperparams.json + checkpoints/ (Llama Scope)",
+        open_llama_scope,
+        llama_scope_hook,
+    ),
 ]
 
 

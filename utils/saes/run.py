@@ -229,20 +229,20 @@ class EncodingRun:
                         self._add(sae_id, block, loaded, partials, bar)
                     _spill(waiting / f"{job.dataset}.{number}.npz", partials)
                 del blocks
-            said = list(failures.values())
+            lines = list(failures.values())
             for job, loaded in ahead(
                 self._read, [job for job in work.jobs if job.dataset not in failures]
             ):
                 if isinstance(loaded, UserError):
-                    said.append(str(loaded))
+                    lines.append(str(loaded))
                     continue
                 partials = self._new_partials(sae_id, loaded)
                 for number in range(len(passes)):
                     _unspill(waiting / f"{job.dataset}.{number}.npz", partials)
-                said += self._finish(sae_id, loaded, partials)
+                lines += self._finish(sae_id, loaded, partials)
         finally:
             shutil.rmtree(waiting, ignore_errors=True)
-        return said
+        return lines
 
     def _new_partials(self, sae_id: str, loaded: Loaded) -> list[list[PartialRows]]:
         return [

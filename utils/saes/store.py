@@ -302,21 +302,22 @@ class SaeActivations:
             )
             for suffix in condition_suffixes(condition)
         ]
-        found = next((path for path in paths if path.is_file()), None)
-        if found is None:
+        train_path = next((path for path in paths if path.is_file()), None)
+        if train_path is None:
             raise UserError(
                 f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}"
             )
         if seed != SEED:
-            raise UserError(f"{found} holds the rows of seed 42 only: {self.remedy}")
-        train = load_sparse(found, self.remedy)
+            raise UserError(f"{train_path} holds the rows of seed 42 only: {self.remedy}")
+        train = load_sparse(train_path, self.remedy)
         test = load_sparse(
-            found.with_name(found.name.replace("_X_train_sae", "_X_test_sae")), self.remedy
+            train_path.with_name(train_path.name.replace("_X_train_sae", "_X_test_sae")),
+            self.remedy,
         )
         if (train.shape[0], test.shape[0]) != (len(rows_of.train), len(rows_of.test)):
             raise UserError(
-                f"{found} and its test file have {train.shape[0]} and {test.shape[0]} rows, the"
-                f" split has {len(rows_of.train)} and {len(rows_of.test)}: {self.remedy}"
+                f"{train_path} and its test file have {train.shape[0]} and {test.shape[0]} rows,"
+                f" the split has {len(rows_of.train)} and {len(rows_of.test)}: {self.remedy}"
             )
         return train, test
 
@@ -343,11 +344,11 @@ def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
             f" {'is' if len(changed) == 1 else 'are'} now: {remedy}"
         )
     for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
-        found = load_tensor(files.path(name), remedy)
+        stored = load_tensor(files.path(name), remedy)
         if (
-            found.layout != torch.strided
-            or found.is_complex()
-            or not torch.equal(found.double(), torch.tensor(labels).double())
+            stored.layout != torch.strided
+            or stored.is_complex()
+            or not torch.equal(stored.double(), torch.tensor(labels).double())
         ):
             raise UserError(
                 f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it,"

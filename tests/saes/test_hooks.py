@@ -1,0 +1,133 @@
+"""Which activations an SAE reads: each format's own word, and no guess where nothing says it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import MODEL
+from sae_lens.loading.pretrained_sae_loaders import get_gemma_2_config_from_hf
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+from utils.models import get_model
+from utils.names import hook_name
+from utils.runtime.errors import Failures, UserError
+from utils.saes.catalog import SaeChoice, choose_saes
+from utils.saes.hooks import layer_read_by
+
+SAE_LENS, OLD = {"metadata": {"hook_name": "blocks.5.hook_mlp_out"}}, "blocks.5.hook_mlp_out"
+
+
+def write(folder, files: dict[str, object]):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def dictionary(layer: int, name: str) -> dict:
+    return {"config.json": {"trainer": {"layer": layer, "submodule_name": name}}, "ae.pt": ""}
+
+
+SAID: dict[str, tuple[str, dict, object]] = {
+    "SAELens": ("mine", {"cfg.json": SAE_LENS}, "blocks.5.hook_mlp_out"),
+    "SAELens before 6": ("mine", {"cfg.json": {"hook_name": OLD}}, "blocks.5.hook_mlp_out"),
+    "SAELens of old": ("mine", {"cfg.json": {"hook_point": "hook_embed"}}, "embed"),
+    "Llama Scope": ("m", {"hyperparams.json": {"hook_point_in": "blocks.7.hook_resid_post"}}, 7),
+    "dictionary_learning": ("mlp_out_layer_3/trainer_0", dictionary(3, "mlp_out_layer_3"),
+                            "blocks.3.hook_mlp_out"),
+    "dictionary_learning, residual": ("r/trainer_0", dictionary(8, "resid_post_layer_8"), 8),
+    "sparsify": ("layers.10", {"cfg.json": {}, "sae.safetensors": ""}, 10),
+    "sparsify, MLP": ("layers.10.mlp", {"cfg.json": {}, "sae.safetensors": ""},
+                      "blocks.10.hook_mlp_out"),
+    "Gemma Scope, by its id": ("layer_20/width_16k/average_l0_408", {"params.npz": ""}, 20),
+    "Gemma Scope, embedding": ("embedding/width_4k/average_l0_6", {"params.npz": ""}, "embed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_files_and_ids_say_what_is_read(tmp_path, kind):
+    sae_id, files, expected = SAID[kind]
+    assert layer_read_by(sae_id, write(tmp_path / sae_id, files), None) == expected
+
+
+def cfg(hook: object, **more) -> dict:
+    return {"cfg.json": {"metadata": {"hook_name": hook, **more}}}
+
+
+REFUSED: dict[str, tuple[str, dict, str]] = {
+    "nothing says it": ("mine", {"params.npz": ""}, "does not say which activations it reads"),
+    "an empty config": ("mine", cfg(None), "does not say which activations it reads"),
+    "id and file disagree": ("layer_8/x", cfg("blocks.5.hook_resid_post"), "one of them is wrong"),
+    "hooks disagree": ("blocks.8.hook_resid_pre", cfg("blocks.8.hook_resid_post"), "wrong"),
+    "attention heads": ("mine", cfg("blocks.5.attn.hook_z"), "not made here"),
+    "one head": ("mine", cfg("blocks.5.hook_attn_out", hook_head_index=3), "head"),
+    "a transcoder's input": ("mine", cfg("blocks.5.ln2.hook_normalized"), "not made here"),
+    "a module of another library": ("mine", cfg("model.layers.5"), "not made here"),
+    "the middle of a block": ("mine", cfg("blocks.5.hook_resid_mid"), "not made here"),
+    "another module": ("mine", dictionary(3, "query_layer_3"), "not made here"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_known_or_not_made_is_refused_in_one_line(tmp_path, kind):
+    sae_id, files, message = REFUSED[kind]
+    folder = write(tmp_path / sae_id, files)
+    with pytest.raises(UserError, match=message) as caught:
+        layer_read_by(sae_id, folder, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_user_can_say_it_where_nothing_else_does(tmp_path):
+    silent, telling = write(tmp_path / "mine", {"params.npz": ""}), write(tmp_path / "b", cfg(OLD))
+    assert layer_read_by("mine", silent, None, "blocks.3.hook_attn_out") == "blocks.3.hook_attn_out"
+    assert layer_read_by("b", telling, None, OLD) == OLD
+    with pytest.raises(UserError, match=r"--hook_name says blocks\.3"):
+        layer_read_by("b", telling, None, "blocks.3.hook_attn_out")
+
+
+def test_one_sae_that_says_nothing_does_not_end_the_others(paths):
+    folder = paths.saes(MODEL)
+    write(folder / "mine", {"params.npz": ""})
+    write(folder / "layer_2" / "s", {"params.npz": ""})
+    failures = Failures()
+    info = get_model(MODEL, paths)
+    assert choose_saes(paths, info, SaeChoice(), failures) == {"layer_2/s": 2}
+    assert len(failures.lines) == 1
+    assert failures.lines[0].startswith("mine does not say")
+    asked = SaeChoice(["mine"], hook_name="blocks.4.hook_resid_pre")
+    assert choose_saes(paths, info, asked, Failures()) == {"mine": "blocks.4.hook_resid_pre"}
+    with pytest.raises(UserError, match="mine does not say"):
+        choose_saes(paths, info, SaeChoice(["mine"]), Failures())
+
+
+def test_gemma_scope_releases_read_what_sae_lens_says():
+    n_read = 0
+    for release, entry in get_pretrained_saes_directory().items():
+        if entry.conversion_func != "gemma_2" or not release.startswith("gemma-scope"):
+            continue
+        for sae_id, folder in entry.saes_map.items():
+            theirs = get_gemma_2_config_from_hf(entry.repo_id, folder, "cpu")["hook_name"]
+            try:
+                assert hook_name(layer_read_by(sae_id, None, release)) == theirs, (release, sae_id)
+                n_read += 1
+            except UserError:
+                assert theirs.endswith("attn.hook_z"), (release, sae_id)
+    assert n_read > 1900
+
+
+def test_no_sae_of_an_mlp_attention_or_transcoder_release_is_fed_the_residual_stream():
+    n_refused = n_read = 0
+    for release, entry in get_pretrained_saes_directory().items():
+        for sae_id in entry.saes_map:
+            try:
+                hook = hook_name(layer_read_by(sae_id, None, release))
+            except UserError:
+                n_refused += 1
+                continue
+            n_read += 1
+            if any(part in release for part in ("-mlp", "-att", "transcoder", "clt")):
+                assert "resid" not in hook, (release, sae_id, hook)
+    assert n_read > 7000
+    assert n_read + n_refused > 13_000
