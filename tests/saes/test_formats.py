@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from conftest import needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import SAE
+from sae_lens.loading import pretrained_saes_directory as saes_directory
 from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
@@ -27,6 +29,8 @@ from utils.readers.weight_files import stored_arrays
 from utils.runtime.errors import Failures, UserError
 from utils.saes.catalog import SaeChoice, choose_saes, list_sae_ids, open_sae
 from utils.saes.encode import concatenate, encode, read_block
+from utils.saes.encoder import Encoder
+from utils.saes.releases import as_released
 
 D_MODEL, D_SAE = 24, 101  # a width that no block size divides
 CPU = torch.device("cpu")
@@ -373,3 +377,74 @@ class Hostile:
 
     def __reduce__(self):
         return Path.touch, (Path(self.canary),)
+
+
+def latents(encoder, x: np.ndarray) -> np.ndarray:
+    block = read_block(encoder, 0, encoder.d_sae, CPU)
+    return to_csr(concatenate(list(encode(encoder, [block], x, CPU))), encoder.d_sae).toarray()
+
+
+@pytest.mark.parametrize("input_bias", [True, False])
+def test_a_releases_scaling_factor_is_folded_as_sae_lens_folds_it(paths, monkeypatch, input_bias):
+    sae = random_sae("standard", apply_b_dec_to_input=input_bias)
+    sae.save_model(paths.saes("m") / "s")
+    entry = SimpleNamespace(
+        config_overrides=None, norm_scaling_factor={"s": 0.214}, conversion_func=None
+    )
+    monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
+    x = rows(20)
+    sae.fold_activation_norm_scaling_factor(0.214)
+    with torch.no_grad():
+        expected = sae.encode(torch.from_numpy(x)).numpy()
+    assert_same(latents(open_sae(paths, "m", "s", "r"), x), expected)
+    plain = latents(open_sae(paths, "m", "s"), x)
+    assert not np.allclose(plain, expected)
+
+
+def test_centred_writing_weights_are_rows_less_their_mean(paths, monkeypatch):
+    """A residual stream whose writers are centred is the same stream less its mean, row by row."""
+    sae = random_sae("standard")
+    sae.save_model(paths.saes("m") / "s")
+    kwargs = {"center_writing_weights": True}
+    entry = SimpleNamespace(
+        config_overrides={"model_from_pretrained_kwargs": kwargs, "dataset_path": "x"},
+        norm_scaling_factor={},
+        conversion_func=None,
+    )
+    monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
+    x = rows(20)
+    with torch.no_grad():
+        centred = torch.from_numpy(x - x.mean(axis=1, keepdims=True))
+        expected = sae.encode(centred).numpy()
+    assert_same(latents(open_sae(paths, "m", "s", "r"), x), expected)
+    # the same, where the SAE's own file says it
+    cfg = paths.saes("m") / "s" / "cfg.json"
+    content = json.loads(cfg.read_text())
+    content["metadata"]["model_from_pretrained_kwargs"] = kwargs
+    cfg.write_text(json.dumps(content))
+    assert_same(latents(open_sae(paths, "m", "s"), x), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model_from_pretrained_kwargs": {"fold_ln": True}}, "loaded with"),
+        ({"activation_fn": "tanh"}, "asks for activation_fn"),
+        ({"normalize_activations": "l3"}, "normalize_activations"),
+    ],
+)
+def test_an_override_that_is_not_known_is_refused(paths, monkeypatch, overrides, message):
+    random_sae("standard").save_model(paths.saes("m") / "s")
+    entry = SimpleNamespace(
+        config_overrides=overrides, norm_scaling_factor={}, conversion_func=None
+    )
+    monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
+    with pytest.raises(UserError, match=message):
+        open_sae(paths, "m", "s", "r")
+
+
+def test_every_override_of_the_registry_is_applied_or_refused():
+    """Of the installed version: what is new there must be looked at here."""
+    encoder = Encoder("s", "standard", 4, 8, None)
+    for release in saes_directory.get_pretrained_saes_directory():
+        as_released(encoder, release, "s")

@@ -12,6 +12,7 @@ from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.saes.encoder import Encoder, read_json
 from utils.saes.formats import FORMATS, format_of, through_sae_lens
 from utils.saes.hooks import layer_read_by
+from utils.saes.releases import as_released
 
 
 def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
@@ -95,9 +96,10 @@ def open_sae(paths: Paths, model_name: str, sae_id: str, release: str | None = N
         release = release or get_model(model_name, paths).sae_release
         folder = _from_hub(release, sae_id, sae_dir)
     known = format_of(folder)
-    if known is None:  # of the hub, in a form that only SAELens reads
+    if known is None:  # of the hub, in a form that only SAELens reads; it applies what it knows
         return through_sae_lens(sae_id, release=str(release))
-    return known.open(folder, sae_id)
+    encoder = known.open(folder, sae_id)
+    return as_released(encoder, release, sae_id) if release else encoder
 
 
 def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:

@@ -87,6 +87,8 @@ def process_input(encoder: Encoder, activations: torch.Tensor) -> torch.Tensor:
     import torch
 
     x = activations
+    if encoder.centred:
+        x = x - x.mean(dim=-1, keepdim=True)
     if encoder.normalize_activations == "constant_norm_rescale":
         x = x * (encoder.d_model**0.5 / x.norm(dim=-1, keepdim=True))
     elif encoder.normalize_activations == "layer_norm":

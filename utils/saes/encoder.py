@@ -27,8 +27,8 @@ class Encoder:
     """What an SAE's encoder is, and where its weights stand; no weights are in memory.
 
     ``W_enc`` is [d_model, d_sae], or [d_sae, d_model] where ``latents_first``. ``vectors`` are
-    small arrays [d_sae] (b_enc, threshold, b_gate, b_mag, r_mag). The input is normalised, then
-    ``b_dec`` [d_model] is taken off it.
+    small arrays [d_sae] (b_enc, threshold, b_gate, b_mag, r_mag). The input is centred and
+    normalised, then ``b_dec`` [d_model] is taken off it.
     """
 
     sae_id: str
@@ -39,6 +39,7 @@ class Encoder:
     latents_first: bool = False
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     b_dec: np.ndarray | None = None
+    centred: bool = False  # each row less its mean comes first
     normalize_activations: str = "none"
     input_scale: float = 1.0  # multiplies W_enc
     k_active: int = 0  # latents a TopK SAE keeps of a row

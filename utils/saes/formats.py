@@ -19,6 +19,7 @@ from utils.readers.pt_files import load_plain
 from utils.readers.weight_files import stored_arrays
 from utils.runtime.errors import UserError, first_line, unknown_name
 from utils.saes.encoder import ARCHITECTURES, SAE_LENS, Encoder, checked, need, read_json
+from utils.saes.releases import with_model_kwargs
 
 if TYPE_CHECKING:
     import torch
@@ -176,11 +177,15 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         folder,
     )
     W_enc = arrays["W_enc"]
+    metadata = cfg.get("metadata")
+    trained_on = (metadata if isinstance(metadata, dict) else cfg).get(
+        "model_from_pretrained_kwargs"
+    )
     if architecture == "topk" and not isinstance(cfg.get("k"), int):
         raise UserError(
             f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}"
         )
-    return checked(
+    encoder = checked(
         Encoder(
             sae_id,
             architecture,
@@ -195,6 +200,7 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         ),
         folder,
     )
+    return with_model_kwargs(encoder, trained_on)
 
 
 def open_llama_scope(folder: Path, sae_id: str) -> Encoder:

@@ -1,0 +1,70 @@
+"""What SAELens's registry says of a release beside its files: applied, or the SAE is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from utils.runtime.errors import UserError
+from utils.saes.encoder import NORMALIZATIONS, Encoder
+
+# of the training run, the model or the hook, which other rooms look at: no part of encoding
+NOT_OF_ENCODING = {"dataset_path", "model_name", "hook_name", "context_size", "dtype", "device"}
+# how the model was loaded in training that leaves the activations as they are
+NEUTRAL_KWARGS: dict[str, Any] = {"center_writing_weights": False, "fold_ln": False}
+
+
+def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
+    """An encoder with the registry's scaling and overrides of its release.
+
+    ``norm_scaling_factor`` is folded into the weights as SAELens's
+    ``fold_activation_norm_scaling_factor`` does; centred writing weights are rows less their mean,
+    which is what such a model's residual stream is.
+
+    Raises UserError for an override that is not known here.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    entry = get_pretrained_saes_directory().get(release)
+    if entry is None:
+        return encoder
+    overrides = dict(entry.config_overrides or {})
+    normalization = overrides.pop("normalize_activations", encoder.normalize_activations)
+    if normalization not in NORMALIZATIONS:
+        raise UserError(f"{release}: normalize_activations {normalization!r} is not known")
+    encoder = replace(encoder, normalize_activations=normalization)
+    encoder = with_model_kwargs(encoder, overrides.pop("model_from_pretrained_kwargs", None))
+    unknown = sorted(set(overrides) - NOT_OF_ENCODING)
+    if unknown:
+        raise UserError(f"{release} asks for {', '.join(unknown)}, which is not known here")
+    factor = entry.norm_scaling_factor.get(sae_id)
+    # Llama Scope's is in its own files, and folded when they are read
+    if factor is None or str(entry.conversion_func).startswith("llama_scope"):
+        return encoder
+    return replace(
+        encoder,
+        input_scale=encoder.input_scale * factor,
+        b_dec=None if encoder.b_dec is None else encoder.b_dec / factor,
+        normalize_activations="none",
+    )
+
+
+def with_model_kwargs(encoder: Encoder, kwargs: object) -> Encoder:
+    """An encoder for a model that was loaded with these arguments when the SAE was trained.
+
+    Raises UserError for arguments that change activations in a way that is not known here.
+    """
+    if not kwargs:
+        return encoder
+    if not isinstance(kwargs, dict):
+        raise UserError(
+            f"{encoder.sae_id}: model_from_pretrained_kwargs {kwargs!r} are no settings"
+        )
+    rest = {k: v for k, v in kwargs.items() if NEUTRAL_KWARGS.get(k, not v) != v}
+    if rest == {"center_writing_weights": True}:
+        return replace(encoder, centred=True)
+    if rest:
+        raise UserError(
+            f"{encoder.sae_id} was trained on a model loaded with {rest}, which is not known here"
+        )
+    return encoder
