@@ -265,8 +265,8 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
 
     Raises UserError when texts or a description cannot be read.
     """
-    size = dataset_size(paths, name)
-    wanted = None if ood else min(reading.max_rows or size, size)
+    size = len(load_ood(paths, name)) if ood else dataset_size(paths, name)
+    wanted = size if ood else min(reading.max_rows or size, size)
     for hook in reading.hooks:
         path = paths.model_activations(info.name, name, hook, ood)
         if not path.is_file():
@@ -278,7 +278,9 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
         texts = dataset_fingerprint(paths, name, n_rows, ood).texts
         now = {**_made_by(info, paths), "texts_sha256": texts}
         changed = [key for key, value in now.items() if value and made.get(key, value) != value]
-        few = wanted is not None and n_rows is not None and n_rows < wanted
+        few = n_rows is not None and n_rows < wanted
+        if reading.dtype not in ("auto", made.get("dtype", reading.dtype)):
+            changed.append("dtype")
         if changed:
             what = " and ".join(key.removesuffix("_sha256") for key in changed)
             print(f"{path.name}: made with other {what}, is made again")

@@ -48,7 +48,7 @@ from utils.runtime.progress import progress
 from utils.runtime.tasks import Tasks
 from utils.runtime.units import show_bytes
 from utils.runtime.workers import Workers, run_tasks
-from utils.saes.catalog import SaeChoice, choose_saes, open_sae
+from utils.saes.catalog import SaeChoice, choose_saes, open_sae, release_used
 from utils.saes.encode import product_rate
 from utils.saes.encoder import Encoder
 from utils.saes.original_order import encode_dense, whole_sae, write_original_split
@@ -64,9 +64,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     cli.add_saes(parser)
-    parser.add_argument(
-        "--sae_release", metavar="NAME", help="release in SAELens's registry (default: the model's)"
-    )
     parser.add_argument(
         "--batch_mode",
         action=argparse.BooleanOptionalAction,
@@ -141,7 +138,7 @@ def generate(
 ) -> None:
     """Make the files that are missing."""
     info, layers = wanted.info, wanted.layers
-    jobs = find_jobs(paths, wanted, failures)
+    jobs = find_jobs(paths, wanted, encoding.sae_release, failures)
     n_todo = sum(len(job.normal) + len(job.ood) for job in jobs)
     print(
         f"{info.name}: {len(layers)} SAEs, {len(wanted)} sets of files; {len(wanted) - n_todo}"
@@ -218,7 +215,7 @@ def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]
         return []
 
 
-def find_jobs(paths: Paths, wanted: Wanted, failures: Failures) -> list[Job]:
+def find_jobs(paths: Paths, wanted: Wanted, release: str | None, failures: Failures) -> list[Job]:
     """The jobs with something to do; a dataset that cannot be read is a failure."""
     info, layers = wanted.info, wanted.layers
 
@@ -227,7 +224,7 @@ def find_jobs(paths: Paths, wanted: Wanted, failures: Failures) -> list[Job]:
         # without a description they are unfinished; with one, its sources must still be what they
         # were
         return bool(files.description()) and files.is_done(
-            made_from(files, hook_name(layers[sae_id]))
+            made_from(files, hook_name(layers[sae_id]), release_used(paths, info, sae_id, release))
         )
 
     jobs = []

@@ -91,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     info = replace(info, max_seq_len=min(args.max_tokens, info.max_seq_len))
 
     failures = Failures()
-    choice = SaeChoice(args.target_sae_id, args.layers or [info.probe_layer], args.hook_name)
+    choice = SaeChoice(
+        args.target_sae_id, args.layers or [info.probe_layer], args.hook_name, args.sae_release
+    )
     saes = choose_saes(paths, info, choice, failures)
     sae_dir = paths.saes(info.name)
     controls = {sae_id for sae_id in saes if is_control(sae_dir / sae_id)}
@@ -102,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     methods += [(COMPONENTS, None), (ATTENTION, None)]
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
     table = multi_token_table(paths.multi_token_results(info.name))
-    read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed)
+    read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_release)
     with lock_tables([table]):
         title = f"multi-token probes, {info.name}"
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, 0))
@@ -132,6 +134,7 @@ class ReadAndProbe:
     max_rows: int
     device: str
     seed: int
+    sae_release: str | None
 
 
 def source_of(
@@ -230,7 +233,7 @@ def probe_tokens(
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
-        encoder = open_sae(paths, model_name, sae_id)
+        encoder = open_sae(paths, model_name, sae_id, reading.sae_release)
         block = read_block(encoder, 0, encoder.d_sae, cpu)
         pooled = pool_latents(tokens, partial(_encode, encoder, block, cpu), encoder.d_sae)
         for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):

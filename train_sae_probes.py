@@ -126,7 +126,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         )
         for seed in cli.seeds_of(args)
     ]
-    choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name)
+    choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, args.sae_release)
     layers = choose_saes(paths, info, choice, failures)
     probed = sources(layers, paths.saes(info.name), args.controls)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
@@ -200,6 +200,7 @@ def probe_dataset(
         activations = ControlActivations(base["method"], rows)
     else:
         activations = SaeActivations(paths, model_name, name, sae_id, ood)
+        activations.require_hook(hook_name(base["layer"]))
     made = []
     for (options, condition), ks in wanted.items():
         if condition not in conditions(condition.setting, len(activations.labels)):

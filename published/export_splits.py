@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     failures = Failures()
-    sae_ids = choose_saes(
-        paths, info, SaeChoice(args.target_sae_id, args.layers, args.hook_name), failures
-    )
+    release = args.sae_release
+    choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, release)
+    sae_ids = choose_saes(paths, info, choice, failures)
     with locked(paths.sae_activations_folder(model_name, args.setting), *map(sae_stem, sae_ids)):
         export(paths, args, model_name, list(sae_ids), failures)
     return cli.report(failures, "datasets")

@@ -56,6 +56,19 @@ def test_what_encodes_is_encoded(kind):
     assert np.allclose(latents.toarray(), EXPECTED, atol=1e-5)
 
 
+def test_an_encode_that_works_in_place_spoils_nothing():
+    rows = X.copy()
+    encode(Plain(lambda z: z), rows)
+
+    class InPlace:
+        def encode(self, x):
+            x /= x.norm()
+            return torch.relu(x @ W)
+
+    encode(InPlace(), rows)
+    assert np.array_equal(rows, X)
+
+
 def test_a_module_stays_as_it_was():
     module = Module().train()
     encode(module, X)

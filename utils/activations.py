@@ -40,6 +40,7 @@ def write_activations(
     both do.
     """
     described = {**made_by, "n_rows": len(texts), "texts_sha256": texts_fingerprint(texts)}
+    path.unlink(missing_ok=True)  # an older tensor must not stand under a new description
     write_json(description_path(path), described)
     save_tensor(path, activations.contiguous())
 
@@ -65,13 +66,10 @@ def read_description(path: Path) -> dict:
 
 
 def source_fingerprint(path: Path) -> str | None:
-    """What a file of activations is: its description where we made it, else samples of its
-    content; None where it is not there.
+    """What a file of activations is: samples of its content, and its description where we made it;
+    None where it is not there.
     """
-    if not path.is_file():
-        return None
-    described = read_description(path)
-    return digest(described) if described else file_fingerprint(path)
+    return digest([read_description(path), file_fingerprint(path)]) if path.is_file() else None
 
 
 def rows_fingerprint(
@@ -88,7 +86,8 @@ def rows_fingerprint(
         source = source_fingerprint(path)
         if source is None:
             return None
-        n_rows = read_description(path).get("n_rows")
+        # an OOD file counts whole: rows that were added to it are missing
+        n_rows = None if is_ood else read_description(path).get("n_rows")
         sources += [source, dataset_fingerprint(paths, dataset, n_rows, is_ood).texts_and_labels]
     return digest(sources)
 
@@ -182,4 +181,9 @@ def load_rows(
     X_ood = load_activations(
         paths.model_activations(model_name, dataset, hook_name, ood=True), shifted, remedy, d_model
     )
+    if len(X_ood) != len(shifted):
+        path = paths.model_activations(model_name, dataset, hook_name, ood=True)
+        raise UserError(
+            f"{path} has {len(X_ood)} rows, {shifted.name} has {len(shifted)}: {remedy}"
+        )
     return ModelRows(X, texts.labels[: len(X)], X_ood, shifted.labels)

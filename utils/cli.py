@@ -147,6 +147,9 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
         help="SAEs to use (default: all in --sae_dir, else the paper's)",
     )
     parser.add_argument(
+        "--sae_release", metavar="NAME", help="release in SAELens's registry (default: the model's)"
+    )
+    parser.add_argument(
         "--hook_name",
         type=hook,
         metavar="HOOK",

@@ -234,14 +234,24 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-@lru_cache(maxsize=1)
 def load_model(
     info: LanguageModel, hook_names: tuple[str, ...], paths: Paths, device: str, dtype: str = "auto"
 ) -> HookedModel:
     """The model on a device, read at these hooks; the one used last stays, here as on a cluster's
-    worker.
+    worker, as long as its files do.
     """
-    return HookedModel(info, list(hook_names), paths, device, dtype)
+    return _load_model(info, hook_names, paths, (device, dtype), model_identity(info, paths))
+
+
+@lru_cache(maxsize=1)
+def _load_model(
+    info: LanguageModel,
+    hook_names: tuple[str, ...],
+    paths: Paths,
+    place: tuple[str, str],
+    _: str | None,
+) -> HookedModel:
+    return HookedModel(info, list(hook_names), paths, *place)
 
 
 def model_source(info: LanguageModel, paths: Paths) -> str:

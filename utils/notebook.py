@@ -123,7 +123,7 @@ def encode(sae: Any, X: np.ndarray) -> csr_array:
             sae.eval()  # in training some SAEs choose latents over the whole batch
         with torch.no_grad():
             for start in range(0, len(X), BATCH_ROWS):
-                batch = torch.from_numpy(X[start : start + BATCH_ROWS]).to(device, dtype)
+                batch = torch.from_numpy(X[start : start + BATCH_ROWS]).to(device, dtype, copy=True)
                 parts.append(_sparse(sae.encode(batch), batch, start))
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(

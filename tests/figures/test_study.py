@@ -161,3 +161,17 @@ def test_multi_token_bars_stand_beside_baselines_of_the_same_rows():
 
 def test_every_look_is_used_for_one_name_alone():
     assert len({(look.color, look.marker) for look in LOOKS.values()}) == len(LOOKS)
+
+
+def test_ood_bars_keep_the_only_baseline_and_every_dataset():
+    table = tidy("OOD")
+    table = table[table["method"] != "pca"]
+    control = table[(table["kind"] == "sae") & (table["dataset"] == "1_d")].assign(
+        kind="control", method="random_sae_probe", sae_id="layer_2/random_s"
+    )
+    picks = contenders(pd.concat([table, control], ignore_index=True))
+    (axes,) = study.ood_bars(picks, {}).axes
+    names = axes.get_legend_handles_labels()[1]
+    assert names[:2] == ["best baseline", "SAE probe"]
+    assert "random-SAE control" in names
+    assert [label.get_text() for label in axes.get_yticklabels()] == DATASETS

@@ -335,3 +335,13 @@ def test_copies_of_a_dataset_in_seeds_are_no_datasets():
     assert (row["n_datasets"], row["n_pairs"]) == (8, 16)
     assert row["wins"] + row["ties"] + row["losses"] == 8
     assert row["p_wilcoxon"] >= 2 / 2**8
+
+
+def test_a_control_without_weights_beats_no_sae():
+    rows = []
+    for dataset in "abcdefg":
+        rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.45, k=16, sae_id="l/x"))
+        control = {"k": 16, "sae_id": "l/random_x", "n_nonzero": 0}
+        rows.append(probe(dataset, "control", "random_sae_probe", 0.9, 0.5, **control))
+    (row,) = against_controls(pd.DataFrame(rows)).to_dict("records")
+    assert (row["wins"], row["ties"], row["losses"], row["n_empty"]) == (0, 7, 0, 7)

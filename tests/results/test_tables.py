@@ -186,3 +186,11 @@ def test_conditions_that_differ_are_different_keys(tmp_path, one, other):
     table = baseline_table(tmp_path / "t.csv", "ratio", 20)
     row = {"dataset": "d", "method": "logreg", "layer": 20, "seed": 42}
     assert table.key_of({**row, "ratio": one}) != table.key_of({**row, "ratio": other})
+
+
+@pytest.mark.parametrize(
+    "fingerprint", ["0123456789012345", "123e456789012345", "00e1234567890123"]
+)
+def test_a_fingerprint_that_looks_like_a_number_is_text(table, fingerprint):
+    table.append([{**ROW, "made_from": fingerprint}])
+    assert list(table.done().values()) == [fingerprint]

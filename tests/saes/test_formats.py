@@ -389,7 +389,7 @@ def test_a_releases_scaling_factor_is_folded_as_sae_lens_folds_it(paths, monkeyp
     sae = random_sae("standard", apply_b_dec_to_input=input_bias)
     sae.save_model(paths.saes("m") / "s")
     entry = SimpleNamespace(
-        config_overrides=None, norm_scaling_factor={"s": 0.214}, conversion_func=None
+        config_overrides=None, norm_scaling_factor={"s": 0.214}, conversion_func=None, saes_map={}
     )
     monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
     x = rows(20)
@@ -410,6 +410,7 @@ def test_centred_writing_weights_are_rows_less_their_mean(paths, monkeypatch):
         config_overrides={"model_from_pretrained_kwargs": kwargs, "dataset_path": "x"},
         norm_scaling_factor={},
         conversion_func=None,
+        saes_map={},
     )
     monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
     x = rows(20)
@@ -436,7 +437,7 @@ def test_centred_writing_weights_are_rows_less_their_mean(paths, monkeypatch):
 def test_an_override_that_is_not_known_is_refused(paths, monkeypatch, overrides, message):
     random_sae("standard").save_model(paths.saes("m") / "s")
     entry = SimpleNamespace(
-        config_overrides=overrides, norm_scaling_factor={}, conversion_func=None
+        config_overrides=overrides, norm_scaling_factor={}, conversion_func=None, saes_map={}
     )
     monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
     with pytest.raises(UserError, match=message):

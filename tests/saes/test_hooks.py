@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from conftest import MODEL
@@ -79,6 +80,28 @@ def test_what_is_not_known_or_not_made_is_refused_in_one_line(tmp_path, kind):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "sae_id",
+    [
+        "blocks.0.hook_resid_mid",
+        "blocks.0.hook_z",
+        "blocks.8.attn.hook_z",
+        "blocks.3.hook_mlp_in/mine",
+        "blocks.3.ln2.hook_normalized",
+        "blocks.3.attn.hook_q/width_1k",
+    ],
+)
+@pytest.mark.parametrize("release", [None, "gpt2-small-hook-z-kk"])
+def test_an_id_that_names_a_hook_not_made_here_is_no_blocks_number(sae_id, release):
+    with pytest.raises(UserError, match=r"reads blocks\.\d\."):
+        layer_read_by(sae_id, None, release)
+
+
+def test_what_a_hook_is_followed_by_is_no_part_of_it():
+    assert layer_read_by("blocks.8.hook_resid_pre_24576", None, None) == "blocks.8.hook_resid_pre"
+    assert layer_read_by("blocks.8.hook_resid_post/mine", None, None) == 8
+
+
 def test_a_user_can_say_it_where_nothing_else_does(tmp_path):
     silent, telling = write(tmp_path / "mine", {"params.npz": ""}), write(tmp_path / "b", cfg(OLD))
     assert layer_read_by("mine", silent, None, "blocks.3.hook_attn_out") == "blocks.3.hook_attn_out"
@@ -127,6 +150,8 @@ def test_no_sae_of_an_mlp_attention_or_transcoder_release_is_fed_the_residual_st
                 n_refused += 1
                 continue
             n_read += 1
+            named = re.match(r"blocks\.\d+\.\S*hook_[a-z]+(_[a-z]+)?", sae_id)
+            assert named is None or named.group(0) == hook, (release, sae_id, hook)
             if any(part in release for part in ("-mlp", "-att", "transcoder", "clt")):
                 assert "resid" not in hook, (release, sae_id, hook)
     assert n_read > 7000

@@ -16,12 +16,16 @@ import train_baselines
 import train_sae_probes
 import visualize
 from checks import status
-from utils.activations import write_activations
-from utils.datasets import load_dataset
+from utils import activations
+from utils.activations import load_rows, write_activations
+from utils.datasets import load_dataset, load_ood
 from utils.models import get_model
 from utils.results.findings import Kind
+from utils.results.sources import source_of
 from utils.results.tidy import load_results
-from utils.saes.store import SaeFiles
+from utils.runtime.errors import UserError
+from utils.saes.store import SaeActivations, SaeFiles, made_from
+from utils.settings import NORMAL, SHIFTED, Condition
 
 NAME, SAE, D_MODEL, D_SAE = "1_first", "layer_2/mine", 384, 64
 HOOK = "blocks.2.hook_resid_post"
@@ -246,3 +250,92 @@ def test_model_activations_of_other_texts_are_missing(paths, capsys):
     table.to_csv(paths.texts(NAME), index=False)
     assert not done(paths, info, NAME, False, reading)
     assert "made with other texts" in capsys.readouterr().out
+
+
+def test_an_older_tensor_never_stands_under_a_new_description(done, monkeypatch):
+    """A run that ends between the two writes leaves no file, not the old one with a new label."""
+    path = done.model_activations(MODEL, NAME, HOOK)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(activations, "save_tensor", full)
+    with pytest.raises(OSError, match="No space"):
+        write_activations_again(done)
+    assert not path.exists()
+
+
+def test_a_tensor_that_was_swapped_is_seen(done):
+    before = source_of(done, MODEL, {"dataset": NAME, "layer": 2, "method": "logreg"}, NORMAL)
+    path = done.model_activations(MODEL, NAME, HOOK)
+    tensor = torch.load(path, weights_only=True)
+    torch.save(tensor.flip(0).contiguous(), path)
+    after = source_of(done, MODEL, {"dataset": NAME, "layer": 2, "method": "logreg"}, NORMAL)
+    assert before != after
+
+
+def test_a_set_that_was_not_finished_is_not_read(done):
+    files = SaeFiles(done, MODEL, "normal", NAME, SAE)
+    files.description_path.unlink()
+    with pytest.raises(UserError, match="not finished"):
+        SaeActivations(done, MODEL, NAME, SAE).condition(Condition("normal"))
+
+
+def test_latents_of_another_hook_or_release_are_not_taken(done):
+    stored = SaeActivations(done, MODEL, NAME, SAE)
+    stored.require_hook(HOOK)
+    with pytest.raises(UserError, match=r"are of blocks\.2\.hook_resid_post, not of"):
+        stored.require_hook("blocks.2.hook_mlp_out")
+    files = SaeFiles(done, MODEL, "normal", NAME, SAE)
+    assert files.is_done(made_from(files, HOOK, "its files"))
+    assert files.changed(made_from(files, HOOK, "gpt2-small-res-jb")) == ["another release"]
+    assert not files.changed(made_from(files, HOOK))  # a reader does not know, and does not compare
+
+
+def write_ood(paths, n_rows: int) -> None:
+    texts = [f"shifted text {i}" for i in range(n_rows)]
+    table = pd.DataFrame({"prompt": texts, "target": [i % 2 for i in range(n_rows)]})
+    paths.ood_texts(NAME).parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(paths.ood_texts(NAME), index=False)
+
+
+def test_an_ood_file_that_grows_at_its_end_is_seen(done):
+    row = {"dataset": NAME, "layer": 2, "method": "logreg"}
+    write_ood(done, 60)
+    shifted = load_ood(done, NAME)
+    X = torch.randn(60, D_MODEL, generator=torch.Generator().manual_seed(0))
+    path = done.model_activations(MODEL, NAME, HOOK, ood=True)
+    write_activations(path, X, shifted.texts, {"hook_name": HOOK})
+    before = source_of(done, MODEL, row, SHIFTED)
+    assert before is not None
+    write_ood(done, 90)
+    assert source_of(done, MODEL, row, SHIFTED) != before
+    with pytest.raises(UserError, match="has 60 rows"):
+        load_rows(done, MODEL, NAME, HOOK, ood=True)
+    reading = generate_model_activations.Reading((HOOK,), "cpu", "auto", None, None)
+    is_done = generate_model_activations._is_done
+    assert not is_done(done, get_model(MODEL, done), NAME, True, reading)
+
+
+def test_latents_stay_current_when_their_activations_are_deleted_after_a_trial(done):
+    """Of how many rows they are they say themselves."""
+    write_rows(done, n_rows=250)
+    assert encode(done) == 0
+    assert probe(done) == 0
+    path = done.model_activations(MODEL, NAME, HOOK)
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    stored = SaeActivations(done, MODEL, NAME, SAE)
+    assert stored.rows().shape == (250, D_SAE)
+    assert not [f for f in load_results(done, MODEL).findings if f.kind is Kind.STALE]
+
+
+def test_another_precision_is_made_again(done, capsys):
+    info, is_done = get_model(MODEL, done), generate_model_activations._is_done
+    dataset = load_dataset(done, NAME)
+    path = done.model_activations(MODEL, NAME, HOOK)
+    described: dict[str, object] = {"hook_name": HOOK, "dtype": "bfloat16"}
+    write_activations(path, torch.zeros(len(dataset), D_MODEL), dataset.texts, described)
+    for dtype, expected in (("auto", True), ("bfloat16", True), ("float32", False)):
+        reading = generate_model_activations.Reading((HOOK,), "cpu", dtype, None, None)
+        assert is_done(done, info, NAME, False, reading) is expected

@@ -138,7 +138,6 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     if not {BASELINES, PROBES} <= set(picks):
         raise NoData("the normal setting lacks baselines or SAE probes")
     names = [name for name in (BASELINES, PROBES, "twin_sae", "random_sae") if name in picks]
-    picks = matched({name: picks[name] for name in names})
     figure, axes = one_panel(4.6, 4.6)
     for name in reversed(names[1:]):
         # a point a dataset: the mean of its layers and seeds
@@ -220,11 +219,13 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
 
 def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     """OOD test AUC per dataset and contender, with what was shifted."""
-    names = [name for name in BAR_ORDER if name in picks and not name.startswith("quiver")]
     if not {BASELINES, PROBES} <= set(picks):
         raise NoData("OOD lacks baselines or SAE probes")
-    picks = matched({name: picks[name] for name in names})
-    datasets = list(dict.fromkeys(picks[names[0]]["dataset"]))
+    baseline = "logreg" if "logreg" in picks else BASELINES
+    names = [baseline, PROBES, *(n for n in ("twin_sae", "random_sae") if n in picks)]
+    # a control that lacks datasets takes none from the others
+    picks = {**picks, **matched({name: picks[name] for name in names[:2]})}
+    datasets = list(dict.fromkeys(picks[PROBES]["dataset"]))
     figure, axes = one_panel(6.0, 0.7 + 0.62 * len(datasets))
     height = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -232,7 +233,8 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
         places = np.arange(len(datasets)) + (i - (len(names) - 1) / 2) * height
         axes.barh(places, values, height * 0.9, label=TITLES[name], **bar_look(name))
         for y, value in zip(places, values):
-            axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=7)
+            if np.isfinite(value):
+                axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=7)
     draw_chance(axes, vertical=True, in_legend=False)
     axes.set_yticks(
         range(len(datasets)), [f"{d}\n{shifts.get(d, '')}".strip() for d in datasets], fontsize=8

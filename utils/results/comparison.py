@@ -277,12 +277,12 @@ def _difference(picked: pd.DataFrame, reference: pd.DataFrame) -> dict[str, floa
     it is ahead of the other side, that is a tie.
     """
     difference = picked["test_auc"].to_numpy() - reference["test_auc"].to_numpy()
-    won_by_nothing = picked["empty"].to_numpy(dtype=bool) & (difference > 0)
+    empty, other_empty = (side["empty"].to_numpy(dtype=bool) for side in (picked, reference))
+    won_by_nothing = (empty & (difference > 0)) | (other_empty & (difference < 0))
     described = describe_difference(difference, picked["dataset"].to_numpy())
     means = dataset_means(np.where(won_by_nothing, 0.0, difference), picked["dataset"].to_numpy())
-    wins = int((means > TIE).sum())
-    ties = int(described["ties"]) + int(described["wins"]) - wins
-    return {**described, "wins": wins, "ties": ties}
+    wins, losses = int((means > TIE).sum()), int((means < -TIE).sum())
+    return {**described, "wins": wins, "ties": len(means) - wins - losses, "losses": losses}
 
 
 def _sortable(condition: object) -> float:
@@ -356,7 +356,7 @@ def _side_by_side(
         **sizes,
         **means,
         **_difference(picked, reference),
-        "n_empty": int(picked["empty"].sum()),
+        "n_empty": int(picked["empty"].sum() + reference["empty"].sum()),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -203,10 +204,10 @@ def read_table(path: Path) -> pd.DataFrame:
             content = content[: content.rfind(b"\n") + 1] or content
         check_columns(content)
         # pandas 3 reads every digit by itself, and deprecates being asked to
-        options = (
-            {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-        )
-        return pd.read_csv(io.BytesIO(content), **options)
+        precise = int(pd.__version__.split(".")[0]) >= 3
+        options: Any = {} if precise else {"float_precision": "round_trip"}
+        # a fingerprint of digits alone is no number
+        return pd.read_csv(io.BytesIO(content), dtype={MADE_FROM: str}, **options)
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it"

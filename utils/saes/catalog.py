@@ -84,6 +84,13 @@ def choose_saes(
     return chosen
 
 
+def release_used(paths: Paths, info: LanguageModel, sae_id: str, asked: str | None) -> str:
+    """The release whose files, scaling and overrides ``open_sae`` takes; "its files" for none."""
+    if asked or find_sae_folder(paths.saes(info.name), sae_id):
+        return asked or "its files"
+    return info.sae_release or "its files"
+
+
 def open_sae(paths: Paths, model_name: str, sae_id: str, release: str | None = None) -> Encoder:
     """The encoder of an SAE by its id: from the folder of SAEs, else from a release on the hub
     (default: the model's own).

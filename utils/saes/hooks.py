@@ -151,8 +151,10 @@ def _of_gemma_scope_2(release: str, sae_id: str) -> Says | None:
 def of_id(sae_id: str) -> Says | None:
     """What an SAE's id says: a hook, or a block's number."""
     layer = sae_layer(sae_id)
-    if layer is None:
-        return None
-    if isinstance(layer, int):
-        return Says("its id", block=layer)
-    return Says("its id", hook_name(layer))
+    if isinstance(layer, str):
+        return Says("its id", hook_name(layer))
+    # a hook of TransformerLens that is not made here is no block's number
+    other = re.match(r"blocks\.\d+\.[\w.]*hook_\w+", sae_id)
+    if other and "hook_resid_post" not in other.group(0):
+        return Says("its id", other.group(0))
+    return None if layer is None else Says("its id", block=layer)

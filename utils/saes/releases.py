@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from utils.runtime.errors import UserError
-from utils.saes.encoder import NORMALIZATIONS, Encoder
+from utils.saes.encoder import NORMALIZATIONS, SAE_LENS, Encoder
 
 # of the training run, the model or the hook, which other rooms look at: no part of encoding
 NOT_OF_ENCODING = {"dataset_path", "model_name", "hook_name", "context_size", "dtype", "device"}
@@ -37,10 +37,13 @@ def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
     unknown = sorted(set(overrides) - NOT_OF_ENCODING)
     if unknown:
         raise UserError(f"{release} asks for {', '.join(unknown)}, which is not known here")
-    factor = entry.norm_scaling_factor.get(sae_id)
+    ids = {path: name for name, path in entry.saes_map.items()}  # on disk it has its path's name
+    factor = entry.norm_scaling_factor.get(ids.get(sae_id, sae_id))
     # Llama Scope's is in its own files, and folded when they are read
     if factor is None or str(entry.conversion_func).startswith("llama_scope"):
         return encoder
+    if encoder.architecture == SAE_LENS:
+        raise UserError(f"{sae_id} of {release} is scaled by {factor}, which is not applied here")
     return replace(
         encoder,
         input_scale=encoder.input_scale * factor,

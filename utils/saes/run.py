@@ -22,6 +22,7 @@ from utils.paths import Paths
 from utils.readers.sparse_files import SparseRows, to_csr
 from utils.runtime.errors import UserError
 from utils.runtime.files import temporary_name
+from utils.saes.catalog import release_used
 from utils.saes.encode import (
     EncoderBlock,
     PartialRows,
@@ -112,7 +113,7 @@ class EncodingRun:
         import torch
 
         self.paths, self.info, self.encoders = paths, info, encoders
-        self.device = torch.device(encoding.device)
+        self.device, self.sae_release = torch.device(encoding.device), encoding.sae_release
         self.n_product = rows_per_product(self.device, encoding.batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
@@ -284,14 +285,15 @@ class EncodingRun:
         sae = encoder.described()
         rows = to_csr(encoded[0], d_sae)
         labels = loaded.rows.y
+        release = release_used(self.paths, self.info, sae_id, self.sae_release)
         if sae_id in job.normal:
             files = SaeFiles(self.paths, self.info.name, NORMAL.name, job.dataset, sae_id)
-            made = made_from(files, hook_name(job.layer))
+            made = made_from(files, hook_name(job.layer), release)
             files.write(rows, split(Condition(NORMAL.name), labels), None, made, sae)
         if sae_id in job.ood and loaded.rows.y_ood is not None:
             drawn = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
             files = SaeFiles(self.paths, self.info.name, SHIFTED.name, job.dataset, sae_id)
-            made = made_from(files, hook_name(job.layer))
+            made = made_from(files, hook_name(job.layer), release)
             files.write(rows, drawn, to_csr(encoded[1], d_sae), made, sae)
 
     def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:

@@ -41,6 +41,7 @@ from utils.settings import (
     split,
 )
 
+ENCODE_RULES = 1  # raised when latents of the same SAE and rows come out otherwise
 SOURCES = {
     "sae": "another SAE",
     "activations": "other model activations",
@@ -49,6 +50,9 @@ SOURCES = {
     "ood_texts_and_labels": "other OOD texts or labels",
     "n_rows": "another number of rows",
     "hook_name": "another hook",
+    "release": "another release",
+    "encode_rules": "other rules of encoding",
+    "split_rules": "other rules of drawing rows",
 }
 X_PARTS = {
     NORMAL.name: ("X_train_sae", "X_rest_sae", "X_test_sae"),
@@ -148,9 +152,11 @@ def stored_checks(
     }
 
 
-def made_from(files: SaeFiles, hook_name: str) -> dict:
+def made_from(files: SaeFiles, hook_name: str, release: str | None = None) -> dict:
     """What SAE activations depend on, as their description records it: when it changes they are
-    made again.
+    made again. What is None is not known here, and not compared.
+
+    ``release``: whose scaling and overrides the encoder has, "its files" for those of none.
     """
     paths, model_name, sae_id = files.paths, files.model_name, files.sae_id
     made: dict = {
@@ -163,14 +169,16 @@ def made_from(files: SaeFiles, hook_name: str) -> dict:
         if ood and not get_setting(files.setting).shifted:
             continue
         path = paths.model_activations(model_name, files.dataset, hook_name, ood)
-        n_rows = read_description(path).get("n_rows")
-        if not ood:
-            made["n_rows"] = n_rows
+        n_rows = None
+        if not ood:  # an OOD file counts whole
+            # where activations are deleted the latents themselves say of how many rows they are
+            said = read_description(path) if path.is_file() else files.description()
+            n_rows = made["n_rows"] = said.get("n_rows")
         made[kind] = source_fingerprint(path)
         # rows are drawn by the labels: with others a row would stand for another text
         texts = "ood_texts_and_labels" if ood else "texts_and_labels"
         made[texts] = dataset_fingerprint(paths, files.dataset, n_rows, ood).texts_and_labels
-    made["split_rules"] = SPLIT_RULES
+    made |= {"split_rules": SPLIT_RULES, "encode_rules": ENCODE_RULES, "release": release}
     folder = find_sae_folder(paths.saes(model_name), sae_id)
     made["sae"] = folder_fingerprint(folder) if folder else None
     return made
@@ -187,6 +195,8 @@ def latents_fingerprint(files: SaeFiles, hook_name: str) -> str | None:
         path = files.path("X_train_sae")
         return file_fingerprint(path) if path.is_file() else None
     made = made_from(files, hook_name)
+    if described.get("sae") is None:  # of the hub: what is in the folder now is not compared
+        made["sae"] = None
     return digest({k: described.get(k) if v is None else v for k, v in made.items()})
 
 
@@ -220,6 +230,16 @@ class SaeActivations:
         self.ood_labels = load_ood(paths, dataset).labels if ood else None
         self._rows: csr_array | None = None
 
+    def require_hook(self, hook_name: str) -> None:
+        """Raise UserError where the latents are of another hook than a probe's layer."""
+        for files in (self.normal, self.ood):
+            made = files.description().get("hook_name", hook_name)
+            if made != hook_name:
+                raise UserError(
+                    f"the latents of {self.sae_id} are of {made}, not of {hook_name}: name the"
+                    f" release they are of with --sae_release, or {self.remedy}"
+                )
+
     def rows(self) -> csr_array:
         """Sparse [n_rows, d_sae] in dataset order, from our own files."""
         if self._rows is None:
@@ -239,6 +259,12 @@ class SaeActivations:
                     f" {self.dataset} has {len(self.labels)} texts: {self.remedy}"
                 )
             normal = split(Condition(NORMAL.name), self.labels)
+            if not self.normal.description():
+                raise UserError(
+                    f"{self.normal.path('X_rest_sae')} is of a set that was not finished:"
+                    f" {self.remedy}"
+                )
+            _check_made_from(self.normal, self.remedy)
             _check_labels(self.normal, normal, self.remedy)
             order = np.empty(len(self.labels), dtype=np.int64)
             order[
@@ -260,8 +286,10 @@ class SaeActivations:
 
     def _ood_rows(self, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
         if self.ood.path("X_test_sae").is_file():
+            _check_made_from(self.ood, self.remedy)
+            _check_labels(self.ood, rows_of, self.remedy, ("y_test",))
             if seed == SEED:
-                _check_labels(self.ood, rows_of, self.remedy)
+                _check_labels(self.ood, rows_of, self.remedy, ("y_train",))
                 train = load_sparse(self.ood.path("X_train_sae"), self.remedy)
             else:
                 train = self.rows()[rows_of.train]
@@ -332,10 +360,11 @@ def condition_suffixes(condition: Condition) -> list[str]:
     return list(dict.fromkeys([f"{prefix}{condition.value}", f"{prefix}{condition.label}"]))
 
 
-def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
-    import torch
+def _check_made_from(files: SaeFiles, remedy: str) -> None:
+    """Raise UserError where a set was made from something else than there is now.
 
-    # which rows a split has follows from the labels, and y_train alone does not tell
+    Which rows a split has follows from the labels, and y_train alone does not tell.
+    """
     described = files.description()
     changed = files.changed(made_from(files, described["hook_name"])) if described else []
     if changed:
@@ -343,12 +372,20 @@ def _check_labels(files: SaeFiles, expected: Split, remedy: str) -> None:
             f"{files.path('X_train_sae')} was made from {' and '.join(changed)} than there"
             f" {'is' if len(changed) == 1 else 'are'} now: {remedy}"
         )
-    for name, labels in (("y_train", expected.y_train), ("y_test", expected.y_test)):
+
+
+def _check_labels(
+    files: SaeFiles, expected: Split, remedy: str, names: Iterable[str] = ("y_train", "y_test")
+) -> None:
+    import torch
+
+    wanted = {"y_train": expected.y_train, "y_test": expected.y_test}
+    for name in names:
         stored = load_tensor(files.path(name), remedy)
         if (
             stored.layout != torch.strided
             or stored.is_complex()
-            or not torch.equal(stored.double(), torch.tensor(labels).double())
+            or not torch.equal(stored.double(), torch.tensor(wanted[name]).double())
         ):
             raise UserError(
                 f"{files.path(name)} has other labels than the texts of {files.dataset}: delete it,"
