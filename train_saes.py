@@ -17,6 +17,7 @@ stay. Meant for a laptop-sized demonstration; to train a large SAE use SAELens i
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 from utils import cli
 from utils.activations import read_description
-from utils.datasets import choose_datasets, list_datasets, list_ood_datasets, load_dataset, load_ood
-from utils.language_models import HookedModel
-from utils.models import get_model
+from utils.datasets import (
+    choose_datasets,
+    existing_csv,
+    list_datasets,
+    list_ood_datasets,
+    load_dataset,
+    load_ood,
+)
+from utils.language_models import HookedModel, model_identity
+from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name, layer_folder, make_sae_id
 from utils.paths import Paths
+from utils.readers.fingerprints import digest, file_fingerprint
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_folder, locked, write_json
@@ -111,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         else None
     )
     folders = [*wanted.values(), *([control] if control else [])]
-    todo = [folder for folder in folders if not (folder / "cfg.json").is_file()]
+    source = training_source(paths, info, layer, args)
+    todo = [folder for folder in folders if not is_done(folder, source)]
     print(
         f"{info.name} layer {layer}: {len(folders)} SAEs, {len(folders) - len(todo)} done,"
         f" {len(todo)} to do"
@@ -124,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         texts = training_texts(paths, info.name, args.corpus, args.seed)
         model = HookedModel(info, [hook_name(layer)], paths, device)
         tokens = collect_tokens(model, hook_name(layer), texts, args.n_tokens, args.seed)
-        sae = SaeToTrain(info.name, layer, args.k_active, args.n_epochs, args.seed, device)
+        sae = SaeToTrain(info.name, layer, args.k_active, args.n_epochs, args.seed, device, source)
         for width, folder in wanted.items():
             if folder in todo:
                 make_sae(tokens, folder, sae, width, train=True)
@@ -135,7 +145,10 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class SaeToTrain:
-    """All of a training run but the width of its SAE; ``k_active``: latents active on a token."""
+    """All of a training run but the width of its SAE.
+
+    ``k_active``: latents active on a token; ``made_from``: the fingerprint of what it trains on.
+    """
 
     model_name: str
     layer: Layer
@@ -143,6 +156,7 @@ class SaeToTrain:
     n_epochs: float
     seed: int
     device: str
+    made_from: str
 
 
 def sae_folder(
@@ -151,6 +165,42 @@ def sae_folder(
     """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
     sae_id = make_sae_id(layer, width, k_active, prefix="random_" if control else "")
     return paths.saes(model_name) / sae_id
+
+
+def training_source(
+    paths: Paths, info: LanguageModel, layer: Layer, args: argparse.Namespace
+) -> str:
+    """The fingerprint of all that an SAE is trained from: model, hook, texts, the rows among them
+    that a probe may be tested on, and the flags.
+    """
+    texts = [existing_csv(paths.texts(name)) for name in choose_datasets(paths, args.corpus)]
+    shifted = [existing_csv(paths.ood_texts(name)) for name in list_ood_datasets(paths)]
+    files = [file_fingerprint(path) for path in (*texts, *shifted) if path is not None]
+    flags = [args.k_active, args.n_tokens, args.n_epochs, args.seed]
+    tested = {name: tested_rows(paths, info.name, name) for name in list_datasets(paths)}
+    return digest([model_identity(info, paths), hook_name(layer), flags, files, tested])
+
+
+def tested_rows(paths: Paths, model_name: str, dataset: str) -> int | None:
+    """The first rows of a dataset that have model activations, on which a probe may be tested; -1:
+    all of them, None: none.
+    """
+    files = sorted(paths.model_activations_folder(model_name).glob(f"{dataset}_*.pt"))
+    counts = [read_description(file).get("n_rows", -1) for file in files]
+    return None if not counts else -1 if -1 in counts else max(counts)
+
+
+def is_done(folder: Path, source: str) -> bool:
+    """Whether an SAE is there and was trained from this; of an older one it is not known."""
+    if not (folder / "cfg.json").is_file():
+        return False
+    try:
+        made_from = json.loads((folder / "training.json").read_text()).get("made_from", source)
+    except (OSError, ValueError, AttributeError):
+        return True
+    if made_from != source:
+        print(f"{folder}: was trained from something else (texts, model or flags), is made again")
+    return bool(made_from == source)
 
 
 def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
@@ -167,12 +217,10 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
     shifted = {text for name in list_ood_datasets(paths) for text in load_ood(paths, name).texts}
     tested = set(shifted)
     for name in list_datasets(paths):
-        files = sorted(paths.model_activations_folder(model_name).glob(f"{name}_*.pt"))
-        if files:
+        n_rows = tested_rows(paths, model_name, name)
+        if n_rows is not None:
             texts = load_dataset(paths, name).texts
-            tested.update(
-                texts[: max(read_description(file).get("n_rows", len(texts)) for file in files)]
-            )
+            tested.update(texts if n_rows < 0 else texts[:n_rows])
     distinct = dict.fromkeys(
         text for name in chosen for text in load_dataset(paths, name).texts if text not in tested
     )
@@ -290,7 +338,12 @@ def make_sae(
         sae.save_inference_model(temporary)
         write_json(
             temporary / "training.json",
-            {**figures, "n_tokens": len(training), "n_epochs": wanted.n_epochs * train},
+            {
+                **figures,
+                "n_tokens": len(training),
+                "n_epochs": wanted.n_epochs * train,
+                "made_from": wanted.made_from,
+            },
         )
     kind = "trained" if train else "untrained control"
     print(

@@ -21,6 +21,7 @@ from utils.settings import (
     choose_conditions,
     conditions,
     draw_rows,
+    n_test_rows,
     normal_sizes,
     split,
 )
@@ -225,3 +226,29 @@ def test_a_condition_that_a_setting_does_not_have_is_named():
     with pytest.raises(UserError, match=r"54 is no condition of scarcity; allowed: 2, 3"):
         choose_conditions("scarcity", 1000, [54])
     assert choose_conditions("class_imbalance", 1000, [0.4])[0].label == 0.4
+
+
+def test_how_many_rows_are_tested_is_known_before_the_split():
+    """What the audit reckons for tables that do not say: by drawing, for balanced datasets."""
+    for n_rows in (300, 1124, 1494, 3000):
+        labels = np.arange(n_rows) % 2
+        for setting in SETTINGS:
+            for condition in conditions(setting, n_rows):
+                expected = n_test_rows(condition, n_rows)
+                if setting == "OOD":
+                    assert expected is None
+                else:
+                    assert len(split(condition, labels).test) == expected, (n_rows, condition)
+
+
+@pytest.mark.parametrize("n_rows", [102, 150, 250, 482, 1123, 1124])
+def test_scarcity_leaves_a_hundred_rows(n_rows):
+    sizes = [condition.value for condition in conditions("scarcity", n_rows)]
+    assert sizes == [size for size in PUBLISHED_SIZES if size + 100 <= n_rows]
+
+
+def test_the_papers_constants():
+    assert SETTINGS["normal"].ks == tuple(2**i for i in range(10))
+    assert {SETTINGS[name].ks for name in SETTINGS if name != "normal"} == {(16, 128)}
+    assert SETTINGS["label_noise"].values == pytest.approx([i / 20 for i in range(11)])
+    assert SETTINGS["class_imbalance"].values == pytest.approx([i / 20 for i in range(1, 20)])

@@ -56,24 +56,16 @@ def done(tmp_path_factory) -> Paths:
     return paths
 
 
+TRAINING = ["--widths", "96", "--control_width", "96", "--k_active", "8", "--n_tokens", "20000"]
+TRAINING += ["--layer", "2"]
+
+
 def run_all(paths: Paths) -> None:
     common = ["--model_name", MODEL, *folder_flags(paths)]
     data = ["--datasets", *NAMES]
     assert generate_model_activations.main([*common, *data, "--max_rows", "260"]) == 0
-    training = [
-        "--widths",
-        "96",
-        "--control_width",
-        "96",
-        "--k_active",
-        "8",
-        "--n_tokens",
-        "20000",
-        "--layer",
-        "2",
-    ]
     train_saes.HELD_OUT_TOKENS = 512
-    assert train_saes.main([*common, *training]) == 0
+    assert train_saes.main([*common, *TRAINING]) == 0
     assert generate_sae_activations_optimized.main([*common, *data, "--setting", "all"]) == 0
     for setting, more in (("normal", []), ("scarcity", ["--conditions", "10", "103"]), ("OOD", [])):
         chosen = NAMES[:1] if setting == "OOD" else NAMES
@@ -216,6 +208,32 @@ def test_no_text_that_can_be_tested_is_trained_on(done):
         assert not texts & set(load_dataset(done, name).texts[:260])
     assert not texts & set(load_ood(done, NAMES[0]).texts)
     assert texts & set(load_dataset(done, "4_corpus").texts)
+
+
+def test_an_sae_that_was_trained_from_something_else_is_made_again(done, tmp_path, capsys):
+    """Other flags, texts or rows that a probe may be tested on: told apart without a training."""
+    folder = done.saes(MODEL) / "layer_2" / "width_96" / "topk_8"
+    info, flags = get_model(MODEL), ["--model_name", MODEL, *folder_flags(done), *TRAINING]
+    args = train_saes.make_parser().parse_args(flags)
+    source = train_saes.training_source(done, info, 2, args)
+    assert train_saes.is_done(folder, source)
+    assert train_saes.main(flags) == 0
+    assert "2 SAEs, 2 done, 0 to do" in capsys.readouterr().out
+    for more in (["--seed", "7"], ["--n_tokens", "10000"], ["--corpus", "4_corpus"]):
+        other = train_saes.make_parser().parse_args([*flags, *more])
+        assert not train_saes.is_done(folder, train_saes.training_source(done, info, 2, other))
+    assert "was trained from something else" in capsys.readouterr().out
+    # activations of one more dataset: its texts may now be tested on
+    elsewhere = copied(done, tmp_path)
+    path = elsewhere.model_activations(MODEL, NAMES[0], "blocks.2.hook_resid_post")
+    shutil.copy(path, elsewhere.model_activations(MODEL, "4_corpus", "blocks.2.hook_resid_post"))
+    assert train_saes.training_source(elsewhere, info, 2, args) != source
+    # an SAE of before this was written down is taken as it is
+    older = elsewhere.saes(MODEL) / "layer_2" / "width_96" / "topk_8"
+    figures = json.loads((older / "training.json").read_text())
+    del figures["made_from"]
+    (older / "training.json").write_text(json.dumps(figures))
+    assert train_saes.is_done(older, "anything")
 
 
 def copied(done: Paths, tmp_path) -> Paths:
