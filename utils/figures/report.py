@@ -97,6 +97,7 @@ def write_report(path: Path, report: Report) -> None:
         headline=headline(report.comparison).reset_index().rename(columns=COLUMNS)
         if len(report.comparison)
         else None,
+        twins=readable_columns(twins(report.controls)),
         controls=readable_columns(report.controls),
         positive_control=report.positive_control,
         known_answer=known_answer(report.positive_control),
@@ -130,15 +131,19 @@ def said(row: dict) -> str:
     return verdict(row) if pd.notna(row.get("mean_difference")) else ""
 
 
+def twins(controls: pd.DataFrame) -> pd.DataFrame:
+    """Each trained SAE against its untrained twin; where there is none, all comparisons."""
+    if not len(controls):
+        return controls
+    of_twins = controls[controls["control"].map(twin_id) == controls["SAE"]]
+    return of_twins if len(of_twins) else controls
+
+
 def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
-    """The table of controls as it is printed: each trained SAE against its untrained twin, else
-    against all there are; who, both AUCs, and in how many datasets.
-    """
-    twins = controls[controls["control"].map(twin_id) == controls["SAE"]]
-    controls = twins if len(twins) else controls
+    """The table of controls as it is printed: who, both AUCs, and in how many datasets."""
     columns = ["k", "SAE", "control", "SAE probe", "control's", "mean_difference", "wins"]
     columns += ["losses", "n_datasets", "n_empty"]
-    return controls[columns].rename(columns=COLUMNS)
+    return twins(controls)[columns].rename(columns=COLUMNS)
 
 
 def answers(comparison: pd.DataFrame) -> list[dict[str, str]]:

@@ -58,7 +58,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("quiver_with_sae", "baselines + SAE", _of_kind(BASELINE, SAE)),
         Contender(PROBES, "SAE probe", _of_kind(SAE)),
         Contender("logreg", "logreg", _of_method(BASELINE, "logreg")),
-        Contender("twin_sae", "SAE probe, the control's twin", _twins, control=True),
+        Contender("twin_sae", "twin of the control", _twins, control=True),
         Contender(
             "random_sae", "random-SAE control", _of_method(CONTROL, "random_sae_probe"), True
         ),
