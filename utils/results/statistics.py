@@ -101,7 +101,7 @@ def _critical_rank_sum(n: int) -> int:
     counts = np.zeros(n * (n + 1) // 2 + 1)
     counts[0] = 1.0
     for rank in range(1, n + 1):
-        counts[rank:] = counts[rank:] + counts[:-rank] * 1.0
+        counts[rank:] = counts[rank:] + counts[:-rank]
     below = np.cumsum(counts / counts.sum())
     return int(np.searchsorted(below, LEVEL / 2, side="left")) - 1
 
