@@ -240,3 +240,6 @@ benchmark-full-run: $(STAMP)
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# the old names of targets, not listed
+include published/targets.mk

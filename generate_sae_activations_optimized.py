@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -82,6 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=cli.memory_size,
         help="memory for weights and rows (default: 60 %% of what is free)",
     )
+    parser.add_argument(
+        "--randomize_order", action="store_true", help="work through the datasets in random order"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     cli.add_device(parser)
     cli.add_scheduler(parser)
@@ -97,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, args.sae_release)
     layers = choose_saes(paths, info, choice, failures)
     datasets = [] if args.setting == SHIFTED.name else choose_datasets(paths, args.datasets)
+    if args.randomize_order:
+        random.shuffle(datasets)
     with_ood = choose_ood(paths, args.datasets, args.setting)
     wanted = Wanted(
         info,

@@ -77,6 +77,51 @@ def test_recipes_pass_flags_that_their_scripts_take(target, variables):
         assert "llama-3.1-8b" in flags
 
 
+OLD_NAMES = (ROOT / "published/targets.mk").read_text()
+OLD_TARGETS = [
+    name
+    for line in re.findall(r"^\.PHONY: (.+)$", OLD_NAMES, re.MULTILINE)
+    for name in line.split()
+]
+
+
+@pytest.mark.parametrize("target", OLD_TARGETS)
+def test_an_old_name_does_the_work_or_says_what_to_type(target):
+    assert target not in TARGETS
+    if re.search(
+        rf"^(?:[\w -]* )?{target}(?: [\w -]+)?:\n\t\$\(call instead", OLD_NAMES, re.MULTILINE
+    ):
+        done = subprocess.run(["make", target], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert len(done.stdout.splitlines()) == 1
+        assert done.stdout.startswith(f"{target}: ")
+        assert all(name in TARGETS for name in re.findall(r"make ([a-z]+[a-z-]*)", done.stdout))
+        return
+    variables = ["METHOD=logreg", "LAYER=20", "DATASET=100_news_fake"]
+    recipe = dry_run(target, *variables)
+    scripts = re.findall(r"\.venv/bin/python (?:-m )?([\w.]+)", recipe)
+    if target != "clean-cache":
+        assert scripts
+    for script in scripts:
+        path = script.removesuffix(".py").replace(".", "/")
+        assert (ROOT / f"{path}.py").is_file(), script
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "flag"),
+    [
+        ("train-baseline-method", "METHOD=logreg", "--method logreg"),
+        ("train-layer", "LAYER=9", "--layers 9"),
+        ("train-single-dataset", "DATASET=87_glue_cola", "--datasets 87_glue_cola"),
+    ],
+)
+def test_an_old_name_that_needs_a_variable_passes_it_on_or_asks_for_it(target, variable, flag):
+    assert flag in dry_run(target, variable)
+    done = subprocess.run(["make", target], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"say which: make {target} ")
+
+
 def test_shell_scripts_pass_arguments_on_and_stop_on_errors():
     for name in ("demo.sh", "save_sae_acts_optimized.sh", ".ci/run"):
         assert "set -euo pipefail" in (ROOT / name).read_text()
