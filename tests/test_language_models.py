@@ -15,11 +15,12 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, folder_flags, write_texts
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import generate_model_activations
 import train_baselines
-from utils.language_models import HookedModel, _blocks, longest_text, read_config
+from utils.language_models import HookedModel, _blocks, longest_text, parts_add_up, read_config
 from utils.models import LanguageModel, get_model
 from utils.names import hook_name, parse_layer
 from utils.paths import Paths
@@ -187,6 +188,97 @@ def test_blocks_above_the_last_hook_are_not_run(saved):
     _blocks(model.model)[1].register_forward_pre_hook(lambda _m, _a: ran.append(1))
     model.pooled(TEXTS, "texts")
     assert not ran
+
+
+def _rename(folder: Path, names: dict[str, str]) -> None:
+    """The checkpoint with the parts of names changed; "" for a name: left out."""
+    weights = load_file(folder / "model.safetensors")
+    for old, new in names.items():
+        weights = {
+            name.replace(old, new): value
+            for name, value in weights.items()
+            if new or old not in name
+        }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"model.": "_orig_mod.model."},
+        {"model.": "module.model."},
+        {"layers.1.": "layers.1.base_layer."},
+        {"layers.2.mlp.up_proj.weight": ""},
+        {"model.norm.weight": ""},
+        {"embed_tokens.weight": ""},
+    ],
+)
+def test_a_checkpoint_whose_names_do_not_fit_is_refused(names, tmp_path):
+    folder = save_model(tmp_path, "llama")
+    _rename(folder, names)
+    with pytest.raises(UserError, match="the weights do not fit the model"):
+        hooked(folder, ["blocks.0.hook_resid_post"])
+
+
+def test_a_checkpoint_with_more_in_a_block_is_refused_and_with_other_heads_is_not(tmp_path):
+    folder = save_model(tmp_path, "llama")
+    before = hooked(folder, HOOKS).pooled(TEXTS, "texts")
+    weights = load_file(folder / "model.safetensors")
+    harmless = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "score.weight": torch.ones(2, D_MODEL),
+        f"model.layers.{N_LAYERS}.eh_proj.weight": torch.ones(D_MODEL, D_MODEL),
+    }
+    save_file(weights | harmless, folder / "model.safetensors", metadata={"format": "pt"})
+    after = hooked(folder, HOOKS).pooled(TEXTS, "texts")
+    assert all(torch.equal(before[name], after[name]) for name in HOOKS)
+    adapter = {"model.layers.1.self_attn.q_proj.lora_A.weight": torch.ones(2, D_MODEL)}
+    save_file(weights | adapter, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lora_A"):
+        hooked(folder, HOOKS)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused_in_one_line(tmp_path):
+    folder = save_model(tmp_path, "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.ones(3, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"do not fit config\.json"):
+        hooked(folder, HOOKS)
+
+
+UNLIKE = {  # what a block's parts give is not what they add to the stream
+    "bloom": lambda: transformers.BloomConfig(
+        hidden_size=D_MODEL, n_layer=N_LAYERS, n_head=4, vocab_size=40
+    ),
+    "granite": lambda: transformers.GraniteConfig(
+        **SMALL, num_key_value_heads=2, residual_multiplier=0.22
+    ),
+    "bert": lambda: transformers.BertConfig(**SMALL, max_position_embeddings=64),
+}
+
+
+@pytest.mark.parametrize("family", UNLIKE)
+def test_parts_that_are_not_what_is_added_to_the_stream_are_refused(family, tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, family, UNLIKE[family])
+    folder = save_model(tmp_path, family)
+    for hook in ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"):
+        with pytest.raises(UserError, match=r"something else than what is added|no such part"):
+            hooked(folder, [hook])
+    found = hooked(folder, ["blocks.1.hook_resid_post"]).pooled(TEXTS, "texts")
+    assert torch.isfinite(found["blocks.1.hook_resid_post"]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_parts_add_up_in_the_precision_of_the_model(dtype):
+    before, attention, mlp = (
+        torch.randn(3, 1, 50, 64) * torch.tensor([30.0, 3, 3]).view(3, 1, 1, 1)
+    ).to(dtype)
+    after = (before + attention) + mlp
+    assert parts_add_up(before, attention, mlp, after)
+    assert not parts_add_up(before, attention, 0.22 * mlp, after)
+    assert not parts_add_up(before, attention + before, mlp, after)
+    assert not parts_add_up(before, attention, mlp, after * float("nan"))
 
 
 def test_a_hook_that_is_not_there_is_named(saved):

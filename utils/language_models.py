@@ -9,9 +9,10 @@ stream (after the norms that Gemma 2 and 3 put behind them), ``hook_resid_post``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from utils.runtime.progress import progress
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 # Models that add learned positions to the token embedding: TransformerLens's hook_embed is the
 # embedding alone.
@@ -35,6 +37,10 @@ LEARNED_POSITIONS = {"gpt2", "gpt_neo", "opt"}
 # library.
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
+PARTS = HOOK_POINTS[1:3]  # what adds to the stream
+# Of a checkpoint: a head that no hook needs, and what older versions of transformers stored beside
+# the weights.
+NEEDLESS = re.compile(r"(^|\.)pooler\.|attn\.(masked_)?bias$|attention\.(masked_)?bias$|inv_freq$")
 # mean over tokens, not the last one
 ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "electra"}
 # whose first position is behind that of padding
@@ -80,39 +86,74 @@ class HookedModel:
         n_tokens = self.model.get_input_embeddings().num_embeddings
         self.pad_id = pad if pad is not None and pad < n_tokens else 0
         self.tokenizer.truncation_side = "right" if info.pooling == "mean" else "left"
-        self._captured: dict[str, torch.Tensor] = {}
+        depth = len(_blocks(self.model))
         for name in self.hook_names:
-            self._place_hook(name)
+            if hook_place(name)[0] >= depth:
+                raise UserError(f"{name}: {self.info.name} has blocks 0 to {depth - 1}")
+        for name in self.hook_names:
+            if name.endswith(PARTS):
+                self._check_sum(name)
 
-    def _place_hook(self, name: str) -> None:
+    def _place_hook(self, name: str, keep: Callable[[Any], None]) -> RemovableHandle:
+        """Have ``keep`` called with what a forward pass has at the hook."""
         blocks = _blocks(self.model)
         block, _ = hook_place(name)
-        if block >= len(blocks):
-            raise UserError(f"{name}: {self.info.name} has blocks 0 to {len(blocks) - 1}")
-
-        def keep(value: Any) -> None:
-            self._captured[name] = value[0] if isinstance(value, tuple) else value
-            if len(self._captured) == len(self.hook_names):
-                raise _LastHookReached
-
         if name == "hook_embed" and _config(self.model).model_type in LEARNED_POSITIONS:
-            self.model.get_input_embeddings().register_forward_hook(
+            return self.model.get_input_embeddings().register_forward_hook(
                 lambda _module, _inputs, output: keep(output)
             )
-        elif name == "hook_embed" or name.endswith("hook_resid_pre"):
+        if name == "hook_embed" or name.endswith("hook_resid_pre"):
             # what enters the first block is the embedding with its scale (Gemma) or its layer norm
             # (BERT)
-            blocks[max(block, 0)].register_forward_pre_hook(
+            return blocks[max(block, 0)].register_forward_pre_hook(
                 lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]),
                 with_kwargs=True,
             )
-        else:
-            module = (
-                blocks[block]
-                if name.endswith("hook_resid_post")
-                else _part(blocks[block], name, self.info.name)
+        module = (
+            blocks[block]
+            if name.endswith("hook_resid_post")
+            else _part(blocks[block], name, self.info.name)
+        )
+        return module.register_forward_hook(lambda _module, _inputs, output: keep(output))
+
+    def _forward(self, names: list[str], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a batch has at the named hooks, as far as it passes them; blocks above the last one
+        are not run.
+        """
+        import torch
+
+        captured: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, value: Any) -> None:
+            captured[name] = value[0] if isinstance(value, tuple) else value
+            if len(captured) == len(names):
+                raise _LastHookReached
+
+        handles = [self._place_hook(name, partial(keep, name)) for name in names]
+        try:
+            with torch.inference_mode(), suppress(_LastHookReached):
+                self.model(**batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return captured
+
+    def _check_sum(self, name: str) -> None:
+        """Raise UserError where what a block's parts give, on a few tokens, is not what they add to
+        the residual stream: after another norm, with a factor, or the stream included.
+        """
+
+        block = name.rpartition(".")[0]
+        names = [f"{block}.{point}" for point in HOOK_POINTS]
+        n_tokens = self.model.get_input_embeddings().num_embeddings
+        states = self._forward(names, self._padded([[i % n_tokens for i in range(8)]]))
+        if len(states) < len(names):
+            raise UserError(f"{self.info.name} passes only {', '.join(states)} of {block}")
+        if not parts_add_up(*(states[n] for n in names)):
+            raise UserError(
+                f"{name}: in {self.info.name} attention and MLP give something else than what is"
+                f" added to the residual stream; use {' or '.join(HOOK_POINTS[::3])}"
             )
-            module.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""
@@ -165,12 +206,8 @@ class HookedModel:
                 size = batch_size or max(1, n_tokens // max(int(lengths[order[start]]), 1))
                 rows = order[start : start + size]
                 batch = self._padded([token_ids[i] for i in rows])
-                self._captured.clear()
                 try:
-                    with torch.inference_mode(), suppress(_LastHookReached):
-                        self.model(
-                            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-                        )
+                    captured = self._forward(self.hook_names, batch)
                 except RuntimeError as error:
                     if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(
                         error
@@ -185,7 +222,7 @@ class HookedModel:
                     n_tokens //= 2
                     continue
                 start += size
-                captured = {name: value.float() for name, value in self._captured.items()}
+                captured = {name: value.float() for name, value in captured.items()}
                 self._check(captured, batch["attention_mask"].bool())
                 bar.update(int(lengths[rows].sum()))
                 n_done += len(rows)
@@ -217,6 +254,23 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
     weights = mask.unsqueeze(-1).to(states.dtype)
     return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def parts_add_up(
+    before: torch.Tensor, attention: torch.Tensor, mlp: torch.Tensor, after: torch.Tensor
+) -> bool:
+    """Whether a block's output is its input and its two parts, up to rounding in their precision.
+
+    All [batch, n_tokens, d_model].
+    """
+    import torch
+
+    eps = torch.finfo(after.dtype).eps
+    before, attention, mlp, after = (part.float() for part in (before, attention, mlp, after))
+    # an addition rounds to the precision of its larger side; parts may cancel
+    largest = before.abs() + attention.abs() + mlp.abs()
+    off = (before + attention + mlp - after).abs()
+    return bool((off <= (4 * eps + 1e-5) * largest.max()).all())
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -312,12 +366,41 @@ def _load(source: str, info: LanguageModel, dtype: torch.dtype) -> tuple[Any, An
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = transformers.AutoModel.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, loading = transformers.AutoModel.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, info.name, error) from error
+    except RuntimeError as error:  # tensors of other shapes than the config's
+        raise UserError(
+            f"{info.name} ({source}): the weights do not fit config.json: fetch it again"
+        ) from error
+    depth = _config(model).num_hidden_layers
+    lacking = _needed(loading["missing_keys"])
+    unread = [key for key in _needed(loading["unexpected_keys"]) if _is_in_block(key, depth)]
+    if lacking or unread:
+        raise UserError(
+            f"{info.name} ({source}): the weights do not fit the model"
+            f" ({len(lacking)} lack, {len(unread)} have no place, {(lacking + unread)[0]} is one):"
+            " save it with its plain names, without wrappers or adapters"
+        )
     return tokenizer, model
+
+
+def _needed(keys: Iterable[str]) -> list[str]:
+    return sorted(key for key in keys if not NEEDLESS.search(key))
+
+
+def _is_in_block(key: str, depth: int) -> bool:
+    """Whether a tensor's name is of one of the model's blocks: heads and blocks that predict
+    further tokens, behind them, change no hook.
+    """
+    match = re.search(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.", key)
+    return match is not None and int(match.group(1)) < depth
 
 
 def _not_to_be_had(source: str, name: str, error: Exception) -> UserError:
