@@ -20,7 +20,7 @@ from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from utils.models import get_model
 from utils.paths import Paths
@@ -207,6 +207,89 @@ def test_stored_dtypes_are_read_exactly(tmp_path, dtype):
     assert np.array_equal(array.rows(2, 5), tensor.float().numpy()[2:5])
 
 
+def _change(folder: Path, change) -> None:
+    """Give a saved SAE other tensors and settings: ``change`` gets both dictionaries."""
+    weights = load_file(folder / "sae_weights.safetensors")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    weights = change(weights, cfg) or weights
+    save_file(weights, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+
+
+OLDER_FILES = {  # the same SAE, as other versions and wrappers save it
+    "normalize false": ("standard", lambda w, cfg: cfg.update(normalize_activations=False)),
+    "normalize null": ("standard", lambda w, cfg: cfg.update(normalize_activations=None)),
+    "normalize true": ("standard", lambda w, cfg: cfg.update(normalize_activations=True)),
+    "compiled": ("standard", lambda w, cfg: {f"_orig_mod.{k}": v for k, v in w.items()}),
+    "wrapped": ("topk", lambda w, cfg: {f"module.{k}": v for k, v in w.items()}),
+    "log threshold": (
+        "jumprelu",
+        lambda w, cfg: {
+            "log_threshold" if k == "threshold" else k: v.clamp(min=1e-3).log()
+            if k == "threshold"
+            else v
+            for k, v in w.items()
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("form", OLDER_FILES)
+def test_older_and_wrapped_files_encode_as_the_plain_ones(paths, form):
+    kind, change = OLDER_FILES[form]
+    sae = random_sae(kind)
+    if kind == "jumprelu":
+        with torch.no_grad():
+            sae.threshold.clamp_(min=1e-3)
+    folder = paths.saes("all-MiniLM-L6-v2") / "layer_2" / "mine"
+    sae.save_model(folder)
+    with torch.no_grad():
+        expected = SAE.load_from_disk(folder).encode(torch.from_numpy(rows(9))).numpy()
+    _change(folder, change)
+    assert_same(ours(paths, "layer_2/mine", rows(9), 13), expected)
+
+
+def test_a_pruned_latent_never_fires_and_other_infinities_are_refused(paths):
+    sae = random_sae("jumprelu")
+    with torch.no_grad():
+        sae.threshold[5] = torch.inf
+    folder = paths.saes("all-MiniLM-L6-v2") / "layer_2" / "mine"
+    sae.save_model(folder)
+    with torch.no_grad():
+        expected = SAE.load_from_disk(folder).encode(torch.from_numpy(rows(9))).numpy()
+    assert not expected[:, 5].any()
+    assert_same(ours(paths, "layer_2/mine", rows(9), 13), expected)
+    for name, value in (
+        ("b_dec", torch.nan),
+        ("threshold", -torch.inf),
+        ("b_enc", torch.inf),
+        ("W_enc", torch.nan),
+    ):
+        sae = random_sae("jumprelu")
+        with torch.no_grad():
+            getattr(sae, name).view(-1)[3] = value
+        sae.save_model(folder)
+        with pytest.raises(UserError, match="NaN or infinite"):
+            ours(paths, "layer_2/mine", rows(9), 13)
+
+
+def test_an_npz_may_hold_whole_numbers_and_name_its_weights_in_lower_case(paths):
+    folder = paths.saes("gemma-2-9b") / "layer_20" / "x"
+    folder.mkdir(parents=True)
+    W = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    vectors = {"b_enc": np.zeros(6, np.float32), "threshold": np.zeros(6, np.float32)}
+    np.savez(folder / "params.npz", w_enc=W, step=np.array(7), **vectors)  # type: ignore[arg-type]
+    encoder = open_sae(paths, "gemma-2-9b", "layer_20/x")
+    assert encoder.W_enc is not None
+    assert np.array_equal(encoder.W_enc.read(), W)
+    W_dec = np.asfortranarray(W.T)
+    np.savez(folder / "params.npz", W_enc=W, W_dec=W_dec, **vectors)  # type: ignore[arg-type]
+    open_sae(paths, "gemma-2-9b", "layer_20/x")  # no one needs W_dec
+    np.savez(folder / "params.npz", W_enc=np.asfortranarray(W), **vectors)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"W_enc \(column-major: save"):
+        open_sae(paths, "gemma-2-9b", "layer_20/x")
+
+
 def test_truncated_and_compressed_weights_are_named(paths):
     folder = paths.saes("gemma-2-9b") / "layer_20" / "x"
     folder.mkdir(parents=True)
@@ -291,7 +374,9 @@ def test_dictionaries_of_dictionary_learning_encode_by_its_formulas(paths, kind,
     linear = {"encoder.weight": W, "encoder.bias": b, **decoder}
     trainer = {}
     if kind == "AutoEncoder":
-        state, expected = {**linear, "bias": b_dec}, torch.relu((x - b_dec) @ W.T + b)
+        # its load_dictionary gives decoder columns the norm 1 and the encoder their norms
+        norms = W.norm(dim=1)
+        state, expected = {**linear, "bias": b_dec}, torch.relu((x - b_dec) @ W.T + b) * norms
     elif kind == "GatedAutoEncoder":
         state = {
             "encoder.weight": W,

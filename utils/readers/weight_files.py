@@ -16,7 +16,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ BROKEN = (
 # bytes of a header; real ones are a few kB, and reading one takes a hundred times its size
 MAX_HEADER = 4 << 20
 MAX_NPY_HEADER = 10_000  # numpy's own limit
+Array = TypeVar("Array")
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
 
@@ -137,6 +138,14 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
             raise UserError(
                 f"{path} is truncated: {name} {array.shape} ends beyond the file; fetch it again"
             )
+    return unwrapped(arrays)
+
+
+def unwrapped(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Arrays by the names they have without torch.compile's or DataParallel's wrapper."""
+    for wrapper in ("_orig_mod.", "module."):
+        if arrays and all(name.startswith(wrapper) for name in arrays):
+            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
     return arrays
 
 
@@ -157,13 +166,14 @@ def _npz_arrays(path: Path) -> dict[str, StoredArray]:
                 raise ValueError(f"no local header for {member.filename}")
             name_length, extra_length = struct.unpack("<HH", local[26:30])
             file.seek(member.header_offset + 30 + name_length + extra_length)
-            arrays[member.filename.removesuffix(".npy")] = _npy_array(path, file)
+            array, fault = _npy_array(path, file)
+            arrays[member.filename.removesuffix(".npy") + fault] = array
     return arrays
 
 
-def _npy_array(path: Path, file: IO[bytes]) -> StoredArray:
+def _npy_array(path: Path, file: IO[bytes]) -> tuple[StoredArray, str]:
     """The array whose ``.npy`` header starts at the file's position (numpy.lib.format's documented
-    layout).
+    layout), and what keeps it from being read, or "". Only an array that is needed must be right.
     """
     magic = file.read(8)
     if magic[:6] != b"\x93NUMPY":
@@ -177,13 +187,16 @@ def _npy_array(path: Path, file: IO[bytes]) -> StoredArray:
         raise ValueError("an absurd .npy header")
     header = ast.literal_eval(file.read(length).decode("latin1"))
     shape, dtype = tuple(int(n) for n in header["shape"]), str(header["descr"])
-    if dtype not in ("<f8", "<f4", "<f2"):
-        raise ValueError(f"dtype {dtype}, not floats")
-    if header["fortran_order"] and len(shape) > 1:
-        raise ValueError("column-major array; save it again C-ordered")
     if any(n < 0 for n in shape):
         raise ValueError(f"shape {shape}")
-    return StoredArray(path, file.tell(), shape, dtype)
+    fault = ""
+    if dtype[1:2] in ("i", "u", "b"):
+        fault = f" (dtype {dtype}, not floats)"
+    elif dtype not in ("<f8", "<f4", "<f2"):
+        raise ValueError(f"dtype {dtype}, not floats")
+    elif header["fortran_order"] and len(shape) > 1:
+        fault = " (column-major: save it with numpy.ascontiguousarray)"
+    return StoredArray(path, file.tell(), shape, dtype), fault
 
 
 def _safetensors_arrays(path: Path) -> dict[str, StoredArray]:

@@ -43,7 +43,6 @@ class EncoderBlock:
     start: int
     weights: torch.Tensor
     vectors: dict[str, torch.Tensor]
-    decoder_norms: torch.Tensor | None
     sae: Any = None  # SAELens's own object, where that encodes
 
     def __len__(self) -> int:
@@ -57,7 +56,7 @@ def read_block(encoder: Encoder, start: int, stop: int, device: torch.device) ->
     if encoder.W_enc is None:
         assert encoder.load is not None
         assert (start, stop) == (0, encoder.d_sae)
-        return EncoderBlock(0, torch.empty(0, encoder.d_sae), {}, None, encoder.load(device))
+        return EncoderBlock(0, torch.empty(0, encoder.d_sae), {}, encoder.load(device))
     if encoder.latents_first:
         weights = encoder.W_enc.rows(start, stop).T
     else:
@@ -69,16 +68,13 @@ def read_block(encoder: Encoder, start: int, stop: int, device: torch.device) ->
             f"{encoder.W_enc.path} has NaN or infinite weights in latents {start} to {stop - 1}:"
             " fetch it again"
         )
-    norms = np.linalg.norm(encoder.W_dec.rows(start, stop), axis=1) if encoder.W_dec else None
-    vectors = {
-        name: torch.from_numpy(array[start:stop]).to(device)
-        for name, array in encoder.vectors.items()
-    }
+    vectors = {name: array[start:stop] for name, array in encoder.vectors.items()}
+    if encoder.W_dec:
+        vectors["decoder_norms"] = np.linalg.norm(encoder.W_dec.rows(start, stop), axis=1)
     return EncoderBlock(
         start,
         torch.from_numpy(weights).to(device),
-        vectors,
-        None if norms is None else torch.from_numpy(norms).to(device),
+        {name: torch.from_numpy(array).to(device) for name, array in vectors.items()},
     )
 
 
@@ -129,8 +125,8 @@ def encode_block(encoder: Encoder, block: EncoderBlock, x: torch.Tensor) -> Nonz
             (shared + block.vectors["b_gate"] > 0) & (magnitude > 0), magnitude, block.start
         )
     pre = torch.addmm(block.vectors["b_enc"], x, block.weights)
-    if block.decoder_norms is not None:
-        pre *= block.decoder_norms
+    if "decoder_norms" in block.vectors:
+        pre *= block.vectors["decoder_norms"]
     if encoder.architecture == "topk":
         values, columns = torch.topk(
             pre.cpu() if pre.device.type == "mps" else pre, min(encoder.k_active, len(block)), dim=1

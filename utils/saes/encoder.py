@@ -27,8 +27,8 @@ class Encoder:
     """What an SAE's encoder is, and where its weights stand; no weights are in memory.
 
     ``W_enc`` is [d_model, d_sae], or [d_sae, d_model] where ``latents_first``. ``vectors`` are
-    small arrays [d_sae] (b_enc, threshold, b_gate, b_mag, r_mag). The input is centred and
-    normalised, then ``b_dec`` [d_model] is taken off it.
+    small arrays [d_sae] (b_enc, threshold, b_gate, b_mag, r_mag; decoder_norms, which multiply
+    pre-activations). The input is centred and normalised, then ``b_dec`` [d_model] is taken off it.
     """
 
     sae_id: str
@@ -66,14 +66,15 @@ class Encoder:
 
     def described(self) -> dict:
         """Its shape, threshold and named L0, for the file of checks beside the results."""
-        threshold = self.vectors.get("threshold")
+        threshold = self.vectors.get("threshold", np.empty(0))
+        threshold = threshold[np.isfinite(threshold)]
         return {
             "architecture": self.architecture,
             "d_model": self.d_model,
             "d_sae": self.d_sae,
             "named_l0": self.named_l0,
             "threshold": (
-                None if threshold is None else [float(threshold.min()), float(threshold.max())]
+                [float(threshold.min()), float(threshold.max())] if len(threshold) else None
             ),
         }
 
@@ -116,12 +117,18 @@ def checked(encoder: Encoder, folder: Path) -> Encoder:
             raise UserError(
                 f"the SAE at {folder}: {name} has shape {array.shape}, not ({encoder.d_sae},)"
             )
-        if not np.isfinite(array).all():
-            raise UserError(f"the SAE at {folder}: {name} has NaN or infinite values")
     if encoder.b_dec is not None and encoder.b_dec.shape != (encoder.d_model,):
         raise UserError(
             f"the SAE at {folder}: b_dec has shape {encoder.b_dec.shape}, not ({encoder.d_model},)"
         )
+    arrays = (
+        encoder.vectors if encoder.b_dec is None else encoder.vectors | {"b_dec": encoder.b_dec}
+    )
+    for name, array in arrays.items():
+        # a latent with an infinite threshold is pruned: it never fires
+        known = np.isfinite(array) | (array == np.inf if name == "threshold" else False)
+        if not known.all():
+            raise UserError(f"the SAE at {folder}: {name} has NaN or infinite values")
     if encoder.architecture == "topk" and not 0 < encoder.k_active <= encoder.d_sae:
         raise UserError(
             f"the SAE at {folder}: k {encoder.k_active} is not between 1 and {encoder.d_sae}"

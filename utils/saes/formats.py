@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.readers.pt_files import load_plain
-from utils.readers.weight_files import stored_arrays
+from utils.readers.weight_files import stored_arrays, unwrapped
 from utils.runtime.errors import UserError, first_line, unknown_name
 from utils.saes.encoder import ARCHITECTURES, SAE_LENS, Encoder, checked, need, read_json
 from utils.saes.releases import with_model_kwargs
@@ -97,6 +97,8 @@ def through_sae_lens(
 def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
     """Gemma Scope's params.npz: JumpReLU, no input bias (as SAELens's gemma_2 loader reads it)."""
     arrays = stored_arrays(folder / "params.npz")
+    if "w_enc" in arrays:
+        arrays["W_enc"] = arrays.pop("w_enc")
     need(arrays, ("W_enc", "b_enc", "threshold"), folder)
     W_enc = arrays["W_enc"]
     vectors = {name: arrays[name].read() for name in ("b_enc", "threshold")}
@@ -166,9 +168,12 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
             f"{folder / 'cfg.json'}: reshape_activations {cfg['reshape_activations']!r} is for"
             " attention heads"
         )
-    needed = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(
-        architecture, ("b_enc",)
-    )
+    of_architecture = {
+        "gated": ("b_gate", "b_mag", "r_mag"),
+        # SAELens before 6.0 stored a training checkpoint's logarithm
+        "jumprelu": ("b_enc", "log_threshold" if "log_threshold" in arrays else "threshold"),
+    }
+    needed = of_architecture.get(architecture, ("b_enc",))
     rescaled = architecture == "topk" and cfg.get("rescale_acts_by_decoder_norm", False)
     input_bias = cfg.get("apply_b_dec_to_input", True)
     need(
@@ -185,6 +190,12 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         raise UserError(
             f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}"
         )
+    vectors = {name: arrays[name].read() for name in needed}
+    if "log_threshold" in vectors:
+        vectors["threshold"] = np.exp(vectors.pop("log_threshold"))
+    normalization = cfg.get("normalize_activations") or "none"
+    if normalization is True:  # as SAELens reads its older files
+        normalization = "expected_average_only_in"
     encoder = checked(
         Encoder(
             sae_id,
@@ -192,9 +203,9 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
             W_enc.shape[0],
             W_enc.shape[1],
             W_enc,
-            vectors={name: arrays[name].read() for name in needed},
+            vectors=vectors,
             b_dec=arrays["b_dec"].read() if input_bias else None,
-            normalize_activations=cfg.get("normalize_activations", "none"),
+            normalize_activations=normalization,
             k_active=int(cfg.get("k") or 0),
             W_dec=arrays["W_dec"] if rescaled else None,
         ),
@@ -254,6 +265,11 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
     vectors = {ours: arrays[theirs].read() for ours, theirs in gated.items()}
     if bias_name:
         vectors["b_enc"] = arrays[bias_name].read()
+    if kind == "AutoEncoder":
+        need(arrays, (weight_name, "decoder.weight"), folder)
+        norms = np.linalg.norm(arrays["decoder.weight"].read(), axis=0)
+        if not np.allclose(norms, 1):  # folded into the encoder, as its load_dictionary does
+            vectors["decoder_norms"] = norms
     if architecture == "jumprelu":
         need(arrays, (weight_name, "threshold"), folder)
         vectors["threshold"] = np.broadcast_to(arrays["threshold"].read(), (d_sae,)).copy()
@@ -328,7 +344,7 @@ def _mapped(path: Path) -> dict[str, MappedArray]:
         raise UserError(
             f"{path} holds other things than named tensors: it is no SAE of dictionary_learning"
         )
-    return {name: MappedArray(path, tensor) for name, tensor in state.items()}
+    return unwrapped({name: MappedArray(path, tensor) for name, tensor in state.items()})
 
 
 @dataclass(frozen=True)
