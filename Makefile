@@ -24,6 +24,7 @@ KILLS ?= 200
 MINUTES ?= 10
 WORKERS ?=
 SCHEDULER ?=
+RELEASE ?=
 DATA_DIR ?=
 TEXT_DIR ?=
 RESULTS_DIR ?=
@@ -151,6 +152,11 @@ status: $(STAMP)
 # exit status 3: all was looked at, and a table is not what it is called; the last line says which
 audit: $(STAMP)
 	@$(RUN) -m checks.audit --model_name $(MODEL) $(folders) $(ARGS) || test $$? -eq 3
+
+.PHONY: saes
+## saes: what a RELEASE of SAEs reads, or all releases
+saes: $(STAMP)
+	$(RUN) -m checks.saes $(folders) $(if $(RELEASE),--sae_release $(RELEASE)) $(ARGS)
 
 .PHONY: check-datasets
 ## check-datasets: are the texts fit to probe on

@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from utils.models import DEFAULT_MODEL
@@ -28,6 +27,7 @@ EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
 EXIT_FOUND = 3  # a check found what it looks for; all of it was done
 EXIT_STOPPED = 130  # by Ctrl-C or SIGTERM, as shells have it
+EXIT_BROKEN_PIPE = 141  # as shells have it too
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -364,6 +364,11 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     sys.exit(_status_of(main))
 
 
+def _write_nowhere() -> None:
+    """What stands in the buffer of a pipe that nobody reads would be an error at the very end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _status_of(main: Callable[[list[str] | None], int]) -> int:
     """The exit status of a main; from then on a signal ends the process at once, because its work
     is done.
@@ -386,6 +391,9 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
         if not is_out_of_memory(error):
             raise
         print(f"error: {OUT_OF_MEMORY}; finished work is kept", file=sys.stderr)
+    except BrokenPipeError:  # whoever read our lines, as `head` does, has had enough
+        _write_nowhere()
+        status = EXIT_BROKEN_PIPE
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         remedy = "make room" if error.errno in NO_ROOM else "mend this"
@@ -395,8 +403,12 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
             file=sys.stderr,
         )
     finally:
-        with suppress(OSError, ValueError):  # a closed pipe or disk
+        try:
             sys.stdout.flush()
+        except BrokenPipeError:
+            _write_nowhere()
+        except (OSError, ValueError):  # a closed stream, or a full disk
+            pass
         # libraries' threads still end, which a KeyboardInterrupt would disturb
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, lambda _signal, _frame: os._exit(status))
