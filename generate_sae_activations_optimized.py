@@ -51,7 +51,7 @@ from utils.runtime.units import show_bytes
 from utils.runtime.workers import Workers, run_tasks
 from utils.saes.catalog import SaeChoice, choose_saes, open_sae, release_used
 from utils.saes.encode import product_rate
-from utils.saes.encoder import Encoder
+from utils.saes.encoder import Encoder, require_width
 from utils.saes.original_order import encode_dense, whole_sae, write_original_split
 from utils.saes.plan import Job, Work, make_plan
 from utils.saes.run import Encoding, EncodingRun, Tally
@@ -262,14 +262,16 @@ def open_encoders(
     on.
     """
     encoders = {}
-    for sae_id in dict.fromkeys(i for job in jobs for i in job.sae_ids):
+    first_jobs: dict[str, Job] = {}
+    for job in jobs:
+        for sae_id in job.sae_ids:
+            first_jobs.setdefault(sae_id, job)
+    for sae_id, job in first_jobs.items():
         with failures.caught():
             encoder = open_sae(paths, info.name, sae_id, encoding.sae_release)
-            if encoder.d_model != info.d_model:
-                raise UserError(
-                    f"{sae_id} reads activations of width {encoder.d_model}; those of {info.name}"
-                    f" have {info.d_model}"
-                )
+            path = paths.model_activations(info.name, job.dataset, hook_name(job.layer))
+            width = info.width_at(job.layer) or read_description(path).get("width")
+            require_width(encoder, width, info.name)
             encoders[sae_id] = encoder
     return encoders
 
@@ -377,7 +379,7 @@ def run_original_order(
             encoder = open_sae(paths, info.name, sae_id, encoding.sae_release)
             sae = whole_sae(encoder, device)
             hook = hook_name(wanted.layers[sae_id])
-            activations = load_rows(paths, info.name, name, hook, setting.shifted, info.d_model)
+            activations = load_rows(paths, info.name, name, hook, setting.shifted, encoder.d_model)
             for condition in conditions(setting.name, len(activations.labels)):
                 rows = encode_dense(sae, activations.condition(condition), encoding.batch_size)
                 write_original_split(paths, info.name, name, sae_id, condition, rows)

@@ -126,7 +126,7 @@ def load_task(
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     rows = load_rows(
-        paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).d_model
+        paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).width_at(layer)
     )
     return rows, dataset, layer, wanted, protocol
 

@@ -195,8 +195,8 @@ def probe_dataset(
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     activations: ConditionRows
     if base["method"] in CONTROLS:
-        d_model = get_model(model_name, paths).d_model
-        rows = load_rows(paths, model_name, name, hook_name(base["layer"]), ood, d_model)
+        width = get_model(model_name, paths).width_at(base["layer"])
+        rows = load_rows(paths, model_name, name, hook_name(base["layer"]), ood, width)
         activations = ControlActivations(base["method"], rows)
     else:
         activations = SaeActivations(paths, model_name, name, sae_id, ood)

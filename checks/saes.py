@@ -55,9 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    args = make_parser().parse_args(argv)
     directory = get_pretrained_saes_directory()
     if args.sae_release:
         if args.sae_release not in directory:

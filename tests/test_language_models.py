@@ -22,7 +22,7 @@ import generate_model_activations
 import train_baselines
 from utils.language_models import HookedModel, _blocks, longest_text, parts_add_up, read_config
 from utils.models import LanguageModel, get_model
-from utils.names import hook_name, parse_layer
+from utils.names import HOOK_POINTS, hook_name, parse_layer
 from utils.paths import Paths
 from utils.readers.pt_files import load_tensor
 from utils.runtime.errors import UserError
@@ -263,7 +263,7 @@ def test_parts_that_are_not_what_is_added_to_the_stream_are_refused(family, tmp_
     monkeypatch.setitem(CONFIGS, family, UNLIKE[family])
     folder = save_model(tmp_path, family)
     for hook in ("blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"):
-        with pytest.raises(UserError, match=r"something else than what is added|no such part"):
+        with pytest.raises(UserError, match=r"are built otherwise|no such part"):
             hooked(folder, [hook])
     found = hooked(folder, ["blocks.1.hook_resid_post"]).pooled(TEXTS, "texts")
     assert torch.isfinite(found["blocks.1.hook_resid_post"]).all()
@@ -287,7 +287,35 @@ def test_a_hook_that_is_not_there_is_named(saved):
         hooked(folder, ["blocks.3.hook_resid_post"])
 
 
-@pytest.mark.parametrize("layer", [3, "embed", "blocks.3.hook_mlp_out"])
+OLMO_2 = {**SMALL, "num_key_value_heads": 2}  # its norms stand behind attention and MLP
+
+
+def test_hooks_about_the_norm_before_the_mlp_are_refused_where_it_stands_elsewhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(CONFIGS, "olmo2", lambda: transformers.Olmo2Config(**OLMO_2))
+    folder = save_model(tmp_path, "olmo2")
+    for point in ("hook_mlp_in", "ln2.hook_normalized", "hook_resid_mid"):
+        with pytest.raises(UserError, match="are built otherwise"):
+            hooked(folder, [f"blocks.1.{point}"])
+    states = hooked(folder, ["blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"])
+    assert torch.isfinite(states.pooled(TEXTS, "texts")["blocks.1.mlp.hook_in"]).all()
+
+
+@pytest.mark.parametrize("family", ["bloom", "bert", "granite"])
+@pytest.mark.parametrize("point", HOOK_POINTS)
+def test_other_families_give_finite_values_or_one_line(family, point, tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, family, UNLIKE[family])
+    folder = save_model(tmp_path, family)
+    try:
+        found = hooked(folder, [f"blocks.1.{point}"]).pooled(TEXTS, "texts")
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert torch.isfinite(found[f"blocks.1.{point}"]).all()
+
+
+@pytest.mark.parametrize("layer", [3, "embed", *(f"blocks.3.{p}" for p in HOOK_POINTS[:-1])])
 def test_layers_and_hooks_name_each_other(layer):
     assert parse_layer(hook_name(layer)) == layer
 

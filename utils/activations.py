@@ -39,7 +39,12 @@ def write_activations(
     """Save [n_rows, d_model] and its description; the tensor appears last, so that where it stands
     both do.
     """
-    described = {**made_by, "n_rows": len(texts), "texts_sha256": texts_fingerprint(texts)}
+    described = {
+        **made_by,
+        "n_rows": len(texts),
+        "width": activations.shape[1],
+        "texts_sha256": texts_fingerprint(texts),
+    }
     path.unlink(missing_ok=True)  # an older tensor must not stand under a new description
     write_json(description_path(path), described)
     save_tensor(path, activations.contiguous())

@@ -3,8 +3,11 @@ TransformerLens.
 
 Hooks have TransformerLens's names and values (without its processing of weights): ``hook_embed`` is
 the token embedding, with its scale where the model has one; ``blocks.N.hook_resid_pre`` what enters
-block N, ``hook_attn_out`` and ``hook_mlp_out`` what its attention and MLP add to the residual
-stream (after the norms that Gemma 2 and 3 put behind them), ``hook_resid_post`` what leaves it.
+block N, ``attn.hook_z`` the heads' outputs side by side before they are mixed, ``hook_attn_out``
+and ``hook_mlp_out`` what attention and MLP add to the residual stream (after the norms that Gemma 2
+and 3 put behind them), ``hook_resid_mid`` the stream between the two, ``hook_mlp_in`` what enters
+the norm before the MLP, ``ln2.hook_normalized`` what that norm gives without its gain and bias,
+``mlp.hook_in`` what enters the MLP, and ``hook_resid_post`` what leaves the block.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.models import LanguageModel
-from utils.names import HOOK_POINTS, hook_place
+from utils.names import hook_place
 from utils.paths import Paths
 from utils.readers.fingerprints import folder_fingerprint
 from utils.runtime.errors import UserError
@@ -37,7 +40,11 @@ LEARNED_POSITIONS = {"gpt2", "gpt_neo", "opt"}
 # library.
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
-PARTS = HOOK_POINTS[1:3]  # what adds to the stream
+PARTS = ("hook_attn_out", "hook_mlp_out")  # what adds to the stream
+STREAM = ("hook_resid_pre", "hook_resid_post")  # what every block has
+# The norm before the MLP, and the projection that mixes the heads.
+NORMS = ("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm")
+MIXERS = ("o_proj", "c_proj", "dense", "out_proj")
 # Of a checkpoint: a head that no hook needs, and what older versions of transformers stored beside
 # the weights.
 NEEDLESS = re.compile(r"(^|\.)pooler\.|attn\.(masked_)?bias$|attention\.(masked_)?bias$|inv_freq$")
@@ -91,13 +98,13 @@ class HookedModel:
             if hook_place(name)[0] >= depth:
                 raise UserError(f"{name}: {self.info.name} has blocks 0 to {depth - 1}")
         for name in self.hook_names:
-            if name.endswith(PARTS):
-                self._check_sum(name)
+            self._check_hook(name)
 
     def _place_hook(self, name: str, keep: Callable[[Any], None]) -> RemovableHandle:
         """Have ``keep`` called with what a forward pass has at the hook."""
         blocks = _blocks(self.model)
-        block, _ = hook_place(name)
+        number, _ = hook_place(name)
+        block = blocks[max(number, 0)]
         if name == "hook_embed" and _config(self.model).model_type in LEARNED_POSITIONS:
             return self.model.get_input_embeddings().register_forward_hook(
                 lambda _module, _inputs, output: keep(output)
@@ -105,15 +112,17 @@ class HookedModel:
         if name == "hook_embed" or name.endswith("hook_resid_pre"):
             # what enters the first block is the embedding with its scale (Gemma) or its layer norm
             # (BERT)
-            return blocks[max(block, 0)].register_forward_pre_hook(
-                lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]),
-                with_kwargs=True,
-            )
-        module = (
-            blocks[block]
-            if name.endswith("hook_resid_post")
-            else _part(blocks[block], name, self.info.name)
-        )
+            return _on_input(block, keep)
+        if name.endswith("attn.hook_z"):
+            return _on_input(_mixer(block, name, self.info.name), keep)
+        if name.endswith("mlp.hook_in"):
+            return _on_input(_module(block, MLP, name, self.info.name), keep)
+        if name.endswith(("hook_resid_mid", "hook_mlp_in")):
+            return _on_input(_norm(block, name, self.info.name), keep)
+        if name.endswith("ln2.hook_normalized"):
+            norm = _norm(block, name, self.info.name)
+            return _on_input(norm, lambda states: keep(normalized(norm, states)))
+        module = block if name.endswith("hook_resid_post") else _part(block, name, self.info.name)
         return module.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
     def _forward(self, names: list[str], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -138,22 +147,58 @@ class HookedModel:
                 handle.remove()
         return captured
 
-    def _check_sum(self, name: str) -> None:
-        """Raise UserError where what a block's parts give, on a few tokens, is not what they add to
-        the residual stream: after another norm, with a factor, or the stream included.
-        """
+    def width(self, name: str) -> int:
+        """The columns of what is read at a hook."""
+        return int(self._forward([name], self._padded([[0]]))[name].shape[-1])
 
-        block = name.rpartition(".")[0]
-        names = [f"{block}.{point}" for point in HOOK_POINTS]
+    def _check_hook(self, name: str) -> None:
+        """Raise UserError where a hook inside a block, on a few tokens, is not what its name says
+        in this model: the parts of a block must add up, and modules must be in their usual order.
+        """
+        import torch
+
+        block_name, _, point = name.partition(".")[2].partition(".")
+        if not point or point in STREAM:
+            return
+        with torch.inference_mode():
+            fits = self._is_as_named(name, _blocks(self.model)[int(block_name)], point)
+        if not fits:
+            raise UserError(
+                f"{name}: blocks of {self.info.name} are built otherwise, and what stands there is"
+                f" something else than in TransformerLens; use {' or '.join(STREAM)}"
+            )
+
+    def _is_as_named(self, name: str, block: nn.Module, point: str) -> bool:
+        if point in PARTS:
+            seen = self._on_a_few_tokens(name, (*STREAM, *PARTS))
+            return parts_add_up(*(seen[p] for p in (STREAM[0], *PARTS, STREAM[1])))
+        if point == "hook_resid_mid":
+            seen = self._on_a_few_tokens(name, ("hook_resid_pre", "hook_attn_out", point))
+            return is_close(seen["hook_resid_pre"] + seen["hook_attn_out"], seen[point])
+        if point == "attn.hook_z":
+            seen = self._on_a_few_tokens(name, (point, "hook_attn_out"))
+            mixed = _mixer(block, name, self.info.name)(seen[point])
+            if hasattr(block, "post_feedforward_layernorm"):
+                mixed = _part(block, "hook_attn_out", self.info.name)(mixed)
+            return is_close(mixed, seen["hook_attn_out"])
+        if point == "mlp.hook_in":
+            return True
+        seen = self._on_a_few_tokens(name, ("hook_mlp_in", "mlp.hook_in"))
+        norm = _norm(block, name, self.info.name)
+        before, after = seen["hook_mlp_in"], seen["mlp.hook_in"]
+        fits = is_close(norm(before), after)
+        return fits and (point == "hook_mlp_in" or _is_gain_of(norm, before, after))
+
+    def _on_a_few_tokens(self, name: str, points: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """{point of the hook's block: what a batch of eight tokens has there}."""
+        block = name.partition(f".{name.split('.', 2)[2]}")[0]
         n_tokens = self.model.get_input_embeddings().num_embeddings
+        names = [f"{block}.{point}" for point in points]
         states = self._forward(names, self._padded([[i % n_tokens for i in range(8)]]))
         if len(states) < len(names):
-            raise UserError(f"{self.info.name} passes only {', '.join(states)} of {block}")
-        if not parts_add_up(*(states[n] for n in names)):
-            raise UserError(
-                f"{name}: in {self.info.name} attention and MLP give something else than what is"
-                f" added to the residual stream; use {' or '.join(HOOK_POINTS[::3])}"
-            )
+            silent = ", ".join(n for n in names if n not in states)
+            raise UserError(f"{self.info.name} never passes {silent}: {name} is not read")
+        return {point: states[f"{block}.{point}"] for point in points}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""
@@ -233,13 +278,15 @@ class HookedModel:
         self, texts: list[str], desc: str, batch_size: int | None = None
     ) -> dict[str, torch.Tensor]:
         """{hook_name: float32 [n_texts, d_model]}: the last token of each text, or for encoders the
-        mean over its tokens.
+        mean over its tokens. attn.hook_z has n_heads x d_head columns.
         """
         import torch
 
-        pooled = {name: torch.empty(len(texts), self.info.d_model) for name in self.hook_names}
+        pooled: dict[str, torch.Tensor] = {}
         for rows, captured, mask in self.run(self.tokenize(texts), desc, batch_size):
             for name, states in captured.items():
+                if name not in pooled:
+                    pooled[name] = torch.empty(len(texts), states.shape[-1])
                 pooled[name][torch.from_numpy(rows)] = pool(states, mask, self.info.pooling).cpu()
         return pooled
 
@@ -271,6 +318,41 @@ def parts_add_up(
     largest = before.abs() + attention.abs() + mlp.abs()
     off = (before + attention + mlp - after).abs()
     return bool((off <= (4 * eps + 1e-5) * largest.max()).all())
+
+
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two tensors are equal up to rounding in their precision."""
+    import torch
+
+    eps = torch.finfo(expected.dtype).eps
+    off = (found.float() - expected.float()).abs()
+    return bool((off <= (8 * eps + 1e-5) * expected.float().abs().max()).all())
+
+
+def normalized(norm: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """What a LayerNorm or RMSNorm gives without its gain and bias, float32: TransformerLens's
+    ``hook_normalized``.
+    """
+    from torch import nn
+
+    states = states.float()
+    if isinstance(norm, nn.LayerNorm):
+        states = states - states.mean(dim=-1, keepdim=True)
+    eps: Any = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 0.0)
+    return states / (states.square().mean(dim=-1, keepdim=True) + float(eps)).sqrt()
+
+
+def _is_gain_of(norm: nn.Module, states: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether a norm's output is ``normalized`` times its gain, which Gemma stores less one."""
+    import torch
+
+    plain, gain = normalized(norm, states), norm.weight
+    bias = getattr(norm, "bias", None)
+    shift = bias.float() if isinstance(bias, torch.Tensor) else 0.0
+    return any(
+        is_close((plain * factor + shift).to(output.dtype), output)
+        for factor in (gain.float(), gain.float() + 1)  # type: ignore[operator]
+    )
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -424,24 +506,60 @@ def _config(model: nn.Module) -> Any:
     return getattr(config, "text_config", config)
 
 
+def _on_input(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
+    """Have ``keep`` called with what enters a module."""
+    return module.register_forward_pre_hook(
+        lambda _module, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+
+
 def _part(block: nn.Module, name: str, model_name: str) -> nn.Module:
     """The module of a block whose output attention or MLP adds to the residual stream."""
     attention = name.endswith("hook_attn_out")
     # Gemma 2 and 3 normalise what they add; elsewhere post_attention_layernorm stands before the
     # MLP
     if hasattr(block, "post_feedforward_layernorm"):
-        norm: nn.Module = getattr(
-            block, "post_attention_layernorm" if attention else "post_feedforward_layernorm"
+        norm = "post_attention_layernorm" if attention else "post_feedforward_layernorm"
+        return _module(block, (norm,), name, model_name)
+    return _module(block, ATTENTION if attention else MLP, name, model_name)
+
+
+def _module(
+    block: nn.Module, candidates: tuple[str, ...], name: str, model_name: str
+) -> nn.Module:
+    """The first of a block's modules that has one of these names.
+
+    Raises UserError where there is none, or the block reads a second sequence of tokens.
+    """
+    found = [getattr(block, candidate) for candidate in candidates if hasattr(block, candidate)]
+    if not found or (candidates != ATTENTION and hasattr(block, "crossattention")):
+        raise UserError(
+            f"{name}: blocks of {model_name} have no such part to read; use {' or '.join(STREAM)}"
         )
-        return norm
-    for candidate in ATTENTION if attention else MLP:
-        if hasattr(block, candidate) and (attention or not hasattr(block, "crossattention")):
-            part: nn.Module = getattr(block, candidate)
-            return part
-    raise UserError(
-        f"{name}: blocks of {model_name} have no such part to read; use"
-        f" {' or '.join(HOOK_POINTS[::3])}"
-    )
+    module: nn.Module = found[0]
+    return module
+
+
+def _norm(block: nn.Module, name: str, model_name: str) -> nn.Module:
+    """The norm before a block's MLP."""
+    return _module(block, NORMS, name, model_name)
+
+
+def _mixer(block: nn.Module, name: str, model_name: str) -> nn.Module:
+    """The projection of a block's attention that mixes its heads' outputs."""
+    attention = _module(block, ATTENTION, name, model_name)
+    found = [
+        module
+        for path, module in attention.named_modules()
+        if path.rpartition(".")[2] in MIXERS
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{name}: attention of {model_name} has {len(found)} modules that could mix its heads;"
+            f" use {' or '.join(STREAM)}"
+        )
+    return found[0]
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:

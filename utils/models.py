@@ -35,6 +35,12 @@ class LanguageModel:
     sae_release: str | None = None
     sae_ids: tuple[str, ...] = ()
 
+    def width_at(self, layer: Layer) -> int | None:
+        """The columns of activations at a layer; None for ``attn.hook_z``, where the model's own
+        n_heads x d_head decides.
+        """
+        return None if str(layer).endswith("hook_z") else self.d_model
+
     def layers_of(self, setting: Setting) -> tuple[Layer, ...]:
         """The layers that are probed in a setting."""
         return self.layers if setting.all_layers else (self.probe_layer,)

@@ -12,7 +12,17 @@ from utils.runtime.units import short_number
 
 Layer = int | str
 # of a block, in the order in which they are passed
-HOOK_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+HOOK_POINTS = (
+    "hook_resid_pre",
+    "attn.hook_z",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "hook_mlp_in",
+    "ln2.hook_normalized",
+    "mlp.hook_in",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
 
 
 def hook_name(layer: Layer) -> str:
@@ -38,7 +48,7 @@ def parse_layer(text: str) -> Layer:
     """
     if text in ("embed", "hook_embed"):
         return "embed"
-    match = re.fullmatch(r"blocks\.(\d+)\.(\w+)", text)
+    match = re.fullmatch(r"blocks\.(\d+)\.([\w.]+)", text)
     if match is None:
         return int(text)
     if match.group(2) not in HOOK_POINTS:
@@ -51,11 +61,11 @@ def hook_place(name: str) -> tuple[int, int]:
     """(block, place in it) of a hook, in the order of a forward pass; hook_embed is (-1, 0).
 
     >>> hook_place("hook_embed"), hook_place("blocks.20.hook_mlp_out")
-    ((-1, 0), (20, 2))
+    ((-1, 0), (20, 7))
     """
     if name == "hook_embed":
         return -1, 0
-    _, block, point = name.split(".")
+    _, block, point = name.split(".", 2)
     return int(block), HOOK_POINTS.index(point)
 
 
@@ -112,15 +122,18 @@ def sae_layer(sae_id: str) -> Layer | None:
     (10, None, 'embed')
     >>> sae_layer("l5m_32x"), sae_layer("l5a_8x")
     ('blocks.5.hook_mlp_out', 'blocks.5.hook_attn_out')
+    >>> sae_layer("blocks.3.attn.hook_z/mine"), sae_layer("blocks.3.hook_z")
+    ('blocks.3.attn.hook_z', 'blocks.3.attn.hook_z')
     """
     if re.match(r"(?:hook_)?embed(?:ding)?(?=[/_.]|$)", sae_id):
         return "embed"
     match = re.match(r"l(\d+)([ma])_", sae_id)  # Llama Scope: residual, MLP, attention
     if match:
         return f"blocks.{match.group(1)}.hook_{ {'m': 'mlp', 'a': 'attn'}[match.group(2)] }_out"
-    match = re.match(r"(blocks\.\d+\.hook_[a-z]+_[a-z]+)(?=[/_.]|$)", sae_id)
-    if match and match.group(1).split(".")[2] in HOOK_POINTS:
-        return parse_layer(match.group(1))
+    match = re.match(rf"(blocks\.\d+)\.({'|'.join((*HOOK_POINTS, 'hook_z'))})(?=[/_.]|$)", sae_id)
+    if match:
+        block, point = match.groups()
+        return parse_layer(f"{block}.{'attn.hook_z' if point == 'hook_z' else point}")
     match = re.match(r"(?:l|blocks\.)(\d+)(?=[/_r.]|$)", sae_id)
     match = match or re.search(r"layers?[._]?(\d+)(?=[/_.]|$)", sae_id)
     return int(match.group(1)) if match else None

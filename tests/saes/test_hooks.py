@@ -42,6 +42,13 @@ SAID: dict[str, tuple[str, dict, object]] = {
     "sparsify": ("layers.10", {"cfg.json": {}, "sae.safetensors": ""}, 10),
     "sparsify, MLP": ("layers.10.mlp", {"cfg.json": {}, "sae.safetensors": ""},
                       "blocks.10.hook_mlp_out"),
+    "attention heads": ("m", {"cfg.json": {"hook_point": "blocks.5.attn.hook_z"}},
+                        "blocks.5.attn.hook_z"),
+    "attention heads, by the id": ("blocks.5.hook_z", {"cfg.json": {}}, "blocks.5.attn.hook_z"),
+    "a transcoder": ("m", {"cfg.json": {"metadata": {"hook_name": "blocks.5.ln2.hook_normalized"}}},
+                     "blocks.5.ln2.hook_normalized"),
+    "the middle of a block": ("blocks.0.hook_resid_mid", {"cfg.json": {}},
+                              "blocks.0.hook_resid_mid"),
     "Gemma Scope, by its id": ("layer_20/width_16k/average_l0_408", {"params.npz": ""}, 20),
     "Gemma Scope, embedding": ("embedding/width_4k/average_l0_6", {"params.npz": ""}, "embed"),
 }  # fmt: skip
@@ -62,11 +69,11 @@ REFUSED: dict[str, tuple[str, dict, str]] = {
     "an empty config": ("mine", cfg(None), "does not say which activations it reads"),
     "id and file disagree": ("layer_8/x", cfg("blocks.5.hook_resid_post"), "one of them is wrong"),
     "hooks disagree": ("blocks.8.hook_resid_pre", cfg("blocks.8.hook_resid_post"), "wrong"),
-    "attention heads": ("mine", cfg("blocks.5.attn.hook_z"), "not made here"),
+    "queries": ("mine", cfg("blocks.5.attn.hook_q"), "not made here"),
     "one head": ("mine", cfg("blocks.5.hook_attn_out", hook_head_index=3), "head"),
-    "a transcoder's input": ("mine", cfg("blocks.5.ln2.hook_normalized"), "not made here"),
+    "the norm before attention": ("mine", cfg("blocks.5.ln1.hook_normalized"), "not made here"),
     "a module of another library": ("mine", cfg("model.layers.5"), "not made here"),
-    "the middle of a block": ("mine", cfg("blocks.5.hook_resid_mid"), "not made here"),
+    "inside an MLP": ("mine", cfg("blocks.5.mlp.hook_post"), "not made here"),
     "another module": ("mine", dictionary(3, "query_layer_3"), "not made here"),
 }
 
@@ -83,11 +90,10 @@ def test_what_is_not_known_or_not_made_is_refused_in_one_line(tmp_path, kind):
 @pytest.mark.parametrize(
     "sae_id",
     [
-        "blocks.0.hook_resid_mid",
-        "blocks.0.hook_z",
-        "blocks.8.attn.hook_z",
-        "blocks.3.hook_mlp_in/mine",
-        "blocks.3.ln2.hook_normalized",
+        "blocks.0.hook_attn_in",
+        "blocks.8.attn.hook_v",
+        "blocks.3.mlp.hook_pre/mine",
+        "blocks.3.ln1.hook_normalized",
         "blocks.3.attn.hook_q/width_1k",
     ],
 )

@@ -79,6 +79,15 @@ class Encoder:
         }
 
 
+def require_width(encoder: Encoder, width: int | None, model_name: str) -> None:
+    """Raise UserError unless an SAE reads activations of this width (None: not known yet)."""
+    if width is not None and encoder.d_model != width:
+        raise UserError(
+            f"{encoder.sae_id} reads activations of width {encoder.d_model}; those of {model_name}"
+            f" have {width}"
+        )
+
+
 def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -144,7 +144,7 @@ def gemma_scope_2_hook(folder: Path) -> str | None:
         "output": "hook_resid_post",
         "post_feedforward_layernorm.output": "hook_mlp_out",
         "self_attn.o_proj.input": "attn.hook_z",
-        "pre_feedforward_layernorm.output": "hook_mlp_in",
+        "pre_feedforward_layernorm.output": "mlp.hook_in",
     }
     return f"blocks.{match.group(1)}.{points.get(match.group(2), match.group(2))}"
 

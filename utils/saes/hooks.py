@@ -26,8 +26,9 @@ GEMMA_SCOPE_2 = {
     "resid_post": "hook_resid_post",
     "attn_out": "attn.hook_z",
     "mlp_out": "hook_mlp_out",
-    "transcoder": "hook_mlp_in",
-    "clt": "hook_mlp_in",
+    # SAELens calls it hook_mlp_in, and its hf_hook_name the output of the norm before the MLP
+    "transcoder": "mlp.hook_in",
+    "clt": "mlp.hook_in",
 }
 NOT_RESIDUAL = re.compile(r"mlp|att|transcoder|crosscoder|clt", re.IGNORECASE)
 
@@ -101,7 +102,7 @@ def layer_read_by(
     try:
         if "hook_" not in named.hook:
             raise ValueError(named.hook)
-        return parse_layer(named.hook)
+        return parse_layer(re.sub(r"(?<=\d\.)hook_z$", "attn.hook_z", named.hook))
     except ValueError:
         points = ", ".join(f"blocks.N.{point}" for point in HOOK_POINTS)
         raise UserError(

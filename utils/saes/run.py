@@ -34,7 +34,7 @@ from utils.saes.encode import (
     read_block,
     rows_per_product,
 )
-from utils.saes.encoder import Encoder
+from utils.saes.encoder import Encoder, require_width
 from utils.saes.plan import Job, Work
 from utils.saes.store import SaeFiles, made_from
 from utils.settings import NORMAL, SHIFTED, Condition, split
@@ -138,17 +138,17 @@ class EncodingRun:
         return failures
 
     def _read(self, job: Job) -> Loaded:
-        return Loaded(
-            job,
-            load_rows(
-                self.paths,
-                self.info.name,
-                job.dataset,
-                hook_name(job.layer),
-                bool(job.ood),
-                self.info.d_model,
-            ),
+        rows = load_rows(
+            self.paths,
+            self.info.name,
+            job.dataset,
+            hook_name(job.layer),
+            bool(job.ood),
+            self.info.width_at(job.layer),
         )
+        for sae_id in job.sae_ids:
+            require_width(self.encoders[sae_id], rows.X.shape[1], self.info.name)
+        return Loaded(job, rows)
 
     def _resident(self, work: Work, bar: Any) -> list[str]:
         failures = []
