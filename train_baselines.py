@@ -125,9 +125,8 @@ def load_task(
 ) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
-    rows = load_rows(
-        paths, model_name, dataset, hook_name(layer), ood, get_model(model_name, paths).width_at(layer)
-    )
+    width = get_model(model_name, paths).width_at(layer)
+    rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, width)
     return rows, dataset, layer, wanted, protocol
 
 

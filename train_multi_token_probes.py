@@ -35,14 +35,21 @@ from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.probes.token_probes import Tokens, attention_probe, components_probe, pool_latents
-from utils.readers.fingerprints import digest, folder_fingerprint
+from utils.readers.fingerprints import digest
 from utils.results.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import MADE_FROM, lock_tables
 from utils.runtime.devices import available_memory, pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.units import show_bytes
-from utils.saes.catalog import SaeChoice, choose_saes, find_sae_folder, is_control, open_sae
+from utils.saes.catalog import (
+    SaeChoice,
+    choose_saes,
+    find_sae,
+    is_control,
+    open_sae,
+    sae_fingerprint,
+)
 from utils.saes.encode import encode_all, read_block
 from utils.settings import NORMAL, SPLIT_RULES, Condition, split
 
@@ -144,13 +151,13 @@ def source_of(
     model or the SAE is of the hub and not at hand.
     """
     n_rows = min(max_rows, dataset_size(paths, dataset))
-    folder = find_sae_folder(paths.saes(info.name), sae_id) if sae_id else None
+    on_disk = find_sae(paths.saes(info.name), sae_id) if sae_id else None
     sources = [
         SPLIT_RULES,
         info.max_seq_len,
         dataset_fingerprint(paths, dataset, n_rows).texts_and_labels,
         model_identity(info, paths),
-        folder_fingerprint(folder) if folder else sae_id or "no SAE",
+        sae_fingerprint(on_disk) if on_disk else sae_id or "no SAE",
     ]
     return None if None in sources else digest(sources)
 

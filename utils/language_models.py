@@ -346,12 +346,14 @@ def _is_gain_of(norm: nn.Module, states: torch.Tensor, output: torch.Tensor) -> 
     """Whether a norm's output is ``normalized`` times its gain, which Gemma stores less one."""
     import torch
 
-    plain, gain = normalized(norm, states), norm.weight
-    bias = getattr(norm, "bias", None)
+    plain = normalized(norm, states)
+    gain, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    if not isinstance(gain, torch.Tensor):
+        return False
     shift = bias.float() if isinstance(bias, torch.Tensor) else 0.0
     return any(
         is_close((plain * factor + shift).to(output.dtype), output)
-        for factor in (gain.float(), gain.float() + 1)  # type: ignore[operator]
+        for factor in (gain.float(), gain.float() + 1)
     )
 
 
@@ -525,9 +527,7 @@ def _part(block: nn.Module, name: str, model_name: str) -> nn.Module:
     return _module(block, ATTENTION if attention else MLP, name, model_name)
 
 
-def _module(
-    block: nn.Module, candidates: tuple[str, ...], name: str, model_name: str
-) -> nn.Module:
+def _module(block: nn.Module, candidates: tuple[str, ...], name: str, model_name: str) -> nn.Module:
     """The first of a block's modules that has one of these names.
 
     Raises UserError where there is none, or the block reads a second sequence of tokens.
@@ -550,9 +550,7 @@ def _mixer(block: nn.Module, name: str, model_name: str) -> nn.Module:
     """The projection of a block's attention that mixes its heads' outputs."""
     attention = _module(block, ATTENTION, name, model_name)
     found = [
-        module
-        for path, module in attention.named_modules()
-        if path.rpartition(".")[2] in MIXERS
+        module for path, module in attention.named_modules() if path.rpartition(".")[2] in MIXERS
     ]
     if len(found) != 1:
         raise UserError(

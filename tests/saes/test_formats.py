@@ -151,16 +151,18 @@ def test_gemma_scope_2_is_read_as_sae_lens_reads_it(paths):
     assert_same(found, expected)
     info = get_model("gemma-3-1b")
     assert choose_saes(paths, info, SaeChoice(), Failures()) == {sae_id: 13}
-    for module, message in (
-        ("model.layers.13.self_attn.o_proj.input", "attn.hook_z"),
-        ("model.layers.13.pre_feedforward_layernorm.output", "hook_mlp_in"),
+    for module, hook in (
+        ("model.layers.13.self_attn.o_proj.input", "blocks.13.attn.hook_z"),
+        ("model.layers.13.pre_feedforward_layernorm.output", "blocks.13.mlp.hook_in"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, "hf_hook_point_in": module}))
-        with pytest.raises(UserError, match=f"{message}.*not made here"):
-            choose_saes(paths, info, SaeChoice(), Failures())
-    (folder / "config.json").write_text(json.dumps({**config, "affine_connection": False}))
-    with pytest.raises(UserError, match="transcoder"):
+        assert choose_saes(paths, info, SaeChoice(), Failures()) == {sae_id: hook}
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": "topk"}))
+    with pytest.raises(UserError, match="architecture 'topk' is not known"):
         open_sae(paths, "gemma-3-1b", sae_id)
+    (folder / "config.json").unlink()  # some folders of the hub have none
+    assert choose_saes(paths, info, SaeChoice(), Failures()) == {sae_id: 13}
+    open_sae(paths, "gemma-3-1b", sae_id)
 
 
 def test_llama_scope_checkpoints_fold_their_activation_norm(paths):

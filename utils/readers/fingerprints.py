@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.readers.weight_files import stored_arrays
 from utils.runtime.errors import UserError
 
-HASHED = (".json", ".npz", ".safetensors", ".pt", ".txt", ".model")
+HASHED = (".json", ".npz", ".safetensors", ".pt", ".pth", ".yaml", ".txt", ".model")
 # bytes of an array that a fingerprint reads whole: biases and thresholds of a million latents
 WHOLE = 4 << 20
 
@@ -42,6 +42,11 @@ def file_fingerprint(path: Path) -> str:
     return _fingerprint(path.parent, _stats([path]))
 
 
+def files_fingerprint(files: list[Path]) -> str:
+    """SHA-256 over a few files, sampled as those of a folder are; only their names count."""
+    return digest([[path.name, file_fingerprint(path)] for path in files])
+
+
 def _stats(files: list[Path]) -> tuple[tuple[Path, int, int], ...]:
     stats = [path.stat() for path in files]
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(files, stats))
@@ -69,7 +74,7 @@ def _arrays_in(path: Path) -> list[tuple[int, int]]:
     cannot be read.
     """
     try:
-        if path.suffix == ".pt":
+        if path.suffix in (".pt", ".pth"):
             with zipfile.ZipFile(path) as archive:
                 # and its header
                 return [(m.header_offset, m.file_size + 512) for m in archive.infolist()]

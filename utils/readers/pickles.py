@@ -1,8 +1,9 @@
-"""The paper's pickled results, read without trusting them.
+"""Pickles read without trusting them: the paper's results, and what ``.pt`` files are made of.
 
 A pickle is a program. This reader runs only the handful of constructors that the published files
-use, each replaced by one of our own that checks what it gets; any other name in a file is refused,
-and nothing of the file is called.
+and ``torch.save`` use, each replaced by one of our own that checks what it gets; any other name in
+a file is refused, and nothing of the file is called. Neither ``torch.load`` nor Python's own
+unpickler sees a byte.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ import io
 import math
 import pickle
 import pickletools
+import struct
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.readers.weight_files import itemsize
 from utils.runtime.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_BYTES = 1 << 20  # of a file; the published ones have at most 30 kB
 # Instructions of a pickle that values of the kinds below need, in protocols 2 to 5. Not among them:
@@ -39,7 +47,24 @@ INSTRUCTIONS = {
     *("SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
     *("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
     *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+    "BINPERSID",  # a storage, which only ``torch.save`` refers to; refused where none may be
 }
+# torch's storages by the dtype of their numbers, as numpy or StoredArray spells it
+STORAGES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "|i1",
+    "ByteStorage": "|u1",
+    "BoolStorage": "|b1",
+    "ComplexFloatStorage": "<c8",
+    "ComplexDoubleStorage": "<c16",
+}
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # begins what torch.save writes without a zip archive
 
 
 class _Dtype:
@@ -72,51 +97,206 @@ def _scalar(dtype: _Dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype.dtype)[0].item()
 
 
-def _storage(data: bytes) -> Any:
-    """Stands for torch.storage._load_from_bytes, which would run any pickle; a storage of any
-    device, on the CPU.
+@dataclass(frozen=True)
+class Storage:
+    """Numbers of one dtype at ``offset`` of a file; ``checksum``: their CRC-32, None if not known.
+    ``data`` holds them where they were read already.
     """
-    import torch
 
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    dtype: str
+    offset: int
+    n_bytes: int
+    checksum: int | None = None
+    data: bytes = b""
+
+    def __setstate__(self, _: object) -> None:
+        raise pickle.UnpicklingError("it changes a storage")
 
 
-def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: object) -> Any:
-    """Stands for torch._utils._rebuild_tensor_v2: a tensor that stays inside its storage."""
-    import torch
+@dataclass(frozen=True)
+class Strided:
+    """A tensor: places ``start`` + multiples of ``stride`` of a storage, in numbers of ``dtype``.
 
-    if not isinstance(storage, torch.storage.TypedStorage):
+    Raises UnpicklingError unless it stays inside its storage and every number has its own place.
+    """
+
+    storage: Storage
+    start: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        numbers = (self.start, *self.shape, *self.stride)
+        if (
+            not isinstance(self.storage, Storage)
+            or len(self.shape) != len(self.stride)
+            or not all(type(n) is int and n >= 0 for n in numbers)
+        ):
+            raise pickle.UnpicklingError("a tensor has no proper shape")
+        last = self.start + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
+        needed = max(math.prod(self.shape), last + 1 if 0 not in self.shape else 0)
+        if needed * itemsize(self.dtype) > self.storage.n_bytes:
+            raise pickle.UnpicklingError(
+                f"shape {self.shape} declared over {self.storage.n_bytes} bytes: a tensor is larger"
+                " than its storage"
+            )
+
+    def __setstate__(self, _: object) -> None:
+        raise pickle.UnpicklingError("it changes a tensor")
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A sparse tensor, "sparse_coo" or "sparse_csr", of index and value tensors."""
+
+    layout: str
+    parts: tuple[Strided, ...]
+    shape: tuple[int, ...]
+
+    def __setstate__(self, _: object) -> None:
+        raise pickle.UnpicklingError("it changes a tensor")
+
+
+def _strided(storage: Storage, start: int, shape: tuple, stride: tuple, *_: object) -> Strided:
+    """Stands for torch._utils._rebuild_tensor_v2."""
+    if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor has no storage")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise pickle.UnpicklingError("a tensor has no proper shape")
-    empty, untyped = torch.empty(0, dtype=storage.dtype), storage._untyped_storage
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if math.prod(size) * empty.element_size() > untyped.nbytes():
-        raise pickle.UnpicklingError("a tensor is larger than its storage")
-    if 0 not in size and (last + 1) * empty.element_size() > untyped.nbytes():
-        raise pickle.UnpicklingError("a tensor is larger than its storage")
-    return empty.set_(untyped, offset, size, stride)
+    return Strided(storage, start, tuple(shape), tuple(stride), storage.dtype)
 
 
-ADMITTED: dict[tuple[str, str], Any] = {
+def _strided_as(
+    storage: Storage, start: int, shape: tuple, stride: tuple, _: object, __: object, dtype: str
+) -> Strided:
+    """Stands for torch._utils._rebuild_tensor_v3, for dtypes without a storage of their own."""
+    return Strided(storage, start, tuple(shape), tuple(stride), dtype)
+
+
+def _parameter(tensor: Strided, *_: object) -> Strided:
+    """Stands for torch._utils._rebuild_parameter."""
+    return tensor
+
+
+def _layout(name: str) -> str:
+    """Stands for torch.serialization._get_layout."""
+    if name not in ("torch.sparse_coo", "torch.sparse_csr"):
+        raise pickle.UnpicklingError(f"layout {name}")
+    return name.removeprefix("torch.")
+
+
+def _sparse(layout: str, parts: tuple) -> Sparse:
+    """Stands for torch._utils._rebuild_sparse_tensor."""
+    n_parts = {"sparse_coo": 2, "sparse_csr": 3}[layout]
+    tensors, shape = parts[:n_parts], tuple(parts[n_parts])
+    if not all(isinstance(part, Strided) for part in tensors) or not all(
+        type(n) is int and n >= 0 for n in shape
+    ):
+        raise pickle.UnpicklingError("a sparse tensor has no proper parts")
+    return Sparse(layout, tuple(tensors), shape)
+
+
+def _legacy_storage(data: bytes) -> Storage:
+    """Stands for torch.storage._load_from_bytes, which would run any pickle: the one storage that
+    torch.save wrote without an archive, of any device.
+    """
+    file = io.BytesIO(data)
+    found: list[Storage] = []
+
+    def refer(pid: tuple) -> Storage:
+        _, dtype, _, _, n_numbers, *_ = pid
+        found.append(Storage(dtype, 0, int(n_numbers) * itemsize(dtype)))
+        return found[-1]
+
+    magic, _, system, storage, keys = (load(file, TORCH, refer) for _ in range(5))
+    if magic != LEGACY_MAGIC or not system["little_endian"] or len(found) != 1 or len(keys) != 1:
+        raise pickle.UnpicklingError("it holds no single storage")
+    (n_numbers,) = struct.unpack("<q", file.read(8))
+    rest = file.read()
+    if len(rest) != storage.n_bytes or n_numbers * itemsize(storage.dtype) != storage.n_bytes:
+        raise pickle.UnpicklingError("a storage has not the bytes that it says")
+    return Storage(storage.dtype, 0, len(rest), data=rest)
+
+
+def _read_tensor(storage: Storage, start: int, shape: tuple, stride: tuple, *_: object) -> Any:
+    """Stands for torch._utils._rebuild_tensor_v2 where the numbers are in the pickle itself."""
+    tensor = _strided(storage, start, shape, stride)
+    return as_torch(tensor, bytearray(storage.data))
+
+
+def as_torch(tensor: Strided, data: bytearray | np.ndarray) -> torch.Tensor:
+    """A torch tensor of the bytes of its storage, which it keeps as its memory."""
+    import torch
+
+    kind = getattr(torch, tensor.dtype, None) or torch.from_numpy(np.empty(0, tensor.dtype)).dtype
+    if not tensor.storage.n_bytes:
+        return torch.empty(tensor.shape, dtype=kind)
+    n_bytes = tensor.storage.n_bytes // itemsize(tensor.dtype) * itemsize(tensor.dtype)
+    flat = torch.frombuffer(data, dtype=torch.uint8)[:n_bytes].view(kind)
+    return flat.as_strided(tensor.shape, tensor.stride, tensor.start)
+
+
+NUMBERS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+}
+# in a .pt file
+TORCH: dict[tuple[str, str], Any] = {
+    **NUMBERS,
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+    ("torch.storage", "UntypedStorage"): "|u1",
+    ("torch", "float8_e4m3fn"): "float8_e4m3fn",
+    ("torch", "float8_e5m2"): "float8_e5m2",
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor_v2"): _strided,
+    ("torch._utils", "_rebuild_tensor_v3"): _strided_as,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
+    ("torch.serialization", "_get_layout"): _layout,
+}
+# in a pickled result
+RESULTS: dict[tuple[str, str], Any] = {
+    **NUMBERS,
+    ("torch.storage", "_load_from_bytes"): _legacy_storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _read_tensor,
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
-        return ADMITTED[module, name]
+    def __init__(
+        self,
+        file: IO[bytes],
+        admitted: Mapping[tuple[str, str], Any],
+        refer: Callable[[tuple], Storage] | None,
+    ) -> None:
+        super().__init__(file)
+        self.admitted, self.refer = admitted, refer
 
-    def persistent_load(self, pid: object) -> Any:
-        raise pickle.UnpicklingError("it refers to an object outside itself")
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.admitted:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return self.admitted[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self.refer is None or not isinstance(pid, tuple) or pid[:1] != ("storage",):
+            raise pickle.UnpicklingError("it refers to an object outside itself")
+        return self.refer(pid)
+
+
+def load(
+    file: IO[bytes],
+    admitted: Mapping[tuple[str, str], Any],
+    refer: Callable[[tuple], Storage] | None = None,
+) -> Any:
+    """What the pickle at a file's position holds; ``refer`` finds a storage that it refers to.
+
+    Raises UnpicklingError, or anything that a broken pickle raises.
+    """
+    start = file.tell()
+    _check_instructions(file.read())
+    file.seek(start)
+    return _Unpickler(file, admitted, refer).load()
 
 
 def _check_instructions(content: bytes) -> None:
@@ -145,9 +325,7 @@ def read_pickle(path: Path) -> dict:
                 f"{path} is larger than {MAX_BYTES >> 20} MiB, more than any published result:"
                 " refused"
             )
-        content = path.read_bytes()
-        _check_instructions(content)
-        loaded = _Unpickler(io.BytesIO(content)).load()
+        loaded = load(io.BytesIO(path.read_bytes()), RESULTS)
     except UserError:
         raise
     except Exception as error:  # a hostile or broken pickle can raise anything

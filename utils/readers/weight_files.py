@@ -15,6 +15,7 @@ import os
 import struct
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
@@ -40,7 +41,48 @@ BROKEN = (
 MAX_HEADER = 4 << 20
 MAX_NPY_HEADER = 10_000  # numpy's own limit
 Array = TypeVar("Array")
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+# dtypes that numpy has not, by the one that holds their bits
+RAW = {"bfloat16": "<u2", "float8_e4m3fn": "|u1", "float8_e5m2": "|u1"}
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a number.
+
+    >>> itemsize("<f4"), itemsize("bfloat16"), itemsize("float8_e4m3fn")
+    (4, 2, 1)
+    """
+    return np.dtype(RAW.get(dtype, dtype)).itemsize
+
+
+def _decoded(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 of numbers as they were stored."""
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "float8_e5m2":  # the upper half of a float16
+        return (stored.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    if dtype == "float8_e4m3fn":
+        return _float8_table()[stored]
+    return stored.astype(np.float32, copy=False)
+
+
+@cache
+def _float8_table() -> np.ndarray:
+    """The 256 values of float8_e4m3fn: sign, 4 bits of exponent (bias 7), 3 of mantissa; no
+    infinities, and NaN where all bits but the sign are set (arXiv 2209.05433).
+    """
+    bits = np.arange(256)
+    exponent, mantissa = (bits >> 3) & 15, (bits & 7) / 8
+    size = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7.0))
+    size[(bits & 127) == 127] = np.nan
+    return np.where(bits & 128, -size, size).astype(np.float32)
 
 
 class WeightArray(Protocol):
@@ -70,7 +112,7 @@ class StoredArray:
 
     @property
     def itemsize(self) -> int:
-        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+        return itemsize(self.dtype)
 
     @property
     def n_bytes(self) -> int:
@@ -95,7 +137,7 @@ class StoredArray:
         """float32 [n_runs, length]: runs of ``length`` items, ``stride`` items apart, from item
         ``first`` on.
         """
-        stored = np.empty((n_runs, length), dtype="<u2" if self.dtype == "bfloat16" else self.dtype)
+        stored = np.empty((n_runs, length), dtype=RAW.get(self.dtype, self.dtype))
         if length == stride:
             pieces, gap = [stored.reshape(-1)], 0
         else:
@@ -112,9 +154,7 @@ class StoredArray:
                             f"{self.path} ends too early: it is truncated, fetch it again"
                         )
                     n_read += got
-        if self.dtype == "bfloat16":  # the upper half of a float32
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32, copy=False)
+        return _decoded(stored, self.dtype)
 
 
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
@@ -159,16 +199,22 @@ def _npz_arrays(path: Path) -> dict[str, StoredArray]:
                 raise UserError(
                     f"{path} is compressed; save it again with numpy.savez (not savez_compressed)"
                 )
-            # the local header's name and extra lengths can differ from the directory's
-            file.seek(member.header_offset)
-            local = file.read(30)
-            if local[:4] != b"PK\x03\x04":
-                raise ValueError(f"no local header for {member.filename}")
-            name_length, extra_length = struct.unpack("<HH", local[26:30])
-            file.seek(member.header_offset + 30 + name_length + extra_length)
+            file.seek(stored_at(file, member))
             array, fault = _npy_array(path, file)
             arrays[member.filename.removesuffix(".npy") + fault] = array
     return arrays
+
+
+def stored_at(file: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Where the content of an archive's member begins; its local header's name and extra lengths
+    can differ from the directory's.
+    """
+    file.seek(member.header_offset)
+    local = file.read(30)
+    if local[:4] != b"PK\x03\x04":
+        raise ValueError(f"no local header for {member.filename}")
+    name_length, extra_length = struct.unpack("<HH", local[26:30])
+    return int(member.header_offset + 30 + name_length + extra_length)
 
 
 def _npy_array(path: Path, file: IO[bytes]) -> tuple[StoredArray, str]:

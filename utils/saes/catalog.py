@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, layer_order
 from utils.paths import Paths
+from utils.readers.fingerprints import files_fingerprint, folder_fingerprint
 from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.saes.encoder import Encoder, read_json
-from utils.saes.formats import FORMATS, format_of, through_sae_lens
+from utils.saes.formats import FILE_FORMATS, FORMATS, format_of
 from utils.saes.hooks import layer_read_by
+from utils.saes.one_file import companions, is_one_file
 from utils.saes.releases import as_released
 
+# what an SAE may be called that is one file; which of these are some is looked up in them
+ONE_FILE = ("*.pt", "*.pth", "layer_*.safetensors", "W_enc_*.safetensors")
 
-def find_sae_folder(sae_dir: Path, sae_id: str) -> Path | None:
-    """The folder of an SAE on disk, in any format; None when there is none."""
-    folder = sae_dir / sae_id
-    return folder if format_of(folder) else None
+
+def find_sae(sae_dir: Path, sae_id: str) -> Path | None:
+    """The folder of an SAE on disk, or its one file, in any format; None when there is none."""
+    path = sae_dir / sae_id
+    return path if format_of(path) else None
+
+
+def sae_fingerprint(path: Path) -> str:
+    """SHA-256 over the files of an SAE, as ``folder_fingerprint`` takes it."""
+    return (
+        files_fingerprint([path, *companions(path)]) if path.is_file() else folder_fingerprint(path)
+    )
 
 
 def list_sae_ids(sae_dir: Path) -> list[str]:
     """Ids of the SAEs below a folder, in name order."""
     if not sae_dir.is_dir():
         return []
-    folders = {path.parent for known in FORMATS for path in sae_dir.rglob(known.marker)}
-    for folder in folders:
-        if not folder.name.isprintable():
-            raise UserError(f"{str(folder)!a} has a name that is no text: rename it")
+    found = {path.parent for known in FORMATS for path in sae_dir.rglob(known.marker)}
+    # what stands below a folder of an SAE is a part of it, as the checkpoints of its training are
+    found |= {
+        path
+        for pattern in ONE_FILE
+        for path in sae_dir.rglob(pattern)
+        if found.isdisjoint(path.parents) and is_one_file(path)
+    }
+    for path in found:
+        if not path.name.isprintable():
+            raise UserError(f"{str(path)!a} has a name that is no text: rename it")
     return sorted(
-        folder.relative_to(sae_dir).as_posix()
-        for folder in folders
-        if not any(part.startswith(".") for part in folder.relative_to(sae_dir).parts)
+        path.relative_to(sae_dir).as_posix()
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(sae_dir).parts)
     )
 
 
@@ -66,7 +86,7 @@ def choose_saes(
     refused = Failures()
     for sae_id in sae_ids:
         with refused.caught():
-            on_disk = find_sae_folder(folder, sae_id)
+            on_disk = find_sae(folder, sae_id)
             # files on disk may be of any release, unless one is named
             release = choice.release or (None if on_disk else info.sae_release)
             layers_of[sae_id] = layer_read_by(sae_id, on_disk, release, choice.hook_name)
@@ -86,7 +106,7 @@ def choose_saes(
 
 def release_used(paths: Paths, info: LanguageModel, sae_id: str, asked: str | None) -> str:
     """The release whose files, scaling and overrides ``open_sae`` takes; "its files" for none."""
-    if asked or find_sae_folder(paths.saes(info.name), sae_id):
+    if asked or find_sae(paths.saes(info.name), sae_id):
         return asked or "its files"
     return info.sae_release or "its files"
 
@@ -98,24 +118,38 @@ def open_sae(paths: Paths, model_name: str, sae_id: str, release: str | None = N
     Raises UserError when it is nowhere to be had or is of a kind that cannot be read.
     """
     sae_dir = paths.saes(model_name)
-    folder = find_sae_folder(sae_dir, sae_id)
-    if folder is None:
+    path = find_sae(sae_dir, sae_id)
+    if path is None:
         release = release or get_model(model_name, paths).sae_release
-        folder = _from_hub(release, sae_id, sae_dir)
-    known = format_of(folder)
-    if known is None:  # of the hub, in a form that only SAELens reads; it applies what it knows
-        return through_sae_lens(sae_id, release=str(release))
-    encoder = known.open(folder, sae_id)
-    return as_released(encoder, release, sae_id) if release else encoder
+        path = _from_hub(release, sae_id, sae_dir)
+    known = format_of(path)
+    if known is None:
+        raise UserError(
+            f"{sae_id} of {release} is in no form that is read here: {', '.join(all_forms())}"
+        )
+    encoder = known.open(path, sae_id)
+    if release:
+        encoder = as_released(encoder, release, sae_id)
+    if encoder.only_release_says:
+        raise UserError(
+            f"{sae_id}: only its release says {encoder.only_release_says}: name that with"
+            " --sae_release"
+        )
+    return encoder
+
+
+def all_forms() -> list[str]:
+    """What the files of an SAE can be, in words."""
+    return [known.needs for known in (*FORMATS, *FILE_FORMATS)]
 
 
 def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:
-    """Download an SAE's files into the hub's cache and return their folder."""
+    """Download an SAE's files into the hub's cache; its folder there, or its one file."""
     listed = list_sae_ids(sae_dir)
     here = f"SAEs there: {', '.join(listed[:6])}" if listed else "there are no SAEs there"
     nowhere = f"no SAE {sae_id!r} at {sae_dir / sae_id} ({here})"
     if release is None:
-        raise UserError(f"{nowhere}; it needs {' or '.join(known.needs for known in FORMATS)}")
+        raise UserError(f"{nowhere}; it needs {' or '.join(all_forms())}")
     from huggingface_hub import snapshot_download
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -128,16 +162,31 @@ def _from_hub(release: str | None, sae_id: str, sae_dir: Path) -> Path:
             f"{nowhere}, and release {release} has none of that name:"
             f" {unknown_name('SAE', sae_id, entry.saes_map)}"
         )
-    subfolder = entry.saes_map[sae_id]
+    files, name = files_of(str(entry.conversion_func), entry.saes_map[sae_id])
     try:
-        return Path(snapshot_download(entry.repo_id, allow_patterns=[f"{subfolder}/*"])) / subfolder
+        return Path(snapshot_download(entry.repo_id, allow_patterns=files)) / name
     # offline, gated, missing: the hub client has an error of its own for each
     except Exception as error:
         raise UserError(
-            f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online, `hf"
-            f" download {entry.repo_id} --include '{subfolder}/*' --local-dir {sae_dir}` fetches"
-            f" it, and --target_sae_id {subfolder} names it then"
+            f"{nowhere}, and the hub cannot be reached ({type(error).__name__}); online,"
+            f" `hf download {entry.repo_id} --include {shlex.join(files)} --local-dir"
+            f" {shlex.quote(str(sae_dir))}` fetches it, and `--sae_release {release}"
+            f" --target_sae_id {shlex.quote(name)}` names it then"
         ) from error
+
+
+def files_of(conversion: str, path: str) -> tuple[list[str], str]:
+    """(patterns of the files of an SAE in its repository, its folder or file there), of SAELens's
+    loader for the release and the path that its registry gives.
+    """
+    if conversion == "connor_rob_hook_z":
+        return [path, f"{path.removesuffix('.pt')}_cfg.json"], path
+    if conversion == "mntss_clt_layer_transcoder":
+        name = f"W_enc_{path}.safetensors"
+        return [name, "config.yaml"], name
+    if path.endswith((".pt", ".pth", ".safetensors")):
+        return [path], path
+    return [f"{path}/*"], path
 
 
 def is_control(folder: Path) -> bool:

@@ -45,6 +45,7 @@ class Encoder:
     k_active: int = 0  # latents a TopK SAE keeps of a row
     W_dec: WeightArray | None = None  # only where pre-activations are scaled by the decoder's norms
     load: Callable[[torch.device], Any] | None = None
+    only_release_says: str = ""  # what neither the files say nor, so far, a release has said
 
     @property
     def n_bytes(self) -> int:
@@ -138,7 +139,11 @@ def checked(encoder: Encoder, folder: Path) -> Encoder:
         known = np.isfinite(array) | (array == np.inf if name == "threshold" else False)
         if not known.all():
             raise UserError(f"the SAE at {folder}: {name} has NaN or infinite values")
-    if encoder.architecture == "topk" and not 0 < encoder.k_active <= encoder.d_sae:
+    if (
+        encoder.architecture == "topk"
+        and not encoder.only_release_says
+        and not 0 < encoder.k_active <= encoder.d_sae
+    ):
         raise UserError(
             f"the SAE at {folder}: k {encoder.k_active} is not between 1 and {encoder.d_sae}"
         )

@@ -10,48 +10,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.readers.pt_files import load_plain
-from utils.readers.weight_files import stored_arrays, unwrapped
-from utils.runtime.errors import UserError, first_line, unknown_name
+from utils.readers.pt_files import state_dict
+from utils.readers.weight_files import stored_arrays
+from utils.runtime.errors import UserError, unknown_name
 from utils.saes.encoder import ARCHITECTURES, SAE_LENS, Encoder, checked, need, read_json
+from utils.saes.one_file import one_file_hook, open_one_file
 from utils.saes.releases import with_model_kwargs
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class MappedArray:
-    """A tensor of a .pt file, mapped and not loaded; with the reading methods of
-    ``weight_files.StoredArray``.
-    """
-
-    path: Path
-    tensor: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
-
-    def read(self) -> np.ndarray:
-        return self.tensor.float().numpy()
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self.tensor[start:stop].float().contiguous().numpy()
-
-    def columns(self, start: int, stop: int) -> np.ndarray:
-        return self.tensor[:, start:stop].float().contiguous().numpy()
-
-
+# what Gemma Scope 2's SAEs read, by what stands in their folder's path
+GEMMA_SCOPE_2 = {
+    "resid_post": "hook_resid_post",
+    "attn_out": "attn.hook_z",
+    "mlp_out": "hook_mlp_out",
+    # SAELens calls it hook_mlp_in, and its hf_hook_name the output of the norm before the MLP
+    "transcoder": "mlp.hook_in",
+    "clt": "mlp.hook_in",
+}
 # dict_class of config.json: how it encodes, and its names of W_enc, b_enc and b_dec
 LINEAR = ("encoder.weight", "encoder.bias")
 DICTIONARIES = {
@@ -66,32 +50,26 @@ DICTIONARIES = {
 GATED = {"b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
 
 
-def through_sae_lens(
-    sae_id: str, release: str | None = None, folder: Path | None = None
-) -> Encoder:
-    """An SAE of a kind that the block reader does not know: SAELens loads it whole and encodes."""
-    import torch
-    from sae_lens import SAE
+def through_sae_lens(sae_id: str, folder: Path) -> Encoder:
+    """An SAE in SAELens's format of a kind that the block reader does not know: SAELens loads it
+    whole and encodes.
+    """
 
     def load(device: torch.device) -> Any:
-        if folder is not None:
-            return SAE.load_from_disk(folder, device=str(device), dtype="float32").eval()
-        return SAE.from_pretrained(release, sae_id, device=str(device)).to(torch.float32).eval()
+        from sae_lens import SAE
 
+        try:
+            return SAE.load_from_disk(folder, device=str(device), dtype="float32").eval()
+        except Exception as error:  # SAELens has no error type of its own
+            raise UserError(
+                f"SAELens cannot load {folder} ({type(error).__name__}: {first_line(error)[:120]})"
+            ) from error
+
+    cfg = read_json(folder / "cfg.json")
     try:
-        if folder is not None:
-            cfg = read_json(folder / "cfg.json")
-            d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
-        else:
-            loaded = load(torch.device("cpu"))
-            d_in, d_sae = loaded.cfg.d_in, loaded.cfg.d_sae
-    except UserError:
-        raise
-    except Exception as error:  # SAELens has no error type of its own
-        raise UserError(
-            f"SAELens cannot load {sae_id} ({type(error).__name__}: {first_line(error)[:120]})"
-        ) from error
-    return Encoder(sae_id, SAE_LENS, d_in, d_sae, None, load=load)
+        return Encoder(sae_id, SAE_LENS, int(cfg["d_in"]), int(cfg["d_sae"]), None, load=load)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'cfg.json'} lacks a whole number {error}") from error
 
 
 def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
@@ -119,13 +97,14 @@ def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
 
 
 def open_gemma_scope_2(folder: Path, sae_id: str) -> Encoder:
-    """Gemma Scope 2: JumpReLU in params.safetensors, names in lower case, no input bias.
-
-    Raises UserError for a transcoder.
+    """Gemma Scope 2: JumpReLU in params.safetensors, names in lower case, no input bias;
+    transcoders encode alike. Some folders have no config.json.
     """
-    cfg = read_json(folder / "config.json")
-    if cfg.get("architecture", "jump_relu") != "jump_relu" or "affine_connection" in cfg:
-        raise UserError(f"{folder} is a transcoder or of an unknown kind: JumpReLU SAEs are read")
+    cfg = _gemma_scope_2_settings(folder)
+    if cfg.get("architecture", "jump_relu") != "jump_relu":
+        raise UserError(
+            f"{folder}: architecture {cfg['architecture']!r} is not known; jump_relu is"
+        )
     arrays = stored_arrays(folder / "params.safetensors")
     need(arrays, ("w_enc", "b_enc", "threshold"), folder)
     W_enc = arrays["w_enc"]
@@ -134,9 +113,29 @@ def open_gemma_scope_2(folder: Path, sae_id: str) -> Encoder:
     return checked(Encoder(sae_id, "jumprelu", d_model, d_sae, W_enc, vectors=vectors), folder)
 
 
+def _gemma_scope_2_settings(folder: Path) -> dict:
+    config = folder / "config.json"
+    return read_json(config) if config.is_file() else {}
+
+
+def gemma_scope_2_point(path: str) -> str | None:
+    """The hook that the names of Gemma Scope 2's folders say: what is read, and the layer.
+
+    >>> gemma_scope_2_point("resid_post_all/layer_9_width_16k_l0_big")
+    'blocks.9.hook_resid_post'
+    """
+    layer = re.search(r"layer_(\d+)", path)
+    point = next((point for part, point in GEMMA_SCOPE_2.items() if part in path), None)
+    return f"blocks.{layer.group(1)}.{point}" if layer and point else None
+
+
 def gemma_scope_2_hook(folder: Path) -> str | None:
-    """config.json's hf_hook_point_in: the module of transformers whose output or input is read."""
-    module = str(read_json(folder / "config.json").get("hf_hook_point_in") or "")
+    """config.json's hf_hook_point_in: the module of transformers whose output or input is read; or
+    the folders' names.
+    """
+    module = str(_gemma_scope_2_settings(folder).get("hf_hook_point_in") or "")
+    if not module:
+        return gemma_scope_2_point(f"{folder.parent.name}/{folder.name}")
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
     if match is None:
         return module or None
@@ -155,18 +154,29 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     architecture = cfg.get("architecture", "standard")
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # SAELens before 6.0
         architecture, cfg["k"] = "topk", (cfg.get("activation_fn_kwargs") or {}).get("k")
+    transcoder = str(architecture).endswith("transcoder")
+    if transcoder:  # its input stays as it is, and what it skips it does not encode
+        architecture = "jumprelu" if "jumprelu" in architecture else "standard"
+    batch_top_k = str(architecture).endswith("batchtopk")
+    if batch_top_k:  # a checkpoint of a training that ends as JumpReLU with one threshold
+        architecture = "jumprelu"
     if architecture not in ARCHITECTURES:
         from sae_lens.registry import SAE_CLASS_REGISTRY
 
+        if architecture == "temporal":
+            raise UserError(
+                f"{folder} reads whole texts, token after token; rows of activations do not have"
+                " them"
+            )
         if architecture not in SAE_CLASS_REGISTRY:
             raise unknown_name(
                 f"architecture in {folder / 'cfg.json'}:", architecture, SAE_CLASS_REGISTRY
             )
-        return through_sae_lens(sae_id, folder=folder)
-    if cfg.get("reshape_activations", "none") != "none":
+        return through_sae_lens(sae_id, folder)
+    if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):  # heads are side by side
         raise UserError(
-            f"{folder / 'cfg.json'}: reshape_activations {cfg['reshape_activations']!r} is for"
-            " attention heads"
+            f"{folder / 'cfg.json'}: reshape_activations {cfg['reshape_activations']!r} is not"
+            " known"
         )
     of_architecture = {
         "gated": ("b_gate", "b_mag", "r_mag"),
@@ -174,8 +184,12 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         "jumprelu": ("b_enc", "log_threshold" if "log_threshold" in arrays else "threshold"),
     }
     needed = of_architecture.get(architecture, ("b_enc",))
-    rescaled = architecture == "topk" and cfg.get("rescale_acts_by_decoder_norm", False)
-    input_bias = cfg.get("apply_b_dec_to_input", True)
+    if batch_top_k:
+        needed = ("b_enc", "topk_threshold")
+    rescaled = (architecture == "topk" or batch_top_k) and cfg.get(
+        "rescale_acts_by_decoder_norm", False
+    )
+    input_bias = not transcoder and cfg.get("apply_b_dec_to_input", True)
     need(
         arrays,
         ("W_enc", *needed, *(("W_dec",) if rescaled else ()), *(("b_dec",) if input_bias else ())),
@@ -193,6 +207,11 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     vectors = {name: arrays[name].read() for name in needed}
     if "log_threshold" in vectors:
         vectors["threshold"] = np.exp(vectors.pop("log_threshold"))
+    if batch_top_k:
+        threshold = float(vectors.pop("topk_threshold"))
+        if threshold <= 0:
+            raise UserError(f"{folder}: its threshold was not yet learned: train it further")
+        vectors["threshold"] = np.full(W_enc.shape[1], threshold, dtype=np.float32)
     normalization = cfg.get("normalize_activations") or "none"
     if normalization is True:  # as SAELens reads its older files
         normalization = "expected_average_only_in"
@@ -242,17 +261,53 @@ def open_llama_scope(folder: Path, sae_id: str) -> Encoder:
     return checked(encoder, folder)
 
 
+def open_llama_scope_r1(folder: Path, sae_id: str) -> Encoder:
+    """Llama Scope R1 Distill: a threshold a latent, as its logarithm. The scale of its inputs only
+    its release says.
+
+    Raises UserError for a newer form of its library (W_E, b_E).
+    """
+    read_json(folder / "config.json")
+    arrays = stored_arrays(folder / "sae_weights.safetensors")
+    need(arrays, ("encoder.weight", "encoder.bias", "log_jumprelu_threshold"), folder)
+    W_enc = arrays["encoder.weight"]
+    d_sae, d_model = W_enc.shape
+    threshold = np.exp(np.broadcast_to(arrays["log_jumprelu_threshold"].read(), (d_sae,)))
+    encoder = Encoder(
+        sae_id,
+        "jumprelu",
+        d_model,
+        d_sae,
+        W_enc,
+        latents_first=True,
+        vectors={"b_enc": arrays["encoder.bias"].read(), "threshold": threshold},
+        only_release_says="the scale of its inputs",
+    )
+    return checked(encoder, folder)
+
+
+def config_hook(folder: Path) -> str | None:
+    hook = read_json(folder / "config.json").get("hook_point_in")
+    return str(hook) if hook else None
+
+
 def open_dictionary(folder: Path, sae_id: str) -> Encoder:
-    """An SAE of dictionary_learning.
+    """An SAE of dictionary_learning: its folder, or one checkpoint of its training.
 
     Raises UserError when its class is not known or its tensors do not fit.
     """
-    trainer = read_json(folder / "config.json").get("trainer")
+    weights, config = _dictionary_files(folder)
+    if not config.is_file():
+        raise UserError(
+            f"{weights} says not of which class it is (TopK and BatchTopK have the same tensors):"
+            f" put its config.json at {config}"
+        )
+    trainer = read_json(config).get("trainer")
     kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
     if not isinstance(trainer, dict) or kind not in DICTIONARIES:
-        raise unknown_name(f"dict_class in {folder / 'config.json'}:", str(kind), DICTIONARIES)
+        raise unknown_name(f"dict_class in {config}:", str(kind), DICTIONARIES)
     architecture, weight_name, bias_name, input_bias_name = DICTIONARIES[kind]
-    arrays = _mapped(folder / "ae.pt")
+    _, arrays = state_dict(weights, "fetch the SAE again")
     gated = GATED if architecture == "gated" else {}
     need(
         arrays,
@@ -275,10 +330,11 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
         vectors["threshold"] = np.broadcast_to(arrays["threshold"].read(), (d_sae,)).copy()
         if (vectors["threshold"] < 0).any() and kind != "JumpReluAutoEncoder":
             raise UserError(
-                f"{folder / 'ae.pt'}: the threshold of a {kind} was not yet learned: train it"
-                " further"
+                f"{weights}: the threshold of a {kind} was not yet learned: train it further"
             )
-    subtract = kind != "JumpReluAutoEncoder" or bool(arrays.get("apply_b_dec_to_input", False))
+    subtract = kind != "JumpReluAutoEncoder" or bool(
+        "apply_b_dec_to_input" in arrays and arrays["apply_b_dec_to_input"].read()
+    )
     k_active = 0
     if architecture == "topk":
         k = arrays["k"].read() if "k" in arrays else trainer.get("k")
@@ -299,16 +355,21 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
     )
 
 
-def open_sparsify(folder: Path, sae_id: str) -> Encoder:
-    """An SAE of sparsify: TopK on inputs less b_dec.
+def _dictionary_files(path: Path) -> tuple[Path, Path]:
+    """(weights, settings): trainer_0/ae.pt or trainer_0/checkpoints/ae_1000.pt, and
+    trainer_0/config.json.
+    """
+    if path.is_dir():
+        return path / "ae.pt", path / "config.json"
+    return path, path.parent.parent / "config.json"
 
-    Raises UserError for a transcoder, another activation, or tensors that do not fit.
+
+def open_sparsify(folder: Path, sae_id: str) -> Encoder:
+    """An SAE of sparsify: TopK on inputs less b_dec; a transcoder's input stays as it is.
+
+    Raises UserError for another activation, or tensors that do not fit.
     """
     cfg = read_json(folder / "cfg.json")
-    if cfg.get("transcode"):
-        raise UserError(
-            f"{folder} is a transcoder, not an SAE: it reads another place than it writes"
-        )
     if cfg.get("activation", "topk") != "topk":
         raise UserError(
             f"{folder / 'cfg.json'}: activation {cfg['activation']!r} is not known; topk is"
@@ -326,37 +387,27 @@ def open_sparsify(folder: Path, sae_id: str) -> Encoder:
             W_enc,
             latents_first=True,
             vectors={"b_enc": arrays["encoder.bias"].read()},
-            b_dec=arrays["b_dec"].read(),
+            b_dec=None if cfg.get("transcode") else arrays["b_dec"].read(),
             k_active=int(cfg.get("k") or 0),
         ),
         folder,
     )
 
 
-def _mapped(path: Path) -> dict[str, MappedArray]:
-    """The tensors of a state dict, not yet read from the disk."""
-    import torch
-
-    state = load_plain(path, "fetch the SAE again", mmap=True)
-    if not isinstance(state, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
-        raise UserError(
-            f"{path} holds other things than named tensors: it is no SAE of dictionary_learning"
-        )
-    return unwrapped({name: MappedArray(path, tensor) for name, tensor in state.items()})
-
-
 @dataclass(frozen=True)
 class Format:
-    """A way to save an SAE: the file that tells it, whose it is, what opens a folder of it, and
-    what says which hook it reads (None where its files do not).
+    """A way to save an SAE: the file that tells its folder, or what its one file is called; what
+    it is in words; what opens it, and what says which hook it reads (None where it does not).
+
+    ``says_place``: whether a block's number in the id means the block's output, as it does not
+    where such files are mostly transcoders.
     """
 
     marker: str
     needs: str
     open: Callable[[Path, str], Encoder]
     hook: Callable[[Path], str | None] = lambda folder: None
+    says_place: bool = True
 
 
 def sae_lens_hook(folder: Path) -> str | None:
@@ -380,7 +431,8 @@ def llama_scope_hook(folder: Path) -> str | None:
 
 def dictionary_hook(folder: Path) -> str | None:
     """config.json of dictionary_learning: trainer.layer with trainer.submodule_name."""
-    trainer = read_json(folder / "config.json").get("trainer")
+    _, config = _dictionary_files(folder)
+    trainer = read_json(config).get("trainer") if config.is_file() else None
     if not isinstance(trainer, dict) or not isinstance(trainer.get("layer"), int):
         return None
     name = str(trainer.get("submodule_name") or "")
@@ -396,13 +448,17 @@ def dictionary_hook(folder: Path) -> str | None:
 
 
 def sparsify_hook(folder: Path) -> str | None:
-    """sparsify names a folder by the module whose output an SAE reads: layers.10, layers.10.mlp."""
+    """sparsify names a folder by the module whose output an SAE reads: layers.10, layers.10.mlp;
+    a transcoder reads what enters it.
+    """
     match = re.search(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)(?:\.(\w+))?$", folder.name)
     if match is None:
         return None
     block, module = match.groups()
     points = {None: "hook_resid_post", "mlp": "hook_mlp_out", "feed_forward": "hook_mlp_out"}
     points |= dict.fromkeys(("attn", "attention", "self_attn"), "hook_attn_out")
+    if read_json(folder / "cfg.json").get("transcode"):
+        points = {None: "hook_resid_pre", "mlp": "mlp.hook_in", "feed_forward": "mlp.hook_in"}
     return f"blocks.{block}.{points.get(module, module)}"
 
 
@@ -411,7 +467,7 @@ FORMATS = [
     Format("params.npz", "params.npz (Gemma Scope)", open_gemma_scope),
     Format(
         "params.safetensors",
-        "config.json + params.safetensors (Gemma Scope 2)",
+        "params.safetensors (Gemma Scope 2)",
         open_gemma_scope_2,
         gemma_scope_2_hook,
     ),
@@ -428,9 +484,30 @@ FORMATS = [
         open_llama_scope,
         llama_scope_hook,
     ),
+    Format(
+        "sae_weights.safetensors",
+        "config.json + sae_weights.safetensors (Llama Scope R1)",
+        open_llama_scope_r1,
+        config_hook,
+    ),
 ]
+# of SAEs that are one file, by its name
+FILE_FORMATS = [
+    Format("ae_*.pt", "checkpoints/ae_N.pt (dictionary_learning)", open_dictionary,
+           dictionary_hook),
+    Format("layer_*.safetensors", "layer_N.safetensors (transcoders)", open_one_file,
+           one_file_hook, says_place=False),
+    Format("W_enc_*.safetensors", "config.yaml + W_enc_N.safetensors (cross-layer transcoders)",
+           open_one_file, one_file_hook, says_place=False),
+    Format("*.sae.pt", "layerN.sae.pt (Qwen Scope)", open_one_file, one_file_hook),
+    Format("*.pt", "one .pt file (OpenAI, Goodfire)", open_one_file, one_file_hook,
+           says_place=False),
+    Format("*.pth", "one .pth file (Goodfire)", open_one_file, one_file_hook, says_place=False),
+]  # fmt: skip
 
 
-def format_of(folder: Path) -> Format | None:
-    """The format of the SAE in a folder; None where there is none."""
-    return next((known for known in FORMATS if (folder / known.marker).is_file()), None)
+def format_of(path: Path) -> Format | None:
+    """The format of the SAE in a folder, or of one that is a file; None where there is none."""
+    if path.is_file():
+        return next((known for known in FILE_FORMATS if fnmatch(path.name, known.marker)), None)
+    return next((known for known in FORMATS if (path / known.marker).is_file()), None)

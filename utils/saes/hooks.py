@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils.names import HOOK_POINTS, Layer, hook_name, parse_layer, sae_layer
 from utils.runtime.errors import UserError
-from utils.saes.formats import format_of
+from utils.saes.formats import format_of, gemma_scope_2_point
 
 # what a Gemma Scope release was trained on, by the end of its name
 GEMMA_SCOPE = {
@@ -21,15 +21,8 @@ GEMMA_SCOPE = {
     "att": "blocks.{}.attn.hook_z",
     "transcoders": "blocks.{}.ln2.hook_normalized",
 }
-# and of Gemma Scope 2, by what stands in the folder's name
-GEMMA_SCOPE_2 = {
-    "resid_post": "hook_resid_post",
-    "attn_out": "attn.hook_z",
-    "mlp_out": "hook_mlp_out",
-    # SAELens calls it hook_mlp_in, and its hf_hook_name the output of the norm before the MLP
-    "transcoder": "mlp.hook_in",
-    "clt": "mlp.hook_in",
-}
+# other releases whose files and ids say only the block
+OF_RELEASES = {r"^mwhanna-.*transcoders": "blocks.{}.mlp.hook_in"}
 NOT_RESIDUAL = re.compile(r"mlp|att|transcoder|crosscoder|clt", re.IGNORECASE)
 
 
@@ -91,7 +84,9 @@ def layer_read_by(
     named = next((says for says in sources if says.hook), None)
     if named is None:
         numbered = next((says for says in sources if says.block is not None), None)
-        if numbered is None or NOT_RESIDUAL.search(release or ""):
+        known = format_of(folder) if folder is not None else None
+        says_place = known is None or known.says_place
+        if numbered is None or NOT_RESIDUAL.search(release or "") or not says_place:
             raise UserError(
                 f"{sae_id} does not say which activations it reads: name them with --hook_name,"
                 " as blocks.12.hook_resid_post"
@@ -121,17 +116,27 @@ def of_files(folder: Path | None) -> Says | None:
     if known is None or folder is None:
         return None
     hook = known.hook(folder)
-    return Says(str(folder / known.marker), hook) if hook else None
+    named = folder if folder.is_file() else folder / known.marker
+    return Says(str(named), hook) if hook else None
 
 
 def of_release(release: str | None, sae_id: str) -> Says | None:
     """What the name of a Gemma Scope release says of its SAEs, and of Gemma Scope 2 the folder that
-    SAELens's registry names; None for other releases, whose files or ids say it.
+    SAELens's registry names; None for most others, whose files or ids say it.
+
+    Raises UserError for temporal SAEs, whose latents depend on all tokens before.
     """
+    if release and release.startswith("temporal-sae"):
+        raise UserError(
+            f"{sae_id} reads whole texts, token after token; rows of activations do not have them"
+        )
     if re.match(r"gemma-scope-2-\d", release or ""):
         return _of_gemma_scope_2(str(release), sae_id)
     match = re.search(r"gemma-scope-\w+-\w+-(res|mlp|att|transcoders)\b", release or "")
     layer = sae_layer(sae_id)
+    for pattern, hook in OF_RELEASES.items():
+        if re.search(pattern, release or "") and isinstance(layer, int):
+            return Says(str(release), hook.format(layer))
     if match is None or layer is None:
         return None
     if isinstance(layer, str):
@@ -143,10 +148,8 @@ def _of_gemma_scope_2(release: str, sae_id: str) -> Says | None:
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
     entry = get_pretrained_saes_directory().get(release)
-    folder = entry.saes_map.get(sae_id, "") if entry else ""
-    layer = re.search(r"layer_(\d+)", folder)
-    point = next((point for part, point in GEMMA_SCOPE_2.items() if part in folder), None)
-    return Says(release, f"blocks.{layer.group(1)}.{point}") if layer and point else None
+    hook = gemma_scope_2_point(entry.saes_map.get(sae_id, sae_id) if entry else sae_id)
+    return Says(release, hook) if hook else None
 
 
 def of_id(sae_id: str) -> Says | None:

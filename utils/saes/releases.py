@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -39,8 +40,10 @@ def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
         raise UserError(f"{release} asks for {', '.join(unknown)}, which is not known here")
     ids = {path: name for name, path in entry.saes_map.items()}  # on disk it has its path's name
     factor = entry.norm_scaling_factor.get(ids.get(sae_id, sae_id))
+    if entry.conversion_func == "qwen_scope":
+        return replace(encoder, k_active=_kept(entry.repo_id), only_release_says="")
     # Llama Scope's is in its own files, and folded when they are read
-    if factor is None or str(entry.conversion_func).startswith("llama_scope"):
+    if factor is None or entry.conversion_func == "llama_scope":
         return encoder
     if encoder.architecture == SAE_LENS:
         raise UserError(f"{sae_id} of {release} is scaled by {factor}, which is not applied here")
@@ -49,7 +52,20 @@ def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
         input_scale=encoder.input_scale * factor,
         b_dec=None if encoder.b_dec is None else encoder.b_dec / factor,
         normalize_activations="none",
+        only_release_says="",
     )
+
+
+def _kept(repo_id: str) -> int:
+    """The latents that a Qwen Scope SAE keeps of a row, from its repository's name.
+
+    >>> _kept("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50")
+    50
+    """
+    match = re.search(r"-L0_(\d+)$", repo_id)
+    if match is None:
+        raise UserError(f"{repo_id} does not say how many latents its SAEs keep")
+    return int(match.group(1))
 
 
 def with_model_kwargs(encoder: Encoder, kwargs: object) -> Encoder:

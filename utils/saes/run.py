@@ -147,7 +147,8 @@ class EncodingRun:
             self.info.width_at(job.layer),
         )
         for sae_id in job.sae_ids:
-            require_width(self.encoders[sae_id], rows.X.shape[1], self.info.name)
+            if sae_id in self.encoders:
+                require_width(self.encoders[sae_id], rows.X.shape[1], self.info.name)
         return Loaded(job, rows)
 
     def _resident(self, work: Work, bar: Any) -> list[str]:

@@ -23,12 +23,12 @@ from utils.activations import read_description, source_fingerprint
 from utils.datasets import dataset_fingerprint, load_dataset, load_ood
 from utils.names import named_width, set_stem
 from utils.paths import Paths
-from utils.readers.fingerprints import digest, file_fingerprint, folder_fingerprint
+from utils.readers.fingerprints import digest, file_fingerprint
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.readers.sparse_files import load_sparse, save_sparse
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_json
-from utils.saes.catalog import find_sae_folder
+from utils.saes.catalog import find_sae, sae_fingerprint
 from utils.settings import (
     NORMAL,
     SEED,
@@ -179,8 +179,8 @@ def made_from(files: SaeFiles, hook_name: str, release: str | None = None) -> di
         texts = "ood_texts_and_labels" if ood else "texts_and_labels"
         made[texts] = dataset_fingerprint(paths, files.dataset, n_rows, ood).texts_and_labels
     made |= {"split_rules": SPLIT_RULES, "encode_rules": ENCODE_RULES, "release": release}
-    folder = find_sae_folder(paths.saes(model_name), sae_id)
-    made["sae"] = folder_fingerprint(folder) if folder else None
+    on_disk = find_sae(paths.saes(model_name), sae_id)
+    made["sae"] = sae_fingerprint(on_disk) if on_disk else None
     return made
 
 
