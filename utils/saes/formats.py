@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.readers.pt_files import state_dict
 from utils.readers.weight_files import stored_arrays
-from utils.runtime.errors import UserError, unknown_name
+from utils.runtime.errors import UserError, first_line, unknown_name
 from utils.saes.encoder import ARCHITECTURES, SAE_LENS, Encoder, checked, need, read_json
 from utils.saes.one_file import one_file_hook, open_one_file
 from utils.saes.releases import with_model_kwargs
