@@ -203,7 +203,7 @@ test-faults: $(STAMP)
 ## fuzz: fuzz the readers of untrusted files (Linux)
 fuzz: $(STAMP)
 	$(RUN) -m pip install --quiet atheris
-	for target in npz pickle; do $(RUN) tests/faults/fuzz.py $$target --minutes $(MINUTES); done
+	for target in npz pickle pt; do $(RUN) tests/faults/fuzz.py $$target --minutes $(MINUTES); done
 
 .PHONY: audit-dependencies
 ## audit-dependencies: known faults of the pins (needs the network)

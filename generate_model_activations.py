@@ -76,6 +76,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="longest text (default: the model's, 1024)",
     )
     parser.add_argument(
+        "--prepend_bos",
+        action="store_true",
+        help="put the BOS token before each text, for SAEs trained so (GPT-2, Pythia: always)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="auto",
@@ -218,6 +223,7 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
     name = args.model_name
     if args.hf_model is None:
         info = get_model(name, paths)
+        info = replace(info, prepend_bos=info.prepend_bos or args.prepend_bos)
         return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
     if name in MODELS:
         raise UserError(
@@ -246,6 +252,7 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
         pooling="mean" if config.model_type in ENCODERS else "last",
         max_seq_len=args.max_seq_len
         or (known.max_seq_len if known else min(1024, longest_text(config) or 1024)),
+        prepend_bos=args.prepend_bos or (known is not None and known.prepend_bos),
     )
     return info
 
@@ -278,6 +285,8 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
         texts = dataset_fingerprint(paths, name, n_rows, ood).texts
         now = {**_made_by(info, paths), "texts_sha256": texts}
         changed = [key for key, value in now.items() if value and made.get(key, value) != value]
+        if made.get("prepend_bos", False) != info.prepend_bos and "prepend_bos" not in changed:
+            changed.append("prepend_bos")
         few = n_rows is not None and n_rows < wanted
         if reading.dtype not in ("auto", made.get("dtype", reading.dtype)):
             changed.append("dtype")
@@ -296,6 +305,7 @@ def _made_by(info: LanguageModel, paths: Paths) -> dict[str, object]:
         "model": model_identity(info, paths),
         "pooling": info.pooling,
         "max_seq_len": info.max_seq_len,
+        **({"prepend_bos": True} if info.prepend_bos else {}),
     }
 
 

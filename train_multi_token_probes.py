@@ -155,6 +155,7 @@ def source_of(
     sources = [
         SPLIT_RULES,
         info.max_seq_len,
+        info.prepend_bos,
         dataset_fingerprint(paths, dataset, n_rows).texts_and_labels,
         model_identity(info, paths),
         sae_fingerprint(on_disk) if on_disk else sae_id or "no SAE",

@@ -42,7 +42,7 @@ from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import Failures, UserError
 from utils.saes.catalog import SaeChoice, choose_saes, is_control
-from utils.saes.store import SaeActivations
+from utils.saes.store import SaeActivations, stored_checks
 from utils.settings import (
     NORMAL,
     Condition,
@@ -98,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--export_saebench",
         action="store_true",
-        help="normal setting: probe k = 1, 2, 5 too, and write results/saebench/*.json",
+        help="normal setting: probe k = 1, 2, 5 too, and write results/saebench/",
     )
     cli.add_seeds(parser)
     cli.add_workers(parser)
@@ -153,9 +153,8 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         results = load_results(paths, info.name, (NORMAL.name,))
         for line in results.unreadable():
             failures.add(line)
-        for path in saebench.export_saebench(
-            results.tidy, paths, info.name, list(layers), options[0]
-        ):
+        shapes = {i: stored_checks(paths, info.name, i, names) or {} for i in layers}
+        for path in saebench.export_saebench(results.tidy, paths, info.name, shapes, options[0]):
             print(f"SAEBench  {path}")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,30 @@ def test_long_texts_lose_their_beginning_and_keep_bos(saved):
     _, folder = saved
     ids = hooked(folder, ["hook_embed"], max_seq_len=4).tokenize(["the cat sees a dog"])[0]
     assert [WORDS[i] for i in ids] == ["<bos>", "sees", "a", "dog"]
+
+
+def test_a_bos_token_is_put_first_where_a_tokenizer_does_not(tmp_path):
+    """As TransformerLens does for GPT-2 and Pythia; one that is there already stays alone."""
+    folder = save_model(tmp_path, "gpt2")
+    info = LanguageModel("mine", str(folder), D_MODEL, (1,), 1, max_seq_len=4, prepend_bos=True)
+    with_its_own = HookedModel(info, ["hook_embed"], Paths(data_dir=folder), "cpu")
+    plain = json.loads((folder / "tokenizer.json").read_text())
+    plain["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    model = HookedModel(info, ["hook_embed"], Paths(data_dir=folder), "cpu")
+    without = HookedModel(
+        replace(info, prepend_bos=False), ["hook_embed"], Paths(data_dir=folder), "cpu"
+    )
+    for text, expected in (("the cat", "the cat"), ("the cat sees a dog", "sees a dog")):
+        (ids,) = model.tokenize([text])
+        assert [WORDS[i] for i in ids] == ["<bos>", *expected.split()]
+        assert with_its_own.tokenize([text]) == [ids]
+        assert 1 not in without.tokenize([text])[0]
+    mean = HookedModel(replace(info, pooling="mean"), ["hook_embed"], Paths(data_dir=folder), "cpu")
+    assert [WORDS[i] for i in mean.tokenize(["the cat sees a dog"])[0]] == [
+        "<bos>",
+        *["the", "cat", "sees"],
+    ]
 
 
 def test_blocks_above_the_last_hook_are_not_run(saved):

@@ -92,6 +92,9 @@ class HookedModel:
         pad = self.tokenizer.pad_token_id
         n_tokens = self.model.get_input_embeddings().num_embeddings
         self.pad_id = pad if pad is not None and pad < n_tokens else 0
+        self.bos_id = self.tokenizer.bos_token_id if info.prepend_bos else None
+        if info.prepend_bos and self.bos_id is None:
+            raise UserError(f"{info.name} has no BOS token: leave --prepend_bos out")
         self.tokenizer.truncation_side = "right" if info.pooling == "mean" else "left"
         depth = len(_blocks(self.model))
         for name in self.hook_names:
@@ -202,7 +205,17 @@ class HookedModel:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""
-        return self.tokenizer(texts, truncation=True, max_length=self.info.max_seq_len)["input_ids"]
+        longest = self.info.max_seq_len
+        token_ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=longest)[
+            "input_ids"
+        ]
+        if self.bos_id is None:
+            return token_ids
+        kept = slice(0, longest - 1) if self.info.pooling == "mean" else slice(1 - longest, None)
+        return [
+            ids if ids[:1] == [self.bos_id] else [self.bos_id, *(ids[kept] if longest > 1 else [])]
+            for ids in token_ids
+        ]
 
     def _check(self, captured: dict[str, torch.Tensor], kept: torch.Tensor) -> None:
         """Raise UserError where a hook did not fire, or gave what is no number at a token that is

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 from utils.names import Layer
 from utils.paths import Paths
@@ -22,7 +23,8 @@ class LanguageModel:
     only from there. ``pooling``: "last" token of a text (decoders, the paper's choice) or "mean"
     over its tokens (encoders). ``max_seq_len``: longer texts lose tokens, a decoder's at the
     beginning, an encoder's at the end. ``probe_layer``: the layer of the settings other than
-    normal. ``sae_ids``: the SAEs of those settings.
+    normal. ``sae_ids``: the SAEs of those settings. ``prepend_bos``: put the tokenizer's BOS token
+    before each text, as TransformerLens does, where the tokenizer itself does not.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LanguageModel:
     max_seq_len: int = 1024
     sae_release: str | None = None
     sae_ids: tuple[str, ...] = ()
+    prepend_bos: bool = False
 
     def width_at(self, layer: Layer) -> int | None:
         """The columns of activations at a layer; None for ``attn.hook_z``, where the model's own
@@ -114,6 +117,7 @@ MODELS = {
             probe_layer="blocks.8.hook_resid_pre",
             sae_release="gpt2-small-res-jb",
             sae_ids=("blocks.8.hook_resid_pre",),
+            prepend_bos=True,
         ),
         LanguageModel(
             "pythia-70m-deduped",
@@ -123,6 +127,7 @@ MODELS = {
             probe_layer=3,
             sae_release="pythia-70m-deduped-res-sm",
             sae_ids=("blocks.3.hook_resid_post",),
+            prepend_bos=True,
         ),
         LanguageModel(
             "all-MiniLM-L6-v2", None, 384, (2, 5), probe_layer=2, pooling="mean", max_seq_len=128
@@ -144,8 +149,12 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
         raise unknown_name("model", name, MODELS, hint)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name: described[field.name] for field in fields(LanguageModel)}
-        lists = {key: tuple(known[key]) for key in ("layers", "sae_ids")}
+        known: dict[str, Any] = {
+            field.name: described[field.name]
+            for field in fields(LanguageModel)
+            if field.name in described or field.default is MISSING
+        }
+        lists = {key: tuple(known[key]) for key in ("layers", "sae_ids") if key in known}
         return LanguageModel(**{**known, **lists})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(

@@ -141,8 +141,9 @@ class Paths:
         return self.results_dir / f"sae_probes_{model_name}" / "OOD" / "OOD_latents"
 
     def saebench(self, model_name: str, sae_id: str) -> Path:
-        name = f"{model_name}_{sae_id.replace('/', '--')}_eval_results.json"
-        return self.results_dir / "saebench" / name
+        """Where SAEBench's plots look for it: the folder says the evaluation, the name has no /."""
+        name = f"{model_name}_{sae_id.replace('/', '_')}_eval_results.json"
+        return self.results_dir / "saebench" / "sparse_probing_sae_probes" / name
 
     def positive_control(self) -> Path:
         return self.results_dir / "positive_control.csv"

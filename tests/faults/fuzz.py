@@ -1,7 +1,8 @@
-"""Fuzz the readers of untrusted bytes that are our own: the .npz and .safetensors block reader, and
-the restricted unpickler.
+"""Fuzz the readers of untrusted bytes that are our own: the .npz and .safetensors block reader, the
+restricted unpickler, and the .pt reader that stands on it.
 
     python tests/faults/fuzz.py npz --minutes 10
+    python tests/faults/fuzz.py pt --minutes 10
     python tests/faults/fuzz.py pickle --minutes 10 --keep found/
 
 Coverage-guided by Atheris (`pip install atheris`), from valid files on. A finding is any error but
@@ -19,6 +20,7 @@ import pickle
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -32,15 +34,16 @@ from safetensors.numpy import save  # noqa: E402
 READERS = [
     "utils.readers.weight_files",
     "utils.readers.pickles",
+    "utils.readers.pt_files",
     "zipfile",
     "pickle",
     "json.decoder",
-    "torch._weights_only_unpickler",
 ]
 with atheris.instrument_imports(include=READERS):
     import torch
 
-    from utils.readers.pickles import read_pickle
+    from utils.readers.pickles import Sparse, Strided, read_pickle
+    from utils.readers.pt_files import load_tensor, read_pt, state_dict
     from utils.readers.weight_files import stored_arrays
     from utils.runtime.errors import UserError
 
@@ -91,6 +94,16 @@ def unpickle(path: Path) -> None:
             value.float().sum()
 
 
+def read_pt_file(path: Path) -> None:
+    found = read_pt(path, "fetch it again")
+    if isinstance(found, Sparse | Strided):
+        load_tensor(path, "fetch it again")
+    elif isinstance(found, dict):
+        for array in state_dict(path, "fetch it again")[1].values():
+            if array.n_bytes <= MOST_READ:
+                assert array.read().nbytes <= 8 * MOST_READ
+
+
 def npz_seeds() -> list[bytes]:
     seeds = []
     arrays: dict[str, np.ndarray] = {
@@ -119,6 +132,36 @@ def pickle_seeds() -> list[bytes]:
     return [*seeds, b"t" + storage.getvalue()]
 
 
+def pt_seeds() -> list[bytes]:
+    """Archives whose pickles are small enough for a fuzzer to change; "z" has only the pickle, to
+    which the storages are added.
+    """
+    values = [
+        torch.ones(3),
+        {"W": torch.arange(6.0).reshape(2, 3).T, "k": torch.tensor(3), "n": "x"},
+        torch.nn.Linear(2, 2).state_dict(),
+        torch.eye(3).to_sparse(),
+        {"w": torch.ones(2, dtype=torch.bfloat16), "f": torch.ones(2).to(torch.float8_e5m2)},
+    ]
+    seeds = []
+    for value in values:
+        file = io.BytesIO()
+        torch.save(value, file)
+        seeds.append(b"a" + file.getvalue())
+        with zipfile.ZipFile(file) as archive:
+            seeds.append(b"z" + archive.read("archive/data.pkl"))
+    return seeds
+
+
+def as_archive(pickled: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        for key in range(3):
+            archive.writestr(f"x/data/{key}", bytes(24))
+    return file.getvalue()
+
+
 class Inside:
     """Pickled as published files pickle a tensor's storage: a file of torch inside the pickle."""
 
@@ -133,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=("npz", "pickle"))
+    parser.add_argument("target", choices=("npz", "pickle", "pt"))
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument(
         "--keep", type=Path, default=Path("found"), help="folder for an input that is a finding"
@@ -142,7 +185,7 @@ def main() -> None:
     # torch's are shown with their source line, which is read for that
     warnings.simplefilter("ignore")
     args.keep.mkdir(parents=True, exist_ok=True)
-    seeds = npz_seeds() if args.target == "npz" else pickle_seeds()
+    seeds = {"npz": npz_seeds, "pickle": pickle_seeds, "pt": pt_seeds}[args.target]()
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").is_dir() else None
     ) as folder:
@@ -155,6 +198,9 @@ def main() -> None:
             if args.target == "npz":
                 path = Path(folder) / ("x.npz" if data[:1] == b"n" else "x.safetensors")
                 data, target = data[1:], read_arrays
+            elif args.target == "pt":
+                path, target = Path(folder) / "x.pt", read_pt_file
+                data = as_archive(data[1:]) if data[:1] == b"z" else data[1:]
             else:
                 path, target = Path(folder) / "x.pkl", unpickle
                 data = pickle.dumps({"w": Inside(data[1:])}, 4) if data[:1] == b"t" else data[1:]

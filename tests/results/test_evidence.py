@@ -89,7 +89,10 @@ def test_saebench_gets_the_probes_of_the_options_alone(paths: Paths):
     rows.append({**rows[0], "seed": 43, "test_auc": 0.1})
     baseline = {**common, "kind": "baseline", "method": "logreg", "dataset": "a", "test_auc": 0.95}
     table = pd.DataFrame([*rows, baseline])
-    (path,) = export_saebench(table, paths, "m", ["s", "unprobed"], options)
+    (path,) = export_saebench(table, paths, "m", {"s": {}, "unprobed": {}}, options)
+    # found by SAEBench's plots: by the folder, and by {release}_{sae_id} with / as _
+    assert "sparse_probing" in path.parent.name
+    assert path.name == "m_s_eval_results.json"
     written = json.dumps(json.loads(path.read_text()))
     assert "0.7" in written  # the mean of 0.6 and 0.8 at k = 1
     assert "0.95" in written

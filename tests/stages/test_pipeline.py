@@ -430,6 +430,7 @@ def test_saebench_files_hold_the_tables_means(done, tmp_path):
     table = pd.read_csv(paths.sae_probe_table(MODEL, "normal"))
     table = table[table["sae_id"] == "layer_2/width_96/topk_8"]
     assert result["eval_type_id"] == "sparse_probing_sae_probes"
+    assert result["sae_cfg_dict"] == {"architecture": "topk", "d_in": 384, "d_sae": 96}
     assert {1, 2, 5} <= set(result["eval_config"]["ks"])
     for k in (1, 2, 5):
         expected = table[table["k"] == k]["test_auc"].mean()
@@ -443,7 +444,7 @@ def test_saebench_files_hold_the_tables_means(done, tmp_path):
         .mean()
     )
     assert result["eval_result_metrics"]["llm"]["llm_test_accuracy"] == pytest.approx(logreg)
-    assert not list(paths.results_dir.glob("saebench/*random*"))  # a control is no SAE
+    assert not list(paths.results_dir.glob("saebench/*/*random*"))  # a control is no SAE
 
 
 def test_a_second_run_does_nothing_whatever_fitted_the_first(done, tmp_path, capsys):

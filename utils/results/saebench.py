@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.names import named_width
 from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions
 from utils.results.tidy import BASELINE, SAE
@@ -23,20 +24,24 @@ METRICS = {"test_accuracy": "test_acc", "test_auc": "test_auc", "test_f1": "test
 
 
 def export_saebench(
-    tidy: pd.DataFrame, paths: Paths, model_name: str, sae_ids: list[str], options: ProbeOptions
+    tidy: pd.DataFrame,
+    paths: Paths,
+    model_name: str,
+    shapes: dict[str, dict],
+    options: ProbeOptions,
 ) -> list[Path]:
-    """Write results/saebench/{model}_{sae_id}_eval_results.json for each SAE that has probes of
-    these options.
+    """Write results/saebench/sparse_probing_sae_probes/{model}_{sae_id}_eval_results.json for each
+    SAE that has probes of these options.
 
-    ``tidy``: tidy_results.load_results, normal setting, which SAEBench evaluates, with logistic
-    regression as baseline.
+    ``tidy``: load_results, normal setting, which SAEBench evaluates, with logistic regression as
+    baseline. ``shapes``: of each SAE its architecture, d_model and d_sae, as far as they are known.
     """
     rows = tidy[(tidy["setting"] == "normal") & (tidy["seed"] == options.seed)]
     probes = rows[rows["kind"] == SAE]
     for column in ("reg_type", "binarize", "solver", "latent_selection", "protocol"):
         probes = probes[probes[column].astype(str) == str(getattr(options, column))]
     written = []
-    for sae_id in sae_ids:
+    for sae_id, shape in shapes.items():
         of_sae = probes[probes["sae_id"] == sae_id]
         if not len(of_sae):
             continue
@@ -46,7 +51,11 @@ def export_saebench(
             & (rows["layer"] == of_sae["layer"].iloc[0])
         ]
         path = paths.saebench(model_name, sae_id)
-        write_json(path, _result(of_sae, logreg, model_name, sae_id, options))
+        write_json(
+            path,
+            _result(of_sae, logreg, model_name, sae_id, options)
+            | {"sae_cfg_dict": _cfg(sae_id, shape)},
+        )
         written.append(path)
     return written
 
@@ -88,7 +97,17 @@ def _result(
         "sae_lens_id": sae_id,
         "sae_lens_release_id": model_name,
         "sae_lens_version": metadata.version("sae-lens"),
-        "sae_cfg_dict": {},
+    }
+
+
+def _cfg(sae_id: str, shape: dict) -> dict:
+    """What SAEBench's plots need of an SAE; of files of others only the width that its id names is
+    known.
+    """
+    return {
+        "architecture": shape.get("architecture", "unknown"),
+        "d_in": shape.get("d_model"),
+        "d_sae": shape.get("d_sae") or named_width(sae_id) or 0,
     }
 
 
