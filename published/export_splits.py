@@ -4,9 +4,10 @@ those scripts.
     python -m published.export_splits --model_name gemma-2-9b --setting scarcity
 
 Our store keeps each row once and draws every condition from it; the original layout has a training
-and a test file for each condition (sparse COO, 20 bytes a nonzero). normal and OOD need no export
-(their files have the original names already), nor does label_noise (the original scripts read the
-files of normal and flip labels).
+and a test file for each condition (sparse COO, 20 bytes a nonzero). OOD writes the two files a
+dataset that the paper's OOD notebook reads, for one SAE: their names say only a width. normal needs
+no export (its files have the original names already), nor does label_noise (the original scripts
+read the files of normal and flip labels).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from utils.datasets import choose_datasets
 from utils.models import get_model
 from utils.names import sae_stem
 from utils.paths import Paths
-from utils.runtime.errors import Failures
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked
 from utils.runtime.progress import progress
 from utils.runtime.units import show_bytes
 from utils.saes.catalog import SaeChoice, choose_saes
-from utils.saes.original_order import write_original_split
+from utils.saes.original_order import write_ood_archive, write_original_split
 from utils.saes.store import SaeActivations
-from utils.settings import choose_conditions, conditions, get_setting
+from utils.settings import SHIFTED, Condition, choose_conditions, conditions, get_setting
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
     model_name = info.name
-    if not get_setting(args.setting).exports:
+    setting = get_setting(args.setting)
+    if not setting.exports and not setting.shifted:
         print(
             f"{args.setting}: nothing to export, the original scripts read the files that are there"
         )
@@ -59,8 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     release = args.sae_release
     choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, release)
     sae_ids = choose_saes(paths, info, choice, failures)
+    if setting.shifted and len(sae_ids) > 1:
+        raise UserError(
+            f"the names of these files do not say of which SAE: name one of {', '.join(sae_ids)}"
+            " with --target_sae_id"
+        )
     with locked(paths.sae_activations_folder(model_name, args.setting), *map(sae_stem, sae_ids)):
-        export(paths, args, model_name, list(sae_ids), failures)
+        if setting.shifted:
+            export_ood(paths, args, model_name, next(iter(sae_ids)), failures)
+        else:
+            export(paths, args, model_name, list(sae_ids), failures)
     return cli.report(failures, "datasets")
 
 
@@ -88,6 +98,24 @@ def export(
         f"{n_files} files, {show_bytes(n_bytes)}:"
         f" {paths.sae_activations_folder(model_name, args.setting)}"
     )
+
+
+def export_ood(
+    paths: Paths, args: argparse.Namespace, model_name: str, sae_id: str, failures: Failures
+) -> None:
+    """Write the two files of each dataset that has texts out of distribution."""
+    condition = Condition(SHIFTED.name)
+    n_files = n_bytes = 0
+    names = choose_datasets(paths, args.datasets, ood=True)
+    for dataset in progress(names, desc="export, OOD", unit="dataset"):
+        with failures.caught(f"{dataset} with {sae_id}: "):
+            activations = SaeActivations(paths, model_name, dataset, sae_id, ood=True)
+            inside, outside = activations.rows(), activations.condition(condition).X_test
+            n_bytes += write_ood_archive(
+                paths, model_name, dataset, inside.shape[1], inside, outside
+            )
+            n_files += 2
+    print(f"{n_files} files, {show_bytes(n_bytes)}: {paths.data_dir}")
 
 
 if __name__ == "__main__":

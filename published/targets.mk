@@ -57,19 +57,21 @@ reproduce-from-precomputed:
 reproduce-minimal:
 	+$(call steps,fetch-published-results visualize)
 
+.PHONY: combine-results
+combine-results: $(STAMP)
+	$(RUN) -m published.combine_runs --model_name $(MODEL) $(folders) $(ARGS)
+
 .PHONY: watch-training
 watch-training: status
 
 # what has no equal here: one line each, and exit status 2
 instead = @echo '$@: $(1)'; exit 2
-.PHONY: all train-dataset-range combine-results plot-ai-human plot-rebuttal clean-results
+.PHONY: all train-dataset-range plot-ai-human plot-rebuttal clean-results
 .PHONY: clean-cache test-setup check-gpu investigate-cola investigate-aimade
 all:
 	$(call instead,make demo does the whole job on small data)
 train-dataset-range:
 	$(call instead,make train-sae-probes DATASETS="100_news_fake 105_click_bait" N_JOBS=4)
-combine-results:
-	$(call instead,nothing to combine: each run adds to its table in results/; make visualize)
 plot-ai-human investigate-aimade:
 	$(call instead,make check-datasets DATASETS=110_aimade_humangpt3 shows what solves it)
 investigate-cola:

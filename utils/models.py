@@ -154,8 +154,9 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
             for field in fields(LanguageModel)
             if field.name in described or field.default is MISSING
         }
-        lists = {key: tuple(known[key]) for key in ("layers", "sae_ids") if key in known}
-        return LanguageModel(**{**known, **lists})
+        for key in ("layers", "sae_ids"):
+            known[key] = tuple(known[key])
+        return LanguageModel(**known)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no description of a model ({error}): delete it, and make the activations"

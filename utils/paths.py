@@ -102,6 +102,10 @@ class Paths:
         folder = self.results_dir / f"sae_probes_{model_name}"
         return folder / f"{setting}_setting" / "all_metrics.csv"
 
+    def probe_runs(self, model_name: str, setting: str) -> Path:
+        """The original scripts' pickles of SAE probes, a file a run."""
+        return self.data_dir / f"sae_probes_{model_name}" / f"{setting}_setting"
+
     def baseline_folder(self, model_name: str, setting: str) -> Path:
         folder = get_setting(setting).baseline_folder
         return self.results_dir / f"baseline_probes_{model_name}" / folder

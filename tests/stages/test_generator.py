@@ -302,6 +302,31 @@ def test_exported_splits_are_the_original_scripts_and_are_read_back(ready):
         assert np.array_equal(found.X_test.toarray(), wanted.X_test.toarray())
 
 
+def test_exported_ood_archives_are_read_back_as_the_notebook_reads_them(ready):
+    assert generate(ready, "--target_sae_id", "layer_2/top", "--setting", "all") == 0
+    flags = ["--model_name", MODEL, *folder_flags(ready), "--setting", "OOD"]
+    with pytest.raises(UserError, match="name one of"):
+        export_splits.main(flags)
+    flags += ["--target_sae_id", "layer_2/top"]
+    assert export_splits.main(flags) == 0
+    ours = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", ood=True)
+    expected = ours.condition(Condition("OOD"))
+    inside, outside = (
+        torch.load(ready.published_ood_archive(MODEL, NAMES[0], ood), weights_only=True)
+        for ood in (False, True)
+    )
+    assert np.array_equal(inside.to_dense().numpy(), ours.rows().toarray()[:1500])
+    assert np.array_equal(outside.to_dense().numpy(), expected.X_test.toarray())
+    assert export_splits.main(flags) == 1  # whose files those are their names do not say
+    for setting in ("normal", "OOD"):
+        for path in ready.sae_activations_folder(MODEL, setting).iterdir():
+            path.unlink()
+    theirs = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", ood=True)
+    found = theirs.condition(Condition("OOD"))
+    assert np.array_equal(found.X_train.toarray(), expected.X_train.toarray())
+    assert np.array_equal(found.X_test.toarray(), expected.X_test.toarray())
+
+
 def test_published_ood_archives_are_read(ready):
     """One file a dataset, all rows: the first training rows, and the OOD rows; the SAE is told by
     its width.

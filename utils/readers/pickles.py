@@ -319,19 +319,34 @@ def read_pickle(path: Path) -> dict:
     Raises UserError when the file cannot be read, is no dict, or names anything that these files do
     not need.
     """
+    loaded = _read(path)
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a dict of results: delete it")
+    return loaded
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows in a pickle of one run of the original scripts: a list of dicts.
+
+    Raises UserError as ``read_pickle`` does.
+    """
+    loaded = _read(path)
+    if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
+        raise UserError(f"{path} holds no list of results: delete it")
+    return loaded
+
+
+def _read(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(
                 f"{path} is larger than {MAX_BYTES >> 20} MiB, more than any published result:"
                 " refused"
             )
-        loaded = load(io.BytesIO(path.read_bytes()), RESULTS)
+        return load(io.BytesIO(path.read_bytes()), RESULTS)
     except UserError:
         raise
     except Exception as error:  # a hostile or broken pickle can raise anything
         raise UserError(
             f"{path} cannot be read ({first_line(error)[:160]}): delete it, or fetch it again"
         ) from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a dict of results: delete it")
-    return loaded
