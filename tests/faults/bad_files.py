@@ -545,7 +545,7 @@ def safetensors() -> list[Case]:
         Case("an SAE with unknown input scaling", stage,
              saved(normalize_activations="l3"), "normalize_activations"),
         Case("an SAE for attention heads", stage,
-             saved(reshape_activations="hook_z"), "attention heads"),
+             saved(reshape_activations="hook_q"), "'hook_q' is not known"),
     ]  # fmt: skip
 
 
@@ -649,7 +649,7 @@ def dictionaries() -> list[Case]:
             "a dictionary that is a tensor",
             stage,
             saved(lambda of, _: of["bias"]),
-            "other things than named tensors",
+            "holds a tensor, not tensors by name",
         ),
         Case("a dictionary compressed", stage, compressed, "it is compressed"),
         Case(

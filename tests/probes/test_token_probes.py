@@ -138,8 +138,8 @@ def test_the_attention_probes_validation_is_of_rows_set_aside():
 class FakeModel:
     """Token i of a text has the value i in every dimension."""
 
-    class info:
-        d_model = 4
+    def width(self, hook):
+        return 4
 
     def tokenize(self, texts):
         return [[7] * len(text.split()) for text in texts]

@@ -4,6 +4,8 @@ gated, work resumes.
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -319,8 +321,7 @@ def test_exported_ood_archives_are_read_back_as_the_notebook_reads_them(ready):
     assert np.array_equal(outside.to_dense().numpy(), expected.X_test.toarray())
     assert export_splits.main(flags) == 1  # whose files those are their names do not say
     for setting in ("normal", "OOD"):
-        for path in ready.sae_activations_folder(MODEL, setting).iterdir():
-            path.unlink()
+        shutil.rmtree(ready.sae_activations_folder(MODEL, setting))
     theirs = SaeActivations(ready, MODEL, NAMES[0], "layer_2/top", ood=True)
     found = theirs.condition(Condition("OOD"))
     assert np.array_equal(found.X_train.toarray(), expected.X_train.toarray())

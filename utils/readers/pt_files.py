@@ -150,7 +150,8 @@ def state_dict(path: Path, remedy: str) -> tuple[dict, dict[str, WeightArray]]:
     """
     found = read_pt(path, remedy)
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not tensors by name: it is no SAE")
+        kind = "tensor" if isinstance(found, Strided | Sparse) else type(found).__name__
+        raise UserError(f"{path} holds a {kind}, not tensors by name: it is no SAE")
     return found, _arrays(found, path)
 
 
