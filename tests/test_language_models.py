@@ -312,6 +312,31 @@ def test_a_hook_that_is_not_there_is_named(saved):
         hooked(folder, ["blocks.3.hook_resid_post"])
 
 
+def test_a_model_with_the_batch_in_another_place_is_refused(tmp_path, monkeypatch):
+    """XLNet's states are [n_tokens, batch, d_model]."""
+    monkeypatch.setitem(
+        CONFIGS,
+        "xlnet",
+        lambda: transformers.XLNetConfig(
+            vocab_size=40, d_model=D_MODEL, n_layer=N_LAYERS, n_head=4, d_inner=64
+        ),
+    )
+    folder = save_model(tmp_path, "xlnet")
+    with pytest.raises(UserError, match=r"a tensor of shape \(8, 1, 32\) there for 8 tokens"):
+        hooked(folder, ["blocks.1.hook_resid_post"])
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_a_quantised_checkpoint_that_needs_a_library_gets_one_line(tmp_path, method):
+    folder = save_model(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "load_in_4bit": True, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="in bfloat16 or float32") as caught:
+        hooked(folder, ["blocks.1.hook_resid_post"])
+    assert "\n" not in str(caught.value)
+
+
 OLMO_2 = {**SMALL, "num_key_value_heads": 2}  # its norms stand behind attention and MLP
 
 

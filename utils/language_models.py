@@ -25,7 +25,7 @@ from utils.models import LanguageModel
 from utils.names import hook_place
 from utils.paths import Paths
 from utils.readers.fingerprints import folder_fingerprint
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, first_line, is_out_of_memory
 from utils.runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class HookedModel:
         for name in self.hook_names:
             if hook_place(name)[0] >= depth:
                 raise UserError(f"{name}: {self.info.name} has blocks 0 to {depth - 1}")
+        self._check_shapes()
         for name in self.hook_names:
             self._check_hook(name)
 
@@ -150,6 +151,33 @@ class HookedModel:
                 handle.remove()
         return captured
 
+    def _check_shapes(self) -> None:
+        """Raise UserError unless every hook gives a row for each token of a text: some models have
+        the batch elsewhere, several streams, or need more than a text.
+        """
+        try:
+            states = self._forward(self.hook_names, self._few_tokens())
+        except UserError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{self.info.name} cannot be run on texts alone ({type(error).__name__}:"
+                f" {first_line(error)[:120]})"
+            ) from error
+        for name, found in states.items():
+            if found.shape[:-1] != (1, 8):
+                raise UserError(
+                    f"{name}: {self.info.name} has a tensor of shape {tuple(found.shape)} there for"
+                    " 8 tokens, not a row for each"
+                )
+
+    def _few_tokens(self) -> dict[str, torch.Tensor]:
+        """A batch of one text of eight tokens."""
+        n_tokens = self.model.get_input_embeddings().num_embeddings
+        return self._padded([[i % n_tokens for i in range(8)]])
+
     def width(self, name: str) -> int:
         """The columns of what is read at a hook."""
         return int(self._forward([name], self._padded([[0]]))[name].shape[-1])
@@ -195,9 +223,8 @@ class HookedModel:
     def _on_a_few_tokens(self, name: str, points: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """{point of the hook's block: what a batch of eight tokens has there}."""
         block = name.partition(f".{name.split('.', 2)[2]}")[0]
-        n_tokens = self.model.get_input_embeddings().num_embeddings
         names = [f"{block}.{point}" for point in points]
-        states = self._forward(names, self._padded([[i % n_tokens for i in range(8)]]))
+        states = self._forward(names, self._few_tokens())
         if len(states) < len(names):
             silent = ", ".join(n for n in names if n not in states)
             raise UserError(f"{self.info.name} never passes {silent}: {name} is not read")
@@ -433,7 +460,7 @@ def model_identity(info: LanguageModel, paths: Paths) -> str | None:
 def longest_text(config: Any) -> int | None:
     """The tokens for which a model has positions; None where its config does not say."""
     n_positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(n_positions, int):
+    if not isinstance(n_positions, int) or n_positions <= 0:  # XLNet says -1
         return None
     if config.model_type in OFFSET_POSITIONS:
         return n_positions - int(getattr(config, "pad_token_id", None) or 0) - 1
@@ -472,6 +499,11 @@ def _load(source: str, info: LanguageModel, dtype: torch.dtype) -> tuple[Any, An
         )
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, info.name, error) from error
+    except ImportError as error:  # quantised in a way that needs a library of its own
+        raise UserError(
+            f"{info.name} ({source}) cannot be loaded ({first_line(error)}): take its weights"
+            " in bfloat16 or float32"
+        ) from error
     except RuntimeError as error:  # tensors of other shapes than the config's
         raise UserError(
             f"{info.name} ({source}): the weights do not fit config.json: fetch it again"
