@@ -17,7 +17,14 @@ from __future__ import annotations
 import argparse
 
 from utils import cli
-from utils.datasets import choose_datasets, list_ood_datasets, load_dataset, load_ood, readable
+from utils.datasets import (
+    choose_datasets,
+    list_ood_datasets,
+    load_dataset,
+    load_ood,
+    other_kinds,
+    readable,
+)
 from utils.runtime.errors import Failures
 from utils.text_checks import KNOWN_UNFIT, TextCheck, check_ood_texts, check_texts, share_of_copies
 
@@ -65,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"{name}_OOD: {shifted.n_in_both_classes} of {shifted.n_rows} rows are texts that"
                 f" stand in both classes{verdict}"
             )
+    for file in other_kinds(paths).values():
+        print(f"{file.name} is not read: convert it to .csv, .csv.gz or .csv.zst")
     return cli.report(failures, "files of texts")
 
 

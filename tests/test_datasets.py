@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pandas as pd
 import pytest
 from conftest import clear_caches, folder_flags, write_texts
@@ -103,6 +105,98 @@ def test_empty_prompts_are_named(paths, blank):
         UserError, match=r"d\.csv has no prompt in row 3 and 1 others: fill or remove it"
     ):
         load_dataset(paths, "d")
+
+
+def test_a_users_larger_dataset_is_drawn_from_all_its_rows(paths, capsys):
+    """Sorted by label, its first 5,000 rows would be one class."""
+    write_texts(paths, ["d"])
+    texts = [f"text {i}" for i in range(25_000)]
+    write(paths.texts("own"), texts, [0] * 20_000 + [1] * 5000)
+    dataset = load_dataset(paths, "own")
+    assert len(dataset) == 5000
+    assert abs(dataset.labels.mean() - 0.2) < 0.02
+    places = [int(text.split()[1]) for text in dataset.texts]
+    assert places == sorted(places)  # in the file's order, and each row once
+    assert len(set(places)) == 5000
+    clear_caches()
+    again = load_dataset(paths, "own")
+    assert again.texts == dataset.texts
+    assert check_datasets.main(["--text_dir", str(paths.text_dir)]) == 0
+    assert "own: 5000 of its 25000 rows are used, drawn with seed 42" in capsys.readouterr().out
+
+
+def test_the_papers_own_keep_their_first_rows(paths):
+    write_texts(paths, ["d"])
+    write(paths.texts("d"), [f"text {i}" for i in range(6000)], [0, 1] * 3000)
+    assert load_dataset(paths, "d").texts == [f"text {i}" for i in range(5000)]
+    assert load_dataset(paths, "d").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("Prompt,Target\na,0\nb,1\n", "its column 'Prompt' is taken for 'prompt'"),
+        ("\ufeffprompt;target\r\na;0\r\nb;1\r\n", "separated by ';'"),
+        ("sep=;\nprompt;target\na;0\nb;1\n", "separated by ';'"),
+        ("prompt\ttarget\na\t0\nb\t1\n", "separated by '\\t'"),
+        ("prompt,target\na,0\nb,1.0\nb,1\n", "'1' ('1' '1.0')"),
+        ("prompt,target\na, 1\nb,1\nc,0\n", "'1' (' 1' '1')"),
+        ("prompt,target\na,TRUE\nb,True\nc,false\n", "'True' ('TRUE' 'True')"),
+        ("prompt,target\na,0\nb,1", None),
+        ('prompt,target\n"x;y",0\nb,1\n', None),
+    ],
+)
+def test_what_spreadsheets_write_is_read_with_a_line_that_says_how(paths, content, note):
+    write_texts(paths, ["d"])
+    paths.texts("own").write_text(content, newline="")
+    dataset = load_dataset(paths, "own")
+    assert set(dataset.labels) == {0, 1}
+    lines = [line for line in content.splitlines() if not line.startswith("sep=")]
+    assert len(dataset) == len(lines) - 1
+    assert bool(dataset.notes) == bool(note)
+    assert note is None or any(note in said for said in dataset.notes)
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", ""])
+def test_nan_is_a_missing_target_and_no_class(paths, word):
+    write_texts(paths, ["d"])
+    write(paths.texts("own"), ["a", "b", "c"], ["1", word, "1"])
+    with pytest.raises(UserError, match="no target in row 3"):
+        load_dataset(paths, "own")
+
+
+def test_what_systems_leave_beside_files_is_no_dataset(paths):
+    write_texts(paths, ["d"])
+    folder = paths.texts("d").parent
+    for name in ("._own.csv", ".~lock.own.csv#", "~$own.csv", ".DS_Store", ".hidden.csv"):
+        (folder / name).write_bytes(b"\0\1")
+    assert list_datasets(paths) == ("d",)
+
+
+def test_names_and_kinds_that_systems_spell_otherwise(paths):
+    write_texts(paths, ["d"])
+    folder = paths.texts("d").parent
+    write(folder / "Caf\u0065\u0301.CSV", ["a", "b"], [0, 1])  # e and an accent, as macOS writes
+    with gzip.open(folder / "packed.csv.gz", "wt") as file:
+        file.write("prompt,target\na,0\nb,1\n")
+    clear_caches()
+    assert list_datasets(paths) == ("d", "Caf\u00e9", "packed")
+    assert choose_datasets(paths, ["Caf\u0065\u0301"]) == ["Caf\u00e9"]
+    assert len(load_dataset(paths, "Caf\u00e9")) == len(load_dataset(paths, "packed")) == 2
+    (folder / "mine.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"mine\.jsonl is there, but \.csv, \.csv\.gz"):
+        choose_datasets(paths, ["mine"])
+
+
+def test_an_ood_file_of_one_class_is_named(paths, capsys):
+    write_texts(paths, ["d"])
+    write(paths.texts("own"), ["a", "b"], [0, 1])
+    write(paths.ood_texts("own"), ["c", "e"], ["1.0", "1"])
+    with pytest.raises(UserError, match=r"own_OOD\.csv has one class alone"):
+        load_ood(paths, "own")
+    write(paths.ood_texts("own"), ["c", "e"], ["1.0", "0"])
+    clear_caches()
+    assert load_ood(paths, "own").labels.tolist() == [1, 0]  # spelt otherwise than in training
 
 
 def test_copies_of_training_rows_and_texts_in_both_classes_are_counted(paths, capsys):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
+import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +21,9 @@ from utils.runtime.errors import Failures, UserError, unknown_name
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
+DRAW_SEED = 42  # of the rows of a user's own larger dataset
+ENDS = ("", ".zst", ".gz")  # of a file of texts, behind .csv
+OTHER_KINDS = (".jsonl", ".json", ".tsv", ".parquet", ".xlsx", ".xls", ".ods", ".txt")
 
 # Targets of an OOD file that mean a training class under another name. 90_glue_qnli: its training
 # targets 0 and 1 are GLUE's codes for entailment and not_entailment, and its OOD file says "1" and
@@ -28,26 +35,53 @@ OOD_TARGETS = {"90_glue_qnli": {"1": 0, "not_entailment": 1}}
 @dataclass(frozen=True)
 class Dataset:
     """Texts and labels of one binary dataset; ``labels`` [n_rows] are codes of the sorted distinct
-    targets.
+    targets; ``notes``: what was understood of the file that another reader could take otherwise.
     """
 
     name: str
     texts: list[str]
     labels: np.ndarray
     classes: tuple[str, str]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def existing_csv(path: Path) -> Path | None:
-    """``path`` or its compressed twin ``path.zst``, whichever is there; the plain file (a user's
-    own) wins.
+    """``path`` or its compressed twin, whichever is there; the plain file (a user's own) wins. A
+    name in another Unicode normal form, or with .CSV at its end, is the same name.
     """
-    for candidate in (path, path.with_name(path.name + ".zst")):
+    for end in ENDS:
+        candidate = path.with_name(path.name + end)
         if candidate.is_file():
             return candidate
-    return None
+    wanted = file_dataset(path)
+    return next((file for file in _files(path.parent) if file_dataset(file) == wanted), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+
+
+def file_dataset(file: Path) -> str | None:
+    """The dataset that a file is named for; None for hidden files, those that systems and
+    spreadsheets leave beside others, and other kinds.
+
+    >>> [file_dataset(Path(name)) for name in ("mine.csv.zst", "Mine.CSV", "._mine.csv")]
+    ['mine', 'Mine', None]
+    """
+    match = re.fullmatch(r"(?![.~])(.+)\.csv(\.zst|\.gz)?", file.name, re.IGNORECASE | re.DOTALL)
+    return unicodedata.normalize("NFC", match.group(1)) if match else None
+
+
+def other_kinds(paths: Paths) -> dict[str, Path]:
+    """{dataset: file} of files of texts that are of a kind that is not read."""
+    return {
+        file.name.split(".")[0]: file
+        for file in _files(paths.texts("x").parent)
+        if file.suffix.lower() in OTHER_KINDS and not file.name.startswith((".", "~"))
+    }
 
 
 def read_csv(path: Path, what: str) -> pd.DataFrame:
@@ -55,40 +89,56 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
 
     Raises UserError when the file is not there or is no CSV.
     """
+    file_path, content = _content(path, what)
+    try:
+        check_columns(content)
+        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    # pandas and codecs each raise their own kinds for a broken file
+    except Exception as error:
+        raise _no_csv(file_path, error) from error
+
+
+def _no_csv(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it"
+        " again"
+    )
+
+
+def _content(path: Path, what: str) -> tuple[Path, bytes]:
+    """(the file, its bytes, unpacked)."""
     file_path = existing_csv(path)
     if file_path is None:
         raise UserError(f"no {what} at {path}[.zst]: run `make fetch-data`, or put the file there")
     try:
-        content = _decompressed(file_path) if file_path.suffix == ".zst" else file_path.read_bytes()
-        check_columns(content)
-        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-    # pandas, zstandard and codecs each raise their own kinds for a broken file
-    except Exception as error:
-        raise UserError(
-            f"{file_path} cannot be read as CSV ({type(error).__name__}: {first_line(error)}):"
-            " fetch it again"
-        ) from error
+        return file_path, _unpacked(file_path)
+    except Exception as error:  # zstandard and gzip each raise their own kinds
+        raise _no_csv(file_path, error) from error
 
 
-def _decompressed(path: Path) -> bytes:
+def _unpacked(path: Path) -> bytes:
+    if path.suffix not in (".zst", ".gz"):
+        return path.read_bytes()
     import zstandard
 
     with open(path, "rb") as file:
-        content = (
-            zstandard.ZstdDecompressor(max_window_size=MAX_TEXT_BYTES)
-            .stream_reader(file)
-            .read(MAX_TEXT_BYTES + 1)
+        unpacker: Any = (
+            gzip.GzipFile(fileobj=file)
+            if path.suffix == ".gz"
+            else zstandard.ZstdDecompressor(max_window_size=MAX_TEXT_BYTES).stream_reader(file)
         )
+        content = unpacker.read(MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"it unpacks to more than {MAX_TEXT_BYTES >> 20} MiB")
     return content
 
 
-def check_columns(content: bytes) -> None:
+def check_columns(content: bytes, separator: str = ",") -> None:
     """Raise ValueError where a CSV's first line names a column twice: which of the two is meant is
     not for us to guess.
     """
-    header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")]), [])
+    first = content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
+    header = next(csv.reader([first], delimiter=separator), [])
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise ValueError(f"it has the column {' and '.join(twice)} more than once")
@@ -99,10 +149,8 @@ def first_line(error: BaseException) -> str:
 
 
 @cache
-def list_datasets(paths: Paths) -> tuple[str, ...]:
-    """Names of the binary datasets, in the order of the paper's master table, then any CSV the user
-    added.
-    """
+def paper_datasets(paths: Paths) -> tuple[tuple[str, ...], frozenset[str]]:
+    """(the paper's binary datasets in the order of its master table, its other datasets)."""
     table = read_csv(paths.master_table(), "dataset table")
     missing = {"Data type", "Dataset save name"} - set(table.columns)
     if missing:
@@ -110,13 +158,18 @@ def list_datasets(paths: Paths) -> tuple[str, ...]:
             f"{paths.master_table()} lacks the columns {sorted(missing)}: run `make fetch-data`"
         )
     binary = table[table["Data type"] == "Binary Classification"]
-    listed = [Path(name).stem for name in binary["Dataset save name"]]
-    not_binary = {Path(name).stem for name in table["Dataset save name"]} - set(listed)
-    folder = paths.texts("x").parent
-    on_disk = (
-        {file.name.split(".csv")[0] for file in folder.glob("*.csv*")} if folder.is_dir() else set()
-    )
-    return tuple(listed) + tuple(sorted(on_disk - set(listed) - not_binary))
+    listed = tuple(Path(name).stem for name in binary["Dataset save name"])
+    return listed, frozenset(Path(name).stem for name in table["Dataset save name"]) - set(listed)
+
+
+@cache
+def list_datasets(paths: Paths) -> tuple[str, ...]:
+    """Names of the binary datasets, in the order of the paper's master table, then any CSV the user
+    added.
+    """
+    listed, not_binary = paper_datasets(paths)
+    on_disk = {file_dataset(file) for file in _files(paths.texts("x").parent)} - {None}
+    return listed + tuple(sorted(str(n) for n in on_disk - set(listed) - not_binary))
 
 
 def list_ood_datasets(paths: Paths) -> list[str]:
@@ -131,7 +184,11 @@ def unlabelled_ood_files(paths: Paths) -> list[Path]:
     has no labels).
     """
     folder = paths.ood_texts("x").parent
-    return sorted(file for file in folder.glob("*.csv*") if "_OOD.csv" not in file.name)
+    return [
+        file
+        for file in _files(folder)
+        if (name := file_dataset(file)) is not None and not name.endswith("_OOD")
+    ]
 
 
 def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) -> list[str]:
@@ -140,9 +197,14 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
     Raises UserError for an unknown name, or when OOD leaves none.
     """
     known = list_datasets(paths)
-    for name in asked or ():
-        if name not in known:
-            raise unknown_name("dataset", name, known, f"(tables in {paths.text_dir})")
+    asked = [unicodedata.normalize("NFC", name) for name in asked or ()]
+    for name in asked:
+        if name in known:
+            continue
+        seen = other_kinds(paths).get(name.split(".")[0])
+        if seen:
+            raise UserError(f"{seen} is there, but .csv, .csv.gz and .csv.zst are read: convert it")
+        raise unknown_name("dataset", name, known, f"(tables in {paths.text_dir})")
     chosen = list(dict.fromkeys(asked)) if asked else list(known)
     if ood:
         partnered = set(list_ood_datasets(paths))
@@ -177,7 +239,8 @@ def _stamp(path: Path) -> Stamp:
 
 
 def load_dataset(paths: Paths, name: str) -> Dataset:
-    """The first 5,000 texts and labels of a dataset.
+    """The texts and labels of a dataset, at most 5,000: of the paper's the first, as there; of a
+    user's own drawn from all rows.
 
     Raises UserError when the file is missing or unreadable, has rows without ``prompt`` or
     ``target``, or has not two classes.
@@ -189,7 +252,15 @@ def load_dataset(paths: Paths, name: str) -> Dataset:
 
 @lru_cache(maxsize=8)
 def _load_dataset(paths: Paths, name: str, _: Stamp) -> Dataset:
-    table = _prompt_and_target(paths.texts(name), name).iloc[:MAX_ROWS]
+    table, notes = _prompt_and_target(paths.texts(name), name)
+    n_rows = len(table)
+    if n_rows > MAX_ROWS:
+        if name in paper_datasets(paths)[0]:
+            table = table.iloc[:MAX_ROWS]
+        else:
+            drawn = np.random.default_rng(DRAW_SEED).choice(n_rows, MAX_ROWS, replace=False)
+            table = table.iloc[np.sort(drawn)]
+            notes.append(f"{MAX_ROWS} of its {n_rows} rows are used, drawn with seed {DRAW_SEED}")
     classes = _sorted_values(table["target"])
     if len(classes) != 2:
         shown = ", ".join(map(repr, classes[:5]))
@@ -199,7 +270,11 @@ def _load_dataset(paths: Paths, name: str, _: Stamp) -> Dataset:
         )
     labels = table["target"].map({value: code for code, value in enumerate(classes)})
     return Dataset(
-        name, table["prompt"].tolist(), labels.to_numpy(np.int64), (classes[0], classes[1])
+        name,
+        table["prompt"].tolist(),
+        labels.to_numpy(np.int64),
+        (classes[0], classes[1]),
+        tuple(notes),
     )
 
 
@@ -216,8 +291,13 @@ def load_ood(paths: Paths, name: str) -> Dataset:
 @lru_cache(maxsize=8)
 def _load_ood(paths: Paths, name: str, _: tuple[Stamp, Stamp]) -> Dataset:
     classes = load_dataset(paths, name).classes
-    table = _prompt_and_target(paths.ood_texts(name), f"{name}_OOD")
+    table, notes = _prompt_and_target(paths.ood_texts(name), f"{name}_OOD")
     codes = OOD_TARGETS.get(name, {value: code for code, value in enumerate(classes)})
+    spelt = {_spelling(value): code for value, code in codes.items()}
+    codes = {
+        **{t: spelt[_spelling(t)] for t in set(table["target"]) if _spelling(t) in spelt},
+        **codes,
+    }
     strange = sorted(set(table["target"]) - set(codes))
     if strange:
         raise UserError(
@@ -225,7 +305,12 @@ def _load_ood(paths: Paths, name: str, _: tuple[Stamp, Stamp]) -> Dataset:
             f" {sorted(classes)}: make them the same words in both files"
         )
     labels = table["target"].map(codes).to_numpy(np.int64)
-    return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes)
+    if len(set(labels)) < 2:
+        raise UserError(
+            f"{paths.ood_texts(name).name} has one class alone ({table['target'].iloc[0]!r}): an"
+            " AUC needs both"
+        )
+    return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -267,19 +352,61 @@ def _dataset_size(paths: Paths, name: str, _: Stamp) -> int:
 
 
 def readable(paths: Paths, names: list[str], failures: Failures, ood: bool = False) -> list[str]:
-    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read."""
+    """Those of the datasets whose files (with ``ood`` the shifted one too) can be read; a line for
+    what was understood of one that could be read otherwise.
+    """
     usable = []
     for name in names:
         with failures.caught():
             dataset_size(paths, name)
+            _say(paths, name, ood=False)
             if ood:
                 load_ood(paths, name)
+                _say(paths, name, ood=True)
             usable.append(name)
     return usable
 
 
-def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
-    table = read_csv(path, f"texts of {name}")
+@cache
+def _say(paths: Paths, name: str, ood: bool) -> None:
+    """Print the notes on a file, once."""
+    for note in dataset_notes(paths, name, ood):
+        print(f"{name}{'_OOD' if ood else ''}: {note}")
+
+
+def dataset_notes(paths: Paths, name: str, ood: bool = False) -> tuple[str, ...]:
+    """What was understood of a file that another reader could take otherwise; remembered."""
+    return _dataset_notes(
+        paths, name, ood, (_stamp(paths.texts(name)), _stamp(paths.ood_texts(name)))
+    )
+
+
+@cache
+def _dataset_notes(paths: Paths, name: str, ood: bool, _: tuple[Stamp, Stamp]) -> tuple[str, ...]:
+    return (load_ood(paths, name) if ood else load_dataset(paths, name)).notes
+
+
+def _prompt_and_target(path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
+    """(the columns prompt and target of a file of texts, what was understood of it)."""
+    file_path, content = _content(path, f"texts of {name}")
+    notes: list[str] = []
+    try:
+        separator, content = _separator(content)
+        if separator != ",":
+            notes.append(f"its cells are separated by {separator!r}")
+        check_columns(content, separator)
+        table = pd.read_csv(
+            io.BytesIO(content), dtype=str, keep_default_na=False, sep=separator,
+            encoding="utf-8-sig",
+        )  # fmt: skip
+    except Exception as error:
+        raise _no_csv(file_path, error) from error
+    named = {column: str(column).strip().casefold() for column in table.columns}
+    for wanted in ("prompt", "target"):
+        alike = [column for column, plain in named.items() if plain == wanted]
+        if wanted not in table.columns and len(alike) == 1:
+            table = table.rename(columns={alike[0]: wanted})
+            notes.append(f"its column {alike[0]!r} is taken for {wanted!r}")
     missing = {"prompt", "target"} - set(table.columns)
     if missing:
         columns = ", ".join(str(name)[:40] for name in table.columns[:8])
@@ -287,11 +414,55 @@ def _prompt_and_target(path: Path, name: str) -> pd.DataFrame:
             f"{path.name} lacks the column {' and '.join(sorted(missing))}; it has {columns!r}"
         )
     for column, remedy in (("target", "label or remove it"), ("prompt", "fill or remove it")):
-        empty = np.flatnonzero(table[column].str.strip() == "")
+        plain = table[column].str.strip()
+        # a tool's word for nothing; a text may be that very word
+        nothing = plain.str.lower().isin(("", "nan")) if column == "target" else plain == ""
+        empty = np.flatnonzero(nothing)
         if len(empty):
             others = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
             raise UserError(f"{path.name} has no {column} in row {empty[0] + 2}{others}: {remedy}")
-    return table
+    spellings = table["target"].map({t: _spelling(t) for t in table["target"].unique()})
+    if spellings.nunique() < table["target"].nunique():
+        merged = {s: sorted(set(table["target"][spellings == s])) for s in spellings.unique()}
+        notes.append(
+            "its targets are read as "
+            + ", ".join(f"{s!r} ({' '.join(map(repr, of))})" for s, of in sorted(merged.items()))
+        )
+        table = table.assign(target=spellings)
+    return table, notes
+
+
+def _separator(content: bytes) -> tuple[str, bytes]:
+    """(what separates the cells, the content without the line that says so): a comma, but for
+    files whose first line has both columns only by another.
+    """
+    first = content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
+    said = re.fullmatch(r"\W?sep=(.)\W?", first, re.IGNORECASE)
+    if said:
+        return said.group(1), content.split(b"\n", 1)[1]
+    for separator in (",", ";", "\t"):
+        named = {
+            name.strip().casefold() for name in next(csv.reader([first], delimiter=separator), [])
+        }
+        if {"prompt", "target"} <= named:
+            return separator, content
+    return ",", content
+
+
+def _spelling(target: str) -> str:
+    """One form for the spellings of a number or of true and false.
+
+    >>> _spelling(" 1"), _spelling("1.0"), _spelling("TRUE"), _spelling("yes")
+    ('1', '1', 'True', 'yes')
+    """
+    plain = target.strip()
+    if plain.casefold() in ("true", "false"):
+        return plain.casefold().title()
+    try:
+        number = float(plain)
+    except ValueError:
+        return plain
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def _sorted_values(targets: pd.Series) -> list[str]:

@@ -39,6 +39,58 @@ def test_a_torn_last_line_is_mended(table):
     assert len(table.read()) == 2
 
 
+def as_excel(content: str) -> bytes:
+    """What Excel's "CSV UTF-8" makes of a table: a mark, CRLF, capitals, no last digits lost."""
+    lines = content.replace("False", "FALSE").replace("True", "TRUE").splitlines()
+    return b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode()
+
+
+def test_a_table_that_excel_saved_goes_on_as_ours(table):
+    row = {**ROW, "converged": True, "made_from": "0123456789abcdef"}
+    table.append([row])
+    table.path.write_bytes(as_excel(table.path.read_text()))
+    assert table.done() == {table.key_of(row): "0123456789abcdef"}
+    more = {**row, "k": 128}
+    table.append([more])
+    table.finish()
+    content = table.path.read_bytes()
+    expected = sae_probe_table(table.path.with_name("expected.csv"), "num_train")
+    expected.append([row, more])
+    assert content == expected.path.read_bytes()
+    assert list(read_table(table.path)["test_auc"]) == [1 / 3, 1 / 3]
+
+
+def test_a_table_with_another_separator_is_refused_before_it_is_touched(table):
+    table.append([ROW])
+    content = table.path.read_text().replace(",", ";")
+    table.path.write_text(content)
+    with pytest.raises(UserError, match="separated by ; and not by ,"):
+        table.done()
+    assert table.path.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["7", "007", "1e5", "NA", "null", "True", "nan", "1.0", "a;b"])
+def test_a_dataset_may_be_called_anything(table, name):
+    row = {**ROW, "dataset": name, "made_from": "0123456789012345"}
+    table.append([row])
+    assert table.read()["dataset"].tolist() == [name]
+    assert table.done() == {table.key_of(row): "0123456789012345"}
+    other = {**ROW, "dataset": "100000" if name == "1e5" else "7.0" if name == "7" else "1"}
+    assert table.key_of(other) != table.key_of(row)
+
+
+def test_a_whole_last_line_without_its_break_is_kept(table):
+    rows = [{**ROW, "k": k, "made_from": "0123456789abcdef"} for k in (16, 128)]
+    table.append(rows)
+    whole = table.path.read_bytes()
+    table.path.write_bytes(whole[:-1])  # as an editor may leave it
+    assert set(table.done()) == {table.key_of(row) for row in rows}
+    table.append([{**rows[0], "k": 2}])
+    assert len(table.read()) == 3
+    table.path.write_bytes(whole[:-2])  # one digit of the fingerprint is missing
+    assert set(table.done()) == {table.key_of(rows[0])}
+
+
 def test_published_columns_come_first_and_published_rows_mix(table):
     """A published table lacks our columns: its rows stand for the paper's protocol and saga, and
     stay as they are.

@@ -31,8 +31,16 @@ from test_formats import (
     write_dictionary,
 )
 
-from utils.runtime.errors import UserError
-from utils.saes.catalog import find_sae, list_sae_ids, open_sae, sae_fingerprint
+from utils.models import get_model
+from utils.runtime.errors import Failures, UserError
+from utils.saes.catalog import (
+    SaeChoice,
+    choose_saes,
+    find_sae,
+    list_sae_ids,
+    open_sae,
+    sae_fingerprint,
+)
 from utils.saes.hooks import layer_read_by
 
 
@@ -127,6 +135,33 @@ def test_other_pt_files_are_no_saes(paths):
         open_sae(paths, MODEL, "square.pt")
     with pytest.raises(UserError, match="holds no encoder by a name that is known here"):
         open_sae(paths, MODEL, "optimizer.pt")
+
+
+def test_links_are_followed_and_hidden_files_are_not(paths, tmp_path):
+    folder, elsewhere = paths.saes(MODEL), tmp_path / "big_disk"
+    random_sae("standard").save_model(elsewhere / "layer_2" / "mine")
+    folder.mkdir(parents=True)
+    (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "again").symlink_to(elsewhere, target_is_directory=True)  # no end
+    (folder / "._layer14.sae.pt").write_bytes(b"left by a Mac")
+    random_sae("standard").save_model(folder / ".trash" / "layer_2")
+    assert list_sae_ids(folder) == ["linked/layer_2/mine"]
+    assert open_sae(paths, MODEL, "linked/layer_2/mine").d_sae == D_SAE
+
+
+def test_two_saes_with_one_file_name_never_share_files(paths):
+    folder = paths.saes(MODEL)
+    for sae_id in ("layer_2/a_b", "layer_2/a/b", "layer_2/c"):
+        random_sae("standard").save_model(folder / sae_id)
+        cfg = json.loads((folder / sae_id / "cfg.json").read_text())
+        cfg["metadata"]["hook_name"] = "blocks.2.hook_resid_post"
+        (folder / sae_id / "cfg.json").write_text(json.dumps(cfg))
+    failures = Failures()
+    info = get_model(MODEL, paths)
+    assert set(choose_saes(paths, info, SaeChoice(), failures)) == {"layer_2/a/b", "layer_2/c"}
+    assert "would have the same files, named 2_a_b" in failures.lines[0]
+    asked = SaeChoice(["layer_2/a_b", "layer_2/a/b"])
+    assert set(choose_saes(paths, info, asked, Failures())) == {"layer_2/a_b"}
 
 
 def test_a_checkpoint_of_a_dictionary_is_read_with_its_runs_settings(paths):

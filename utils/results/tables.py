@@ -4,9 +4,11 @@ state from which runs resume.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
+import re
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +21,24 @@ from utils.datasets import check_columns
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import atomic_path, locked
 from utils.settings import SHIFTED
+
+# columns that hold text, whatever their cells look like: a dataset may be called "7" or "NA"
+TEXT = frozenset(
+    {
+        "dataset",
+        "method",
+        "sae_id",
+        "reg_type",
+        "protocol",
+        "solver",
+        "latent_selection",
+        "latents",
+        "fitted_by",
+        "made_from",
+    }
+)
+# what an empty cell may look like in the others
+EMPTY = ["", "nan", "NaN", "NA", "N/A", "null", "None"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +92,15 @@ class ResultTable:
         }
 
     def key_of(self, row: dict) -> tuple:
-        """A row's key, with fractions rounded as tables do and numbers and their text alike."""
-        return tuple(_plain(row.get(column, default)) for column, default in self.key.items())
+        """A row's key, with fractions rounded as tables do and numbers and their text alike; what
+        is text is never taken for a number.
+        """
+        return tuple(
+            text_of(row.get(column, default))
+            if column in TEXT
+            else _plain(row.get(column, default))
+            for column, default in self.key.items()
+        )
 
     def append(self, rows: Iterable[dict]) -> None:
         """Add rows at the end, all of them or (when killed) some whole rows and a torn one, which
@@ -84,7 +111,9 @@ class ResultTable:
             return
         header = self._header()
         missing = [column for column in self.columns if column not in header]
-        if missing:  # a new table, or a published one, which gets our columns once
+        # a new table, or a published one, which gets our columns once; or one that a spreadsheet
+        # saved its own way, which gets ours again
+        if missing or self._is_foreign():
             self._rewrite([*header, *missing], [*self._cells(), *rows])
             return
         text = as_csv(header, rows)
@@ -124,23 +153,28 @@ class ResultTable:
         if ordered != rows:
             self._rewrite(self._header(), ordered)
 
+    def _is_foreign(self) -> bool:
+        """Whether the file begins or ends its lines as ours do not: a byte-order mark, CRLF, or no
+        end of the last line.
+        """
+        content = self.path.read_bytes()
+        return content.startswith(codecs.BOM_UTF8) or b"\r\n" in content or content[-1:] != b"\n"
+
     def _header(self) -> list[str]:
         """The columns of the file; [] where there is none."""
-        if not self.path.is_file():
-            return []
-        with open(self.path, encoding="utf-8", newline="") as file:
-            return next(csv.reader(file), [])
+        return next(csv.reader(_lines(self.path)), []) if self.path.is_file() else []
 
     def _cells(self) -> list[dict]:
         """Rows without their empty cells, as they are written: a number read and written again
-        could change its form.
+        could change its form. Only what a spreadsheet makes of True is True again.
         """
         if not self.path.is_file():
             return []
-        with open(self.path, encoding="utf-8", newline="") as file:
-            return [
-                {name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)
-            ]
+        return [
+            {name: cell.title() if cell in ("TRUE", "FALSE") else cell for name, cell in row.items()
+             if cell}
+            for row in csv.DictReader(_lines(self.path))
+        ]  # fmt: skip
 
     def _rewrite(self, header: list[str], rows: list[dict]) -> None:
         with atomic_path(self.path) as temporary:
@@ -150,13 +184,39 @@ class ResultTable:
 
     def _mend_last_line(self) -> None:
         """Cut off a last line that was not written to its end."""
-        with open(self.path, "rb+") as file:
-            content = file.read()
-            if content and not content.endswith(b"\n"):
-                end = content.rfind(b"\n") + 1
-                if end > 0:
-                    print(f"{self.path.name}: the last line was torn; it is made again")
-                    file.truncate(end)
+        content = self.path.read_bytes()
+        whole = len(whole_lines(content))
+        if whole < len(content):
+            print(f"{self.path.name}: the last line was torn; it is made again")
+            os.truncate(self.path, whole)
+
+
+def _lines(path: Path) -> io.StringIO:
+    """The text of a table, without the byte-order mark that spreadsheets put before it."""
+    return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+
+
+def whole_lines(content: bytes) -> bytes:
+    """A table's content without a last line that was not written to its end.
+
+    Ours end with a line break, and with a row's fingerprint; others' may end without, and count as
+    whole when they have as many cells as the header.
+    """
+    if not content or content.endswith(b"\n"):
+        return content
+    end = content.rfind(b"\n") + 1
+    if not end:
+        return content
+    try:
+        header, last = (
+            next(csv.reader([line.decode("utf-8-sig")]), [])
+            for line in (content[: content.find(b"\n")].rstrip(b"\r"), content[end:])
+        )
+    except (UnicodeDecodeError, csv.Error):
+        return content[:end]
+    end_of = r"[0-9a-f]{16}" if header[-1:] == [MADE_FROM] else r"(.*[^.])?"
+    whole = len(last) == len(header) and re.fullmatch(end_of, last[-1], re.DOTALL)
+    return content if whole else content[:end]
 
 
 def lock_tables(tables: Iterable[ResultTable]) -> AbstractContextManager[None]:
@@ -187,27 +247,40 @@ def text_of(cell: object) -> str:
 
 def is_torn(path: Path) -> bool:
     """Whether a table's last line was not written to its end."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return size > 0 and file.read(1) != b"\n"
+    content = path.read_bytes()
+    return len(whole_lines(content)) < len(content)
+
+
+def ends_openly(path: Path) -> bool:
+    """Whether a table of others has no line break at its end, so that its last number may be cut
+    off.
+    """
+    content = path.read_bytes()
+    return bool(content) and content[-1:] != b"\n" and MADE_FROM.encode() not in content
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV with full float precision; of a torn one, the whole lines.
+    """A CSV with full float precision, TEXT columns as text; of a torn one, the whole lines.
 
     Raises UserError when it cannot be read as one.
     """
     try:
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            content = content[: content.rfind(b"\n") + 1] or content
+        content = whole_lines(path.read_bytes())
         check_columns(content)
+        header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")]), [])
+        if len(header) == 1 and header[0].count(";") > 2:
+            raise ValueError("its cells are separated by ; and not by ,")
         # pandas 3 reads every digit by itself, and deprecates being asked to
         precise = int(pd.__version__.split(".")[0]) >= 3
         options: Any = {} if precise else {"float_precision": "round_trip"}
-        # a fingerprint of digits alone is no number
-        return pd.read_csv(io.BytesIO(content), dtype={MADE_FROM: str}, **options)
+        return pd.read_csv(
+            io.BytesIO(content),
+            encoding="utf-8-sig",
+            dtype=dict.fromkeys(TEXT & set(header), str),
+            keep_default_na=False,
+            na_values={column: [""] if column in TEXT else EMPTY for column in header},
+            **options,
+        )
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it"
@@ -218,8 +291,8 @@ def _plain(value: object) -> object:
     """One form for a key's value: fractions to four places, whole floats as integers, booleans as
     text.
     """
-    if isinstance(value, bool) or str(value) in ("True", "False"):
-        return str(value)
+    if isinstance(value, bool) or str(value) in ("True", "False", "TRUE", "FALSE"):
+        return str(value).title()
     try:
         number = float(str(value))
     except ValueError:

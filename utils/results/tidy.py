@@ -21,6 +21,7 @@ from utils.results.tables import (
     MADE_FROM,
     PUBLISHED,
     baseline_table,
+    ends_openly,
     is_torn,
     read_table,
     sae_probe_table,
@@ -208,9 +209,12 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
 
 
 def _torn(path: Path) -> list[Finding]:
-    if not is_torn(path):
+    if is_torn(path):
+        what = f"{path}: its last line is cut off and left out; rows may be missing"
+    elif ends_openly(path):
+        what = f"{path}: its last line has no line break; it is used, but may be cut off"
+    else:
         return []
-    what = f"{path}: its last line is cut off and left out; rows may be missing"
     return [Finding(Kind.TORN, "doubt", "tables", what)]
 
 

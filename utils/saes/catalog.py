@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
-from utils.names import Layer, layer_order
+from utils.names import Layer, layer_order, sae_stem
 from utils.paths import Paths
 from utils.readers.fingerprints import files_fingerprint, folder_fingerprint
 from utils.runtime.errors import Failures, UserError, unknown_name
@@ -35,25 +37,35 @@ def sae_fingerprint(path: Path) -> str:
 
 
 def list_sae_ids(sae_dir: Path) -> list[str]:
-    """Ids of the SAEs below a folder, in name order."""
+    """Ids of the SAEs below a folder, in name order; links to folders are followed, hidden files
+    and folders are not looked into.
+    """
     if not sae_dir.is_dir():
         return []
-    found = {path.parent for known in FORMATS for path in sae_dir.rglob(known.marker)}
+    files = list(_visible_files(sae_dir))
+    markers = {known.marker for known in FORMATS}
+    found = {file.parent for file in files if file.name in markers}
     # what stands below a folder of an SAE is a part of it, as the checkpoints of its training are
     found |= {
-        path
-        for pattern in ONE_FILE
-        for path in sae_dir.rglob(pattern)
-        if found.isdisjoint(path.parents) and is_one_file(path)
+        file
+        for file in files
+        if any(file.match(pattern) for pattern in ONE_FILE)
+        and found.isdisjoint(file.parents)
+        and is_one_file(file)
     }
     for path in found:
         if not path.name.isprintable():
             raise UserError(f"{str(path)!a} has a name that is no text: rename it")
-    return sorted(
-        path.relative_to(sae_dir).as_posix()
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(sae_dir).parts)
-    )
+    return sorted(path.relative_to(sae_dir).as_posix() for path in found - {sae_dir})
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = sorted(n for n in folders if not n.startswith(".")) if real not in seen else []
+        seen.add(real)
+        yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,17 @@ def choose_saes(
         )
     layers_of: dict[str, Layer] = {}
     refused = Failures()
+    stems: dict[str, str] = {}
+    for sae_id in [*sae_ids, *list_sae_ids(folder)]:
+        stems.setdefault(sae_stem(sae_id), sae_id)
     for sae_id in sae_ids:
         with refused.caught():
+            other = stems[sae_stem(sae_id)]
+            if other != sae_id:
+                raise UserError(
+                    f"{sae_id} and {other} would have the same files, named {sae_stem(sae_id)}:"
+                    " rename one"
+                )
             on_disk = find_sae(folder, sae_id)
             # files on disk may be of any release, unless one is named
             release = choice.release or (None if on_disk else info.sae_release)
