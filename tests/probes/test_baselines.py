@@ -237,3 +237,16 @@ def test_nested_baselines_are_honest_on_shuffled_labels_and_the_papers_are_not(n
     assert np.mean(aucs["paper"]) > 0.53
     assert np.std(aucs["nested"]) / np.sqrt(n_draws) < 0.0045
     assert abs(np.mean(aucs["nested"]) - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e5, 1e7])
+def test_one_dimension_of_another_size_does_not_drown_the_rest(factor):
+    """A massive activation: logreg's fit is scikit-learn's in float64, on all dimensions."""
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(400, 600)).astype(np.float32)
+    y = (X @ rng.normal(size=600) + rng.normal(size=400) * 5 > 0).astype(int)
+    X[:, 0] *= factor
+    found = logreg(TrainTest(X[:250], y[:250], X[250:], y[250:]))
+    model = LogisticRegression(C=found["C"], max_iter=5000).fit(X[:250].astype(np.float64), y[:250])
+    expected = roc_auc_score(y[250:], model.decision_function(X[250:].astype(np.float64)))
+    assert found["test_auc"] == pytest.approx(expected, abs=0.02)

@@ -25,6 +25,7 @@ import train_sae_probes
 import train_saes
 import visualize
 from utils.datasets import load_dataset, load_ood
+from utils.figures import study
 from utils.language_models import HookedModel
 from utils.models import get_model
 from utils.notebook import probe_sae
@@ -410,6 +411,41 @@ class Flat:
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum(dim=1)
+
+
+def test_figures_do_not_depend_on_the_users_matplotlib(done, tmp_path):
+    """A notebook's backend, a matplotlibrc that asks for LaTeX, two dollar signs in a name."""
+    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
+    shutil.copytree(done.results_dir, paths.results_dir)
+    for path in paths.results_dir.rglob("*.csv"):
+        path.write_text(path.read_text().replace(NAMES[1], "from $5 to $9_a"))
+    rc = tmp_path / "matplotlibrc"
+    rc.write_text("text.usetex: True\nfigure.dpi: 7\nbackend: qtagg\n")
+    environment = os.environ | {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "MATPLOTLIBRC": str(rc),
+    }
+    command = [sys.executable, "visualize.py", "--model_name", MODEL, *folder_flags(paths)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "cannot be drawn" not in run.stdout
+    ours, theirs = (
+        {p.name: p.read_bytes() for p in f.figures(MODEL).glob("settings*.png")}
+        for f in (done, paths)
+    )
+    assert ours
+    assert ours == theirs  # the same bytes as with nothing set
+
+
+def test_one_figure_that_fails_is_one_left_out(done, tmp_path, monkeypatch, capsys):
+    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
+    shutil.copytree(done.results_dir, paths.results_dir)
+    monkeypatch.setattr(study, "setting_bars", lambda _: 1 / 0)
+    assert visualize.main(["--model_name", MODEL, *folder_flags(paths)]) == 1
+    said = capsys.readouterr()
+    assert "figure settings: it cannot be drawn (ZeroDivisionError" in said.err
+    assert (paths.figures(MODEL) / "report.html").is_file()
+    assert (paths.figures(MODEL) / "normal_quiver.png").is_file()
 
 
 def test_saebench_files_hold_the_tables_means(done, tmp_path):

@@ -17,7 +17,7 @@ from utils.figures.style import RC, NoData
 from utils.paths import Paths
 from utils.results import side_experiments
 from utils.results.comparison import contenders
-from utils.runtime.errors import Failures, UserError
+from utils.runtime.errors import Failures, UserError, first_line, is_out_of_memory
 from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, SETTINGS, SHIFTED
@@ -184,14 +184,25 @@ def draw_all(
     for picture in progress(pictures, desc="figures", unit="figure"):
         files = {suffix: folder / f"{picture.name}.{suffix}" for suffix in FORMATS}
         try:
-            with matplotlib.rc_context(RC):
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()  # whatever a matplotlibrc says
+                matplotlib.rcParams.update(RC)
                 figure = picture.draw(material)
                 for suffix, path in files.items():
                     _save(figure, path, suffix)
         except (NoData, UserError) as reason:
             if isinstance(reason, UserError):  # a file is there and cannot be used
                 failures.add(reason)
-            left_out.append(f"figure {picture.name}: {reason}")
+            why = str(reason)
+        except Exception as error:  # one figure that fails is one figure left out
+            if is_out_of_memory(error):
+                raise
+            why = f"it cannot be drawn ({type(error).__name__}: {first_line(error)})"
+            failures.add(f"figure {picture.name}: {why}")
+        else:
+            why = ""
+        if why:
+            left_out.append(f"figure {picture.name}: {why}")
             for path in files.values():  # an older one would show what is no longer there
                 path.unlink(missing_ok=True)
             continue

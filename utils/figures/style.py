@@ -27,6 +27,7 @@ RC: Any = {
     "savefig.bbox": "tight",
     "pdf.fonttype": 42,
     "svg.hashsalt": "fixed",
+    "text.parse_math": False,  # a dataset may have two dollar signs in its name
 }
 LOOKS = {
     "quiver_baselines": Look("#0072B2", "o", ""),

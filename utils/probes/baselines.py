@@ -332,6 +332,9 @@ def standardised(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, n
     return scaler.transform(X_train), scaler.transform(X_test)
 
 
+UNLIKE = 1e4  # times the usual size of a dimension
+
+
 def _in_row_span(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same inner products in at most n_train dimensions.
 
@@ -342,6 +345,11 @@ def _in_row_span(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, n
     X_train, X_test = X_train.astype(np.float64), X_test.astype(np.float64)
     if n >= d:
         return X_train, X_test
+    norms = np.linalg.norm(X_train, axis=0)
+    if norms.max() > UNLIKE * np.median(norms):
+        # products of such rows lose what the small dimensions say; orthonormal columns do not
+        basis = np.linalg.qr(X_train.T)[0]  # [d, n]
+        return X_train @ basis, X_test @ basis
     values, vectors = np.linalg.eigh(X_train @ X_train.T)
     kept = values > values.max() * 1e-12
     basis = (vectors[:, kept] / np.sqrt(values[kept])).T @ X_train  # [rank, d], orthonormal rows
