@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from utils.probes.k_sparse import Cs, fit_logistic
+from utils.probes.k_sparse import Cs, _penalty, fit_logistic
 from utils.probes.l1_path import KKT_ACCEPTED, kkt_violation, l1_logistic_path, objective
 
 
@@ -51,9 +51,7 @@ def test_weights_equal_a_long_saga_run_where_saga_converges():
     X = X / X.std(axis=0).clip(1e-9)
     C = 0.5
     fit = l1_logistic_path(X, y, np.array([C]))[0]
-    reference = LogisticRegression(
-        C=C, solver="saga", l1_ratio=1.0, max_iter=100_000, tol=1e-10
-    ).fit(X, y)
+    reference = LogisticRegression(C=C, max_iter=100_000, tol=1e-10, **_penalty("l1")).fit(X, y)
     assert np.allclose(fit.coef, reference.coef_[0], atol=1e-5)
     assert fit.intercept == pytest.approx(reference.intercept_[0], abs=1e-5)
 
