@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 
 import pytest
 
@@ -50,3 +52,20 @@ def full(*_) -> None:
 def test_a_full_disk_ends_the_run():
     with pytest.raises(OSError, match="No space"):
         attempt(full, ())
+
+
+def killed_at(deadly: int, n: int) -> int:
+    """n squared; the process of the deadly one is killed, as the system does without memory."""
+    if n == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n * n
+
+
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_a_task_whose_process_is_killed_is_named_and_the_others_are_done(capsys, n_jobs):
+    tasks = [(4, n) for n in range(12)]
+    outcomes = list(run_tasks(Tasks(killed_at, tasks), Workers(n_jobs), "test"))
+    assert [outcome.index for outcome in outcomes] == list(range(12))
+    assert [outcome.value for outcome in outcomes] == [n * n if n != 4 else None for n in range(12)]
+    assert "its process was ended by the system" in str(outcomes[4].error)
+    assert ("one task at a time" in capsys.readouterr().out) == (n_jobs > 1)
