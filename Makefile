@@ -1,6 +1,7 @@
 # `make` lists the targets. Variables, on the command line or in the environment, reach every recipe:
 #   MODEL=gemma-2-9b  SETTING=normal  DEVICE=auto  LAYERS="20"  DATASETS="96_spam_is 87_glue_cola"  N_JOBS=4
 #   SCHEDULER=tcp://host:8786   the workers of a Dask scheduler in place of processes (docs/cluster.md)
+#   DATASETS="'my data' 87_glue_cola"   a name with spaces in it
 #   ARGS="--overwrite"   further flags of the script that the target runs
 # The folders can be moved: DATA_DIR, TEXT_DIR, RESULTS_DIR, FIGURES_DIR.
 
@@ -8,6 +9,8 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+# stages read what the stages before have made: with -j (or MAKEFLAGS=-j8) they still go in turn
+.NOTPARALLEL:
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,9 +35,11 @@ FIGURES_DIR ?=
 
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# one word of the shell, whatever is in it
+q = '$(subst ','\'',$(1))'
 # a flag only where its variable is set, so that the scripts' own defaults hold
-folders = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) \
-	$(if $(RESULTS_DIR),--results_dir $(RESULTS_DIR)) $(if $(FIGURES_DIR),--figures_dir $(FIGURES_DIR))
+folders = $(if $(DATA_DIR),--data_dir $(call q,$(DATA_DIR))) $(if $(TEXT_DIR),--text_dir $(call q,$(TEXT_DIR))) \
+	$(if $(RESULTS_DIR),--results_dir $(call q,$(RESULTS_DIR))) $(if $(FIGURES_DIR),--figures_dir $(call q,$(FIGURES_DIR)))
 common = --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS))
 setting = $(if $(SETTING),--setting $(SETTING))
 scheduler = $(if $(SCHEDULER),--scheduler $(SCHEDULER))
@@ -55,17 +60,21 @@ help:
 ## setup: build .venv from requirements.txt
 setup: $(STAMP)
 
+# an interpreter that is gone (an upgrade) or has no pip is as good as none
+_ := $(shell test ! -e $(STAMP) || $(RUN) -c 'import pip' 2>/dev/null || rm -f $(STAMP))
+
 $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python 3.10 to 3.13 is needed, not {v.major}.{v.minor}: make PYTHON=python3.12 setup")'
 	@echo "building $(VENV) (a few minutes the first time)"
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt --constraint constraints.txt
 	@touch $@
 
 .PHONY: demo
 ## demo: the main job, end to end, on real data
 demo: $(STAMP)
-	@RUN="$(RUN)" DEVICE="$(DEVICE)" JOBS="$(jobs)" FOLDERS="$(folders)" ./demo.sh
+	@RUN="$(RUN)" DEVICE="$(DEVICE)" JOBS="$(jobs)" DATA_DIR=$(call q,$(DATA_DIR)) TEXT_DIR=$(call q,$(TEXT_DIR)) \
+	  RESULTS_DIR=$(call q,$(RESULTS_DIR)) FIGURES_DIR=$(call q,$(FIGURES_DIR)) ./demo.sh
 
 .PHONY: test
 ## test: the test suite (offline, under 5 minutes)
@@ -166,7 +175,7 @@ check-datasets: $(STAMP)
 .PHONY: parity
 ## parity: our probes against reference results
 parity: $(STAMP)
-	$(RUN) -m checks.parity --golden $(GOLDEN) $(ARGS)
+	$(RUN) -m checks.parity --golden $(call q,$(GOLDEN)) $(ARGS)
 
 .PHONY: positive-control
 ## positive-control: synthetic rows on which SAE probes must win

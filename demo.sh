@@ -8,7 +8,11 @@ started=$SECONDS
 RUN=${RUN:-.venv/bin/python}
 DEVICE=${DEVICE:-auto}
 read -r -a jobs <<<"${JOBS:-}"
-read -r -a folders <<<"${FOLDERS:-}"
+folders=()
+for name in data text results figures; do
+  folder=$(tr '[:lower:]' '[:upper:]' <<<"$name")_DIR
+  [[ -z ${!folder:-} ]] || folders+=("--${name}_dir" "${!folder}")
+done
 # no stage may look for anything on a model hub
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 

@@ -219,6 +219,15 @@ def test_copies_of_training_rows_and_texts_in_both_classes_are_counted(paths, ca
     assert "three has 3 classes" in said.err
 
 
+def test_a_name_with_spaces_is_taught(paths):
+    write_texts(paths, ["d"])
+    write(paths.texts("my own data"), ["a", "b"], [0, 1])
+    clear_caches()
+    assert choose_datasets(paths, ["my own data"]) == ["my own data"]
+    with pytest.raises(UserError, match=r"--datasets 'my own data', or make DATASETS="):
+        choose_datasets(paths, ["my", "own", "data"])
+
+
 def test_unknown_names_come_with_the_nearest(paths):
     write_texts(paths, ["96_spam_is", "87_glue_cola"])
     with pytest.raises(UserError, match="unknown dataset '96_spam': did you mean 96_spam_is"):

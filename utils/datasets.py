@@ -201,6 +201,12 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
     for name in asked:
         if name in known:
             continue
+        longer = next((k for k in known if " " in k and k.split(" ")[0] == name), None)
+        if longer:
+            raise UserError(
+                f"no dataset {name!r}; a name with spaces is quoted: --datasets '{longer}', or"
+                f" make DATASETS=\"'{longer}'\""
+            )
         seen = other_kinds(paths).get(name.split(".")[0])
         if seen:
             raise UserError(f"{seen} is there, but .csv, .csv.gz and .csv.zst are read: convert it")

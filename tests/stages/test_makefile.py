@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -66,7 +68,7 @@ def test_recipes_pass_flags_that_their_scripts_take(target, variables):
         for line in dry_run(target, *variables).splitlines()
         if line.startswith(".venv/bin/python ")
     ]
-    words = line.split()[1:]
+    words = shlex.split(line)[1:]
     script, flags = (
         (words[1], words[2:]) if words[0] == "-m" else (words[0].removesuffix(".py"), words[1:])
     )
@@ -75,6 +77,53 @@ def test_recipes_pass_flags_that_their_scripts_take(target, variables):
         module.make_parser().parse_args(flags)
     if variables and "--model_name" in flags:
         assert "llama-3.1-8b" in flags
+
+
+def test_folders_and_names_with_spaces_stay_one_word(tmp_path):
+    """Activations on /Volumes/My Passport, and a dataset called "my data"."""
+    folder = "/Volumes/My Pass'port/$HOME"
+    variables = [f"DATA_DIR={folder.replace('$', '$$')}", "DATASETS='my data' b"]
+    (line,) = (x for x in dry_run("visualize", *variables).splitlines() if "visualize.py" in x)
+    words = shlex.split(line)
+    assert words[words.index("--data_dir") + 1] == folder
+    assert words[words.index("--datasets") + 1 :] == ["my data", "b"]
+    demo = dry_run("demo", *variables)
+    program = demo.replace("./demo.sh", "printenv DATA_DIR").removeprefix("@")
+    said = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == folder
+
+
+def test_stages_go_in_turn_whatever_MAKEFLAGS_says(tmp_path):
+    """Each reads what the one before has made."""
+    steps = "\n".join(f"{n}:\n\t@sleep 0.{9 - 4 * i}; echo {n}" for i, n in enumerate("abc"))
+    start = MAKEFILE[: MAKEFILE.index("##@ Start")]
+    (tmp_path / "Makefile").write_text(f"{start}\n{steps}\n")
+    run = subprocess.run(
+        ["make", "-j8", "a", "b", "c"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("harm", ["no interpreter", "no pip"])
+def test_an_environment_that_cannot_run_is_built_again(tmp_path, harm):
+    """As after an upgrade of the system's Python."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    if harm == "no interpreter":
+        python.symlink_to("/nowhere/python3")
+    else:
+        python.write_text("#!/bin/sh\nexit 1\n")
+        python.chmod(0o755)
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "published").mkdir()
+    shutil.copy(ROOT / "published/targets.mk", tmp_path / "published")
+    (tmp_path / ".venv" / ".installed").touch()
+    run = subprocess.run(
+        ["make", "--dry-run", "status"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "-m venv --clear .venv" in run.stdout
+    assert "-m pip install" in run.stdout
 
 
 OLD_NAMES = (ROOT / "published/targets.mk").read_text()

@@ -195,7 +195,7 @@ def draw_all(
                 failures.add(reason)
             why = str(reason)
         except Exception as error:  # one figure that fails is one figure left out
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, OSError):
                 raise
             why = f"it cannot be drawn ({type(error).__name__}: {first_line(error)})"
             failures.add(f"figure {picture.name}: {why}")

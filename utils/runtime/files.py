@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from utils.runtime.units import show_bytes
 ROOT = Path(__file__).resolve().parents[2]  # of this checkout
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
 # of this host; those of others cannot be judged from here
+# what a disk without locks answers
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 TEMPORARY = re.compile(rf"\..+\.{HOST}\.(\d+)\.tmp")
 
 
@@ -103,7 +106,7 @@ def locked(
             owner = folder / ".locks" / f"{name.replace('/', '_')}.owner"
             try:
                 owner.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(f"{owner}.lock", timeout=wait))
+                _lock(held, owner, wait)
                 killed |= owner.exists()
                 _write_owner(owner)
             except Timeout:
@@ -121,6 +124,53 @@ def locked(
             remove_unfinished(folder.rglob(".*.tmp"))
             remove_unfinished(also.glob(".*.tmp") if also else ())
         yield
+
+
+def _lock(held: ExitStack, owner: Path, wait: float) -> None:
+    """Hold the system's lock; on a disk that has none (NFS without its lock service, SMB), a file
+    that only one run can create.
+
+    Raises Timeout when another run holds it.
+    """
+    try:
+        held.enter_context(FileLock(f"{owner}.lock", timeout=wait))
+    except NotImplementedError:  # filelock's word for ENOSYS
+        held.enter_context(_exclusive(owner.with_suffix(".exclusive"), wait))
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+            raise
+        held.enter_context(_exclusive(owner.with_suffix(".exclusive"), wait))
+
+
+@contextmanager
+def _exclusive(path: Path, wait: float) -> Iterator[None]:
+    """A lock by creating a file, which says whose it is; that of a run of this machine that is no
+    more is taken over.
+
+    Raises UserError when another run has created it.
+    """
+    until = time.monotonic() + wait
+    while True:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except FileExistsError:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                owner = json.loads(path.read_text(encoding="utf-8"))
+                if owner["host"] == HOST and not psutil.pid_exists(owner["process"]):
+                    path.unlink(missing_ok=True)
+                    continue
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"{path.parent.parent} is being written by {_read_owner(path)}: wait for it,"
+                    f" or, where that run is no more, delete {path}"
+                ) from None
+            time.sleep(0.2)
+    try:
+        _write_owner(path)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def remove_unfinished(temporary: Iterable[Path]) -> None:
