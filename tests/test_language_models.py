@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,9 @@ def by_hand(family: str, folder: Path, text: str) -> dict[str, np.ndarray]:
     """The last token's values, each text alone: states from transformers' own output, parts as
     differences of the stream.
     """
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
     ids = transformers.AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     seen: dict[str, torch.Tensor] = {}
     base = model.base_model
@@ -166,6 +169,14 @@ def test_every_hook_gives_the_stream_as_transformers_has_it(saved):
     for i, text in enumerate(TEXTS):
         for name, expected in by_hand(family, folder, text).items():
             assert np.allclose(found[name][i].numpy(), expected, atol=1e-4), (name, text)
+
+
+def test_the_soft_cap_of_gemma_2_is_kept_by_every_version_of_transformers(tmp_path):
+    """torch's own attention has none, and older versions use it without a word."""
+    model = hooked(save_model(tmp_path, "gemma2"), HOOKS).model
+    config: Any = model.config
+    assert config.attn_logit_softcapping
+    assert config._attn_implementation == "eager"
 
 
 def test_a_texts_values_do_not_depend_on_its_batch(saved):

@@ -60,7 +60,9 @@ def both(request, tmp_path_factory):
     """A family, its folder, and what TransformerLens has of each text at the last token."""
     conversion, config = FAMILIES[request.param]
     folder = save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
     lens = HookedSAETransformer(HookedTransformerConfig(**config))
     convert = getattr(weight_conversions, f"convert_{conversion}_weights")
     missing, unexpected = lens.load_state_dict(convert(theirs, lens.cfg), strict=False)

@@ -357,6 +357,9 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     as SIGINT does.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("stdout", "stderr"):  # closed by whoever started this
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     # a file name may be no text, and its line must still be printed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

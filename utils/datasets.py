@@ -61,7 +61,10 @@ def existing_csv(path: Path) -> Path | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    # a link that leads nowhere is named when it is read
+    return sorted(f for f in folder.iterdir() if f.is_file() or (f.is_symlink() and not f.exists()))
 
 
 def file_dataset(file: Path) -> str | None:
@@ -99,9 +102,11 @@ def read_csv(path: Path, what: str) -> pd.DataFrame:
 
 
 def _no_csv(path: Path, error: Exception) -> UserError:
+    remedy = "fetch it again, or mend it"
+    if isinstance(error, UnicodeDecodeError):
+        remedy = "save it in UTF-8"
     return UserError(
-        f"{path} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): fetch it"
-        " again"
+        f"{path} cannot be read as CSV ({type(error).__name__}: {first_line(error)}): {remedy}"
     )
 
 
@@ -207,6 +212,8 @@ def choose_datasets(paths: Paths, asked: list[str] | None, ood: bool = False) ->
                 f"no dataset {name!r}; a name with spaces is quoted: --datasets '{longer}', or"
                 f" make DATASETS=\"'{longer}'\""
             )
+        if "," in name and set(name.split(",")) <= set(known):
+            raise UserError(f"{name!r}: names are separated by spaces: {name.replace(',', ' ')}")
         seen = other_kinds(paths).get(name.split(".")[0])
         if seen:
             raise UserError(f"{seen} is there, but .csv, .csv.gz and .csv.zst are read: convert it")
@@ -238,7 +245,7 @@ Stamp = tuple[Path, int, int] | None
 def _stamp(path: Path) -> Stamp:
     """(file, bytes, time of change) of a table: what is remembered of it holds while this does."""
     file = existing_csv(path)
-    if file is None:
+    if file is None or not file.exists():  # a link that leads nowhere
         return None
     stat = file.stat()
     return file, stat.st_size, stat.st_mtime_ns

@@ -478,7 +478,7 @@ def read_config(source: str, name: str) -> Any:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, name, error) from error
-    return getattr(config, "text_config", config)
+    return _text_config(config)
 
 
 def _load(source: str, info: LanguageModel, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -490,12 +490,18 @@ def _load(source: str, info: LanguageModel, dtype: torch.dtype) -> tuple[Any, An
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        # torch's own attention drops the soft cap of Gemma 2's scores, and up to 5.20 transformers
+        # uses it all the same
+        capped = getattr(_text_config(config), "attn_logit_softcapping", None)
+        attention = {"attn_implementation": "eager"} if capped else {}
         model, loading = transformers.AutoModel.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **attention,
         )
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, info.name, error) from error
@@ -549,7 +555,11 @@ def _not_to_be_had(source: str, name: str, error: Exception) -> UserError:
 
 
 def _config(model: nn.Module) -> Any:
-    config: Any = model.config
+    return _text_config(model.config)
+
+
+def _text_config(config: Any) -> Any:
+    """The settings of the part that reads texts."""
     return getattr(config, "text_config", config)
 
 

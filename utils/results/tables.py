@@ -80,12 +80,14 @@ class ResultTable:
         return table
 
     def done(self) -> dict[tuple, str]:
-        """{key: what the row was made from, "" where it does not say} of the rows that are there; a
-        torn last line, left by a run that was killed, is cut off first.
+        """{key: what the row was made from, "" where it does not say} of the rows that are there
+        with their score; a torn last line, left by a run that was killed, is cut off first.
         """
         if self.path.is_file():
             self._mend_last_line()
         table = self.read()
+        if SCORE in self.columns:
+            table = table[table[SCORE].notna()] if SCORE in table.columns else table[:0]
         known = [*self.key, *([MADE_FROM] if MADE_FROM in table.columns else [])]
         return {
             self.key_of(row): text_of(row.get(MADE_FROM)) for row in table[known].to_dict("records")
@@ -307,6 +309,7 @@ def _sortable(value: object) -> tuple:
 
 
 PUBLISHED = "published"
+SCORE = "test_auc"  # without it a row says nothing
 MADE_FROM = "made_from"  # the fingerprint of a row's inputs; empty in tables of others
 SAE_PROBE_COLUMNS = (
     "test_f1",

@@ -196,6 +196,12 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         folder,
     )
     W_enc = arrays["W_enc"]
+    for name, size in zip(("d_in", "d_sae"), W_enc.shape):
+        if cfg.get(name, size) != size:
+            raise UserError(
+                f"{folder / 'cfg.json'} says {name} {cfg[name]!r}, the weights have {size}: they"
+                " are of different SAEs"
+            )
     metadata = cfg.get("metadata")
     trained_on = (metadata if isinstance(metadata, dict) else cfg).get(
         "model_from_pretrained_kwargs"
