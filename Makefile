@@ -66,7 +66,7 @@ _ := $(shell test ! -e $(STAMP) || $(RUN) -c 'import pip' 2>/dev/null || rm -f $
 $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python 3.10 to 3.13 is needed, not {v.major}.{v.minor}: make PYTHON=python3.12 setup")'
 	@echo "building $(VENV) (a few minutes the first time)"
-	@$(RUN) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) -c 'import pip' 2>/dev/null || { rm -f $(VENV)/bin/python $(VENV)/bin/python3*; $(PYTHON) -m venv $(VENV); }
 	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt --constraint constraints.txt
 	@touch $@
 

@@ -223,6 +223,11 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
     name = args.model_name
     if args.hf_model is None:
         info = get_model(name, paths)
+        if args.prepend_bos and name in MODELS and not info.prepend_bos:
+            raise UserError(
+                f"{name} is read without a BOS token of its own here: to put one, name it otherwise"
+                f" (--model_name my-{name} --hf_model {info.hub_id} --layers …)"
+            )
         info = replace(info, prepend_bos=info.prepend_bos or args.prepend_bos)
         return replace(info, max_seq_len=args.max_seq_len) if args.max_seq_len else info
     if name in MODELS:

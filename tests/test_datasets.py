@@ -165,6 +165,23 @@ def test_nan_is_a_missing_target_and_no_class(paths, word):
         load_dataset(paths, "own")
 
 
+def test_a_comma_in_a_text_without_quotes_is_no_column(paths):
+    write_texts(paths, ["d"])
+    paths.texts("own").write_text("prompt,target\nSmith, John,1\nDoe, Jane,0\n")
+    with pytest.raises(UserError, match="a comma in a text"):
+        load_dataset(paths, "own")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [("inf", "fin"), ("-inf", "0"), ("9007199254740993", "9007199254740992"), ("1_0", "10")],
+)
+def test_targets_that_only_python_takes_for_one_number_stay_two(paths, targets):
+    write_texts(paths, ["d"])
+    write(paths.texts("own"), ["a", "b"], targets)
+    assert set(load_dataset(paths, "own").classes) == set(targets)
+
+
 def test_what_systems_leave_beside_files_is_no_dataset(paths):
     write_texts(paths, ["d"])
     folder = paths.texts("d").parent

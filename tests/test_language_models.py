@@ -317,6 +317,22 @@ def test_parts_add_up_in_the_precision_of_the_model(dtype):
     assert not parts_add_up(before, attention, mlp, after * float("nan"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_huge_dimension_hides_no_part_that_is_missing(tmp_path, dtype):
+    """Real residual streams have some; attention and MLP stand side by side here."""
+    folder = save_model(tmp_path, "pythia")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith("embed_in.weight"):
+            weights[name][:, 3] += 20
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    info = LanguageModel("mine", str(folder), D_MODEL, (1,), probe_layer=1, max_seq_len=64)
+    for hook in ("blocks.1.hook_attn_out", "blocks.1.attn.hook_z", "blocks.1.ln2.hook_normalized"):
+        HookedModel(info, [hook], Paths(data_dir=folder), "cpu", dtype)
+    with pytest.raises(UserError, match="built otherwise"):
+        HookedModel(info, ["blocks.1.hook_resid_mid"], Paths(data_dir=folder), "cpu", dtype)
+
+
 def test_a_hook_that_is_not_there_is_named(saved):
     _, folder = saved
     with pytest.raises(UserError, match="has blocks 0 to 2"):

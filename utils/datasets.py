@@ -412,6 +412,8 @@ def _prompt_and_target(path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
             io.BytesIO(content), dtype=str, keep_default_na=False, sep=separator,
             encoding="utf-8-sig",
         )  # fmt: skip
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("its rows have more cells than its header: a comma in a text?")
     except Exception as error:
         raise _no_csv(file_path, error) from error
     named = {column: str(column).strip().casefold() for column in table.columns}
@@ -471,10 +473,9 @@ def _spelling(target: str) -> str:
     plain = target.strip()
     if plain.casefold() in ("true", "false"):
         return plain.casefold().title()
-    try:
-        number = float(plain)
-    except ValueError:
+    if not re.fullmatch(r"[+-]?\d{1,15}(\.\d{0,15})?", plain):
         return plain
+    number = float(plain)
     return str(int(number)) if number == int(number) else str(number)
 
 

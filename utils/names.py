@@ -124,6 +124,8 @@ def sae_layer(sae_id: str) -> Layer | None:
     ('blocks.5.hook_mlp_out', 'blocks.5.hook_attn_out')
     >>> sae_layer("blocks.3.attn.hook_z/mine"), sae_layer("blocks.3.hook_z")
     ('blocks.3.attn.hook_z', 'blocks.3.attn.hook_z')
+    >>> sae_layer("l0_50_layer_12")
+    12
     """
     if re.match(r"(?:hook_)?embed(?:ding)?(?=[/_.]|$)", sae_id):
         return "embed"
@@ -134,7 +136,8 @@ def sae_layer(sae_id: str) -> Layer | None:
     if match:
         block, point = match.groups()
         return parse_layer(f"{block}.{'attn.hook_z' if point == 'hook_z' else point}")
-    match = re.match(r"(?:l|blocks\.)(\d+)(?=[/_r.]|$)", sae_id)
+    # "l0_50" is a mean number of active latents
+    match = re.match(r"(?!l0[_-]\d)(?:l|blocks\.)(\d+)(?=[/_r.]|$)", sae_id)
     match = match or re.search(r"layers?[._]?(\d+)(?=[/_.]|$)", sae_id)
     return int(match.group(1)) if match else None
 

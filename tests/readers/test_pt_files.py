@@ -151,6 +151,46 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, shape, stride, start)
         load_tensor(path, "fetch it again")
 
 
+@pytest.mark.parametrize("dtype", ["O", "S8", "M8[ns]", "<f4,<f4", "V8", "U2", ">f4", "int", "f4"])
+@pytest.mark.parametrize("place", ["storage", "tensor"])
+def test_a_dtype_that_is_no_plain_numbers_is_refused(tmp_path, dtype, place):
+    """Bytes taken for objects would be places in memory."""
+    name = f"X{len(dtype).to_bytes(4, 'little').decode('latin1')}{dtype}"
+    storage = name if place == "storage" else "ctorch.storage\nUntypedStorage\n"
+    rebuild, last = (
+        ("_rebuild_tensor_v2", "") if place == "storage" else ("_rebuild_tensor_v3", name)
+    )
+    text = (
+        f"ctorch._utils\n{rebuild}\n((X\x07\x00\x00\x00storage{storage}"
+        f"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x08tQK\x00K\x01\x85K\x01\x85\x89N{last}"
+    )
+    pickled = b"\x80\x02" + text.encode("latin1") + b"tR."
+    path = archive(tmp_path / "x.pt", pickled, n0=bytes(64))
+    for read in (load_tensor, read_pt):
+        with pytest.raises(UserError, match="no dtype of plain numbers"):
+            read(path, "")
+
+
+def test_a_container_that_holds_itself_many_times_over_is_refused(tmp_path):
+    """Nine bytes a level, and twice the memory: shown or hashed it would fill the machine."""
+    nested = b"\x80\x02K\x01" + b"".join(b"q%cK\x00h%c\x86" % (i, i) for i in range(60)) + b"."
+    doubled = (
+        b"\x80\x02)q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"."
+    )
+    for pickled in (nested, doubled):
+        with pytest.raises(UserError, match="one container several times"):
+            read_pt(archive(tmp_path / "x.pt", pickled), "")
+
+
+def test_a_file_cannot_change_what_reads_it(tmp_path):
+    state = b"N}X\x0c\x00\x00\x00__defaults__)s\x86b"
+    layout = b"\x80\x02ctorch.serialization\n_get_layout\n" + state + b"."
+    with pytest.raises(UserError, match="changes a constructor"):
+        read_pt(archive(tmp_path / "x.pt", layout), "")
+    items = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb."
+    assert state_dict(archive(tmp_path / "y.pt", items), "") == ({}, {})
+
+
 def test_other_faults_get_one_line(tmp_path):
     whole = pickled_tensor("K\x04\x85", "K\x01\x85")
     path = archive(tmp_path / "big.pt", whole, byteorder=b"big", n0=bytes(16))

@@ -69,6 +69,14 @@ def test_a_table_with_another_separator_is_refused_before_it_is_touched(table):
     assert table.path.read_text() == content
 
 
+def test_a_dataset_called_true_keeps_its_name_when_a_spreadsheet_saved_the_table(table):
+    rows = [{**ROW, "dataset": name, "binarize": True} for name in ("TRUE", "True")]
+    table.append(rows)
+    table.path.write_bytes(b"\xef\xbb\xbf" + table.path.read_bytes())
+    table.append([{**ROW, "k": 2}])
+    assert {table.key_of(row) for row in rows} <= set(table.done())
+
+
 @pytest.mark.parametrize("name", ["7", "007", "1e5", "NA", "null", "True", "nan", "1.0", "a;b"])
 def test_a_dataset_may_be_called_anything(table, name):
     row = {**ROW, "dataset": name, "made_from": "0123456789012345"}
@@ -87,6 +95,9 @@ def test_a_whole_last_line_without_its_break_is_kept(table):
     assert set(table.done()) == {table.key_of(row) for row in rows}
     table.append([{**rows[0], "k": 2}])
     assert len(table.read()) == 3
+    unsaid = whole[:-1].removesuffix(b"0123456789abcdef")  # of a published row, or of ours
+    table.path.write_bytes(unsaid)
+    assert set(table.done()) == {table.key_of(row) for row in rows}
     table.path.write_bytes(whole[:-2])  # one digit of the fingerprint is missing
     assert set(table.done()) == {table.key_of(rows[0])}
 

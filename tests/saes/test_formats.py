@@ -476,8 +476,9 @@ def test_a_releases_scaling_factor_is_folded_as_sae_lens_folds_it(paths, monkeyp
     sae = random_sae("standard", apply_b_dec_to_input=input_bias)
     sae.save_model(paths.saes("m") / "s")
     entry = SimpleNamespace(
-        config_overrides=None, norm_scaling_factor={"s": 0.214}, conversion_func=None, saes_map={}
-    )
+        config_overrides=None, norm_scaling_factor={"s": 0.214}, conversion_func=None,
+        saes_map={"s": "s"},
+    )  # fmt: skip
     monkeypatch.setattr(saes_directory, "get_pretrained_saes_directory", lambda: {"r": entry})
     x = rows(20)
     sae.fold_activation_norm_scaling_factor(0.214)
@@ -534,5 +535,23 @@ def test_an_override_that_is_not_known_is_refused(paths, monkeypatch, overrides,
 def test_every_override_of_the_registry_is_applied_or_refused():
     """Of the installed version: what is new there must be looked at here."""
     encoder = Encoder("s", "standard", 4, 8, None)
-    for release in saes_directory.get_pretrained_saes_directory():
-        as_released(encoder, release, "s")
+    for release, entry in saes_directory.get_pretrained_saes_directory().items():
+        as_released(encoder, release, next(iter(entry.saes_map)))
+
+
+def test_a_release_or_sae_that_the_registry_does_not_know_is_not_read_unscaled(paths):
+    sae = random_sae("standard")
+    sae.save_model(paths.saes("m") / "mlp_tm" / "blocks.0.hook_mlp_out")
+    sae_id = "mlp_tm/blocks.0.hook_mlp_out"
+    with pytest.raises(UserError, match="did you mean gpt2-small-mlp-tm"):
+        open_sae(paths, "m", sae_id, "gpt2-small-mlp-tmm")
+    with pytest.raises(UserError, match="scales its SAEs and has none named"):
+        open_sae(paths, "m", sae_id, "gpt2-small-mlp-tm")
+
+
+def test_settings_of_another_sae_are_refused(paths):
+    folder = paths.saes("m") / "s"
+    random_sae("standard").save_model(folder)
+    _change(folder, lambda w, cfg: cfg.update(d_in=768))
+    with pytest.raises(UserError, match="says d_in 768, the weights have 24"):
+        open_sae(paths, "m", "s")

@@ -50,6 +50,9 @@ SAID: dict[str, tuple[str, dict, object]] = {
     "the middle of a block": ("blocks.0.hook_resid_mid", {"cfg.json": {}},
                               "blocks.0.hook_resid_mid"),
     "Gemma Scope, by its id": ("layer_20/width_16k/average_l0_408", {"params.npz": ""}, 20),
+    "Gemma Scope, in its release's folder": (
+        "gemma-scope-2b-pt-mlp/layer_5/width_16k/average_l0_20", {"params.npz": ""},
+        "blocks.5.hook_mlp_out"),
     "Gemma Scope, embedding": ("embedding/width_4k/average_l0_6", {"params.npz": ""}, "embed"),
 }  # fmt: skip
 
@@ -74,6 +77,8 @@ REFUSED: dict[str, tuple[str, dict, str]] = {
     "the norm before attention": ("mine", cfg("blocks.5.ln1.hook_normalized"), "not made here"),
     "a module of another library": ("mine", cfg("model.layers.5"), "not made here"),
     "inside an MLP": ("mine", cfg("blocks.5.mlp.hook_post"), "not made here"),
+    "an id of an MLP without its hook": ("mlp_out_layer3/10_32768", {"ae.pt": ""}, "--hook_name"),
+    "an attention SAE by its folder": ("gpt2-att-kk/layer_5", {"params.npz": ""}, "--hook_name"),
     "another module": ("mine", dictionary(3, "query_layer_3"), "not made here"),
 }
 

@@ -131,10 +131,25 @@ def test_other_pt_files_are_no_saes(paths):
     (folder / "noise.pt").write_bytes(b"noise")
     torch.save({"W_enc": torch.ones(4, 4), "b_enc": torch.ones(4)}, folder / "square.pt")
     assert list_sae_ids(folder) == ["square.pt"]
+    with pytest.raises(UserError, match="whether b_dec comes off its input"):
+        open_sae(paths, MODEL, "square.pt")
+    (folder / "square_cfg.json").write_text('{"act_name": "blocks.2.hook_resid_post"}')
     with pytest.raises(UserError, match="which side the latents are"):
         open_sae(paths, MODEL, "square.pt")
     with pytest.raises(UserError, match="holds no encoder by a name that is known here"):
         open_sae(paths, MODEL, "optimizer.pt")
+
+
+@pytest.mark.parametrize("extra", ["threshold", "log_threshold", "k", "b_gate", "scaling_factor"])
+@pytest.mark.parametrize("encoder", ["W_enc", "encoder.weight"])
+def test_a_tensor_that_changes_what_an_encoder_does_is_not_passed_over(paths, extra, encoder):
+    W, b = normals((D_SAE, D_MODEL), (D_SAE,))
+    path = paths.saes(MODEL) / "layer_5_sae.pt"
+    path.parent.mkdir(parents=True)
+    bias = "b_enc" if encoder == "W_enc" else "encoder.bias"
+    torch.save({encoder: W, bias: b, extra: torch.ones(D_SAE)}, path)
+    with pytest.raises(UserError, match=f"has {extra} beside its encoder"):
+        open_sae(paths, MODEL, "layer_5_sae.pt")
 
 
 def test_links_are_followed_and_hidden_files_are_not(paths, tmp_path):
@@ -205,6 +220,22 @@ def test_a_transcoder_of_sparsify_reads_what_enters_its_module(paths, transcode)
     assert_same(ours(paths, "layers.2.mlp", x.numpy(), 13), top_k(pre, 7))
     hook = "blocks.2.mlp.hook_in" if transcode else "blocks.2.hook_mlp_out"
     assert layer_read_by("layers.2.mlp", folder, None) == hook
+
+
+@pytest.mark.parametrize(("model", "n_read"), [("gemma-2-2b", 0), ("pythia-70m-deduped", 1)])
+def test_a_modules_own_output_is_not_taken_for_what_a_norm_makes_of_it(paths, model, n_read):
+    """sparsify's layers.2.mlp in Gemma 2, where hook_mlp_out lies behind another norm."""
+    W, b, b_dec = normals((D_SAE, D_MODEL), (D_SAE,), (D_MODEL,))
+    for name in ("layers.2.mlp", "layers.2"):
+        folder = paths.saes(model) / name
+        folder.mkdir(parents=True)
+        state = {"encoder.weight": W, "encoder.bias": b, "W_dec": W.clone(), "b_dec": b_dec}
+        save_file(state, folder / "sae.safetensors")
+        (folder / "cfg.json").write_text(json.dumps({"activation": "topk", "k": 7}))
+    failures = Failures()
+    found = choose_saes(paths, get_model(model), SaeChoice(), failures)
+    assert found == {"layers.2": 2} | ({"layers.2.mlp": "blocks.2.hook_mlp_out"} if n_read else {})
+    assert len(failures.lines) == 1 - n_read
 
 
 SIZES = {"d_in": D_MODEL, "d_sae": D_SAE}

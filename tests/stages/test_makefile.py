@@ -122,7 +122,7 @@ def test_an_environment_that_cannot_run_is_built_again(tmp_path, harm):
     run = subprocess.run(
         ["make", "--dry-run", "status"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "-m venv --clear .venv" in run.stdout
+    assert "-m venv .venv" in run.stdout
     assert "-m pip install" in run.stdout
 
 

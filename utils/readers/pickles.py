@@ -64,6 +64,10 @@ STORAGES = {
     "ComplexFloatStorage": "<c8",
     "ComplexDoubleStorage": "<c16",
 }
+DTYPES = frozenset({*STORAGES.values(), "float8_e4m3fn", "float8_e5m2"})
+# What puts a container on the stack. One that is taken twice from the memo may hold itself many
+# times over: a file of a hundred bytes would fill memory when it is shown or hashed.
+CONTAINERS = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "EMPTY_DICT"}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # begins what torch.save writes without a zip archive
 
 
@@ -75,10 +79,11 @@ class _Dtype:
     def __init__(self, code: str, *_: object) -> None:
         if (
             not isinstance(code, str)
+            or len(code) > 8
             or np.dtype(code).kind not in "biuf"
             or np.dtype(code).itemsize > 8
         ):
-            raise pickle.UnpicklingError(f"dtype {code!r} is no plain number")
+            raise pickle.UnpicklingError("a dtype is no plain number")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
@@ -97,6 +102,14 @@ def _scalar(dtype: _Dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype.dtype)[0].item()
 
 
+def _check_dtype(dtype: object) -> None:
+    """Raise UnpicklingError unless numbers of a dtype are bytes alone: an object's would be taken
+    for places in memory.
+    """
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise pickle.UnpicklingError("a tensor has no dtype of plain numbers")
+
+
 @dataclass(frozen=True)
 class Storage:
     """Numbers of one dtype at ``offset`` of a file; ``checksum``: their CRC-32, None if not known.
@@ -108,6 +121,9 @@ class Storage:
     n_bytes: int
     checksum: int | None = None
     data: bytes = b""
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
 
     def __setstate__(self, _: object) -> None:
         raise pickle.UnpicklingError("it changes a storage")
@@ -127,6 +143,7 @@ class Strided:
     dtype: str
 
     def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
         numbers = (self.start, *self.shape, *self.stride)
         if (
             not isinstance(self.storage, Storage)
@@ -179,8 +196,8 @@ def _parameter(tensor: Strided, *_: object) -> Strided:
 
 def _layout(name: str) -> str:
     """Stands for torch.serialization._get_layout."""
-    if name not in ("torch.sparse_coo", "torch.sparse_csr"):
-        raise pickle.UnpicklingError(f"layout {name}")
+    if type(name) is not str or name not in ("torch.sparse_coo", "torch.sparse_csr"):
+        raise pickle.UnpicklingError("a tensor has a layout that is not known")
     return name.removeprefix("torch.")
 
 
@@ -235,11 +252,35 @@ def as_torch(tensor: Strided, data: bytearray | np.ndarray) -> torch.Tensor:
     return flat.as_strided(tensor.shape, tensor.stride, tensor.start)
 
 
+class _Constructor:
+    """A function that a file may call, and not change."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __setstate__(self, _: object) -> None:
+        raise pickle.UnpicklingError("it changes a constructor")
+
+
+class _Ordered(OrderedDict):
+    """Stands for OrderedDict: what a file sets on it beside its items (torch: versions of modules)
+    is left out.
+    """
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 NUMBERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("collections", "OrderedDict"): _Constructor(_Ordered),
+    ("numpy", "dtype"): _Constructor(_Dtype),
+    ("numpy.core.multiarray", "scalar"): _Constructor(_scalar),
+    ("numpy._core.multiarray", "scalar"): _Constructor(_scalar),
 }
 # in a .pt file
 TORCH: dict[tuple[str, str], Any] = {
@@ -248,18 +289,18 @@ TORCH: dict[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): "|u1",
     ("torch", "float8_e4m3fn"): "float8_e4m3fn",
     ("torch", "float8_e5m2"): "float8_e5m2",
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _strided,
-    ("torch._utils", "_rebuild_tensor_v3"): _strided_as,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
-    ("torch.serialization", "_get_layout"): _layout,
+    ("torch", "Size"): _Constructor(tuple),
+    ("torch._utils", "_rebuild_tensor_v2"): _Constructor(_strided),
+    ("torch._utils", "_rebuild_tensor_v3"): _Constructor(_strided_as),
+    ("torch._utils", "_rebuild_parameter"): _Constructor(_parameter),
+    ("torch._utils", "_rebuild_sparse_tensor"): _Constructor(_sparse),
+    ("torch.serialization", "_get_layout"): _Constructor(_layout),
 }
 # in a pickled result
 RESULTS: dict[tuple[str, str], Any] = {
     **NUMBERS,
-    ("torch.storage", "_load_from_bytes"): _legacy_storage,
-    ("torch._utils", "_rebuild_tensor_v2"): _read_tensor,
+    ("torch.storage", "_load_from_bytes"): _Constructor(_legacy_storage),
+    ("torch._utils", "_rebuild_tensor_v2"): _Constructor(_read_tensor),
 }
 
 
@@ -279,7 +320,13 @@ class _Unpickler(pickle.Unpickler):
         return self.admitted[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        if self.refer is None or not isinstance(pid, tuple) or pid[:1] != ("storage",):
+        if (
+            self.refer is None
+            or type(pid) is not tuple
+            or len(pid) < 5
+            or not all(type(word) is str for word in pid[:3])
+            or pid[0] != "storage"
+        ):
             raise pickle.UnpicklingError("it refers to an object outside itself")
         return self.refer(pid)
 
@@ -304,13 +351,21 @@ def _check_instructions(content: bytes) -> None:
     short to reach: Python's unpickler sets aside room for all places up to it, gigabytes for a file
     of a hundred bytes.
     """
+    memo: dict[int, str] = {}
+    before = ""
     for instruction, argument, _ in pickletools.genops(content):
-        if instruction.name not in INSTRUCTIONS:
-            raise pickle.UnpicklingError(f"instruction {instruction.name} is none that values need")
-        if instruction.name == "LONG_BINPUT" and int(argument or 0) > len(content):
+        name = instruction.name
+        if name not in INSTRUCTIONS:
+            raise pickle.UnpicklingError(f"instruction {name} is none that values need")
+        if name == "LONG_BINPUT" and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(
                 f"place {argument} of the memo in a file of {len(content)} bytes"
             )
+        if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else int(argument or 0)] = before
+        elif name in ("BINGET", "LONG_BINGET") and memo.get(int(argument or 0)) in CONTAINERS:
+            raise pickle.UnpicklingError("it holds one container several times")
+        before = name
 
 
 def read_pickle(path: Path) -> dict:

@@ -152,7 +152,10 @@ def state_dict(path: Path, remedy: str) -> tuple[dict, dict[str, WeightArray]]:
     if not isinstance(found, dict):
         kind = "tensor" if isinstance(found, Strided | Sparse) else type(found).__name__
         raise UserError(f"{path} holds a {kind}, not tensors by name: it is no SAE")
-    return found, _arrays(found, path)
+    try:
+        return found, _arrays(found, path)
+    except Exception as error:  # names and shapes are a file's own
+        raise _unreadable(path, error, remedy) from error
 
 
 def _arrays(found: dict, path: Path) -> dict[str, WeightArray]:

@@ -173,8 +173,8 @@ class ResultTable:
         if not self.path.is_file():
             return []
         return [
-            {name: cell.title() if cell in ("TRUE", "FALSE") else cell for name, cell in row.items()
-             if cell}
+            {name: cell.title() if cell in ("TRUE", "FALSE") and name not in TEXT else cell
+             for name, cell in row.items() if cell}
             for row in csv.DictReader(_lines(self.path))
         ]  # fmt: skip
 
@@ -216,7 +216,7 @@ def whole_lines(content: bytes) -> bytes:
         )
     except (UnicodeDecodeError, csv.Error):
         return content[:end]
-    end_of = r"[0-9a-f]{16}" if header[-1:] == [MADE_FROM] else r"(.*[^.])?"
+    end_of = r"([0-9a-f]{16})?" if header[-1:] == [MADE_FROM] else r"(.*[^.])?"
     whole = len(last) == len(header) and re.fullmatch(end_of, last[-1], re.DOTALL)
     return content if whole else content[:end]
 
@@ -299,8 +299,8 @@ def _plain(value: object) -> object:
         number = float(str(value))
     except ValueError:
         return str(value)
-    if number != number:
-        return ""
+    if number != number or number in (float("inf"), -float("inf")):
+        return "" if number != number else str(value)
     return int(number) if number == int(number) else round(number, 4)
 
 

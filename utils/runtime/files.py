@@ -158,7 +158,7 @@ def _exclusive(path: Path, wait: float) -> Iterator[None]:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 owner = json.loads(path.read_text(encoding="utf-8"))
                 if owner["host"] == HOST and not psutil.pid_exists(owner["process"]):
-                    path.unlink(missing_ok=True)
+                    _take_away(path, owner)
                     continue
             if time.monotonic() >= until:
                 raise UserError(
@@ -170,7 +170,22 @@ def _exclusive(path: Path, wait: float) -> Iterator[None]:
         _write_owner(path)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            owner = json.loads(path.read_text(encoding="utf-8"))
+            if owner["host"] == HOST and owner["process"] == os.getpid():
+                path.unlink()
+
+
+def _take_away(path: Path, owner: dict) -> None:
+    """Remove the lock of a run that is no more, and not the one that another run has put there
+    since: only one run can move a file away, and it looks at what it has moved.
+    """
+    moved = path.with_name(f"{path.name}.{HOST}.{os.getpid()}.stale")
+    with suppress(FileNotFoundError):
+        path.rename(moved)
+        if json.loads(moved.read_text(encoding="utf-8")) != owner:
+            moved.rename(path)
+        moved.unlink(missing_ok=True)
 
 
 def remove_unfinished(temporary: Iterable[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from utils.saes.releases import as_released
 
 # what an SAE may be called that is one file; which of these are some is looked up in them
 ONE_FILE = ("*.pt", "*.pth", "layer_*.safetensors", "W_enc_*.safetensors")
+# model types that put a norm behind attention and MLP
+NORMED = ("gemma2", "gemma3", "olmo2", "olmo3")
+# SAELens's loaders of releases whose paths are files
+ONE_FILE_RELEASES = {"goodfire", "deepseek_r1", "qwen_scope", "mwhanna_transcoder"}
 
 
 def find_sae(sae_dir: Path, sae_id: str) -> Path | None:
@@ -44,7 +49,7 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
         return []
     files = list(_visible_files(sae_dir))
     markers = {known.marker for known in FORMATS}
-    found = {file.parent for file in files if file.name in markers}
+    found = {file.parent for file in files if file.name in markers} - {sae_dir}
     # what stands below a folder of an SAE is a part of it, as the checkpoints of its training are
     found |= {
         file
@@ -56,7 +61,7 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     for path in found:
         if not path.name.isprintable():
             raise UserError(f"{str(path)!a} has a name that is no text: rename it")
-    return sorted(path.relative_to(sae_dir).as_posix() for path in found - {sae_dir})
+    return sorted(path.relative_to(sae_dir).as_posix() for path in found)
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -110,7 +115,15 @@ def choose_saes(
             on_disk = find_sae(folder, sae_id)
             # files on disk may be of any release, unless one is named
             release = choice.release or (None if on_disk else info.sae_release)
-            layers_of[sae_id] = layer_read_by(sae_id, on_disk, release, choice.hook_name)
+            layer = layer_read_by(sae_id, on_disk, release, choice.hook_name)
+            known = format_of(on_disk) if on_disk else None
+            part = str(layer).endswith(("hook_mlp_out", "hook_attn_out"))
+            if known and known.of_modules and part and _norms_parts(paths, info):
+                raise UserError(
+                    f"{sae_id} reads what {str(layer).rpartition('_out')[0]} itself gives; in"
+                    f" {info.name} a norm comes behind it, and only what that gives is made here"
+                )
+            layers_of[sae_id] = layer
     if not layers_of:
         raise UserError(refused.lines[0])
     for line in refused.lines:
@@ -123,6 +136,15 @@ def choose_saes(
             f" {sorted(set(layers_of.values()), key=layer_order)}"
         )
     return chosen
+
+
+def _norms_parts(paths: Paths, info: LanguageModel) -> bool:
+    """Whether a model puts a norm between attention or MLP and the residual stream."""
+    for folder in (paths.language_model(info.name), Path(info.hub_id or "")):
+        if (folder / "config.json").is_file():
+            kind = str(read_json(folder / "config.json").get("model_type"))
+            return kind.startswith(NORMED)
+    return re.search(r"gemma-?[23]|olmo-?[23]", f"{info.name} {info.hub_id}".lower()) is not None
 
 
 def release_used(paths: Paths, info: LanguageModel, sae_id: str, asked: str | None) -> str:
@@ -205,7 +227,7 @@ def files_of(conversion: str, path: str) -> tuple[list[str], str]:
     if conversion == "mntss_clt_layer_transcoder":
         name = f"W_enc_{path}.safetensors"
         return [name, "config.yaml"], name
-    if path.endswith((".pt", ".pth", ".safetensors")):
+    if conversion in ONE_FILE_RELEASES:
         return [path], path
     return [f"{path}/*"], path
 

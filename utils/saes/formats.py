@@ -67,9 +67,19 @@ def through_sae_lens(sae_id: str, folder: Path) -> Encoder:
 
     cfg = read_json(folder / "cfg.json")
     try:
-        return Encoder(sae_id, SAE_LENS, int(cfg["d_in"]), int(cfg["d_sae"]), None, load=load)
+        encoder = Encoder(sae_id, SAE_LENS, int(cfg["d_in"]), int(cfg["d_sae"]), None, load=load)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'cfg.json'} lacks a whole number {error}") from error
+    encoder = with_model_kwargs(encoder, _trained_on(cfg))
+    if encoder.centred:
+        raise UserError(f"{folder}: centred writing weights are not applied to SAEs of this kind")
+    return encoder
+
+
+def _trained_on(cfg: dict) -> object:
+    """How the model was loaded that an SAE of SAELens was trained on."""
+    metadata = cfg.get("metadata")
+    return (metadata if isinstance(metadata, dict) else cfg).get("model_from_pretrained_kwargs")
 
 
 def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
@@ -202,10 +212,6 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
                 f"{folder / 'cfg.json'} says {name} {cfg[name]!r}, the weights have {size}: they"
                 " are of different SAEs"
             )
-    metadata = cfg.get("metadata")
-    trained_on = (metadata if isinstance(metadata, dict) else cfg).get(
-        "model_from_pretrained_kwargs"
-    )
     if architecture == "topk" and not isinstance(cfg.get("k"), int):
         raise UserError(
             f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}"
@@ -236,7 +242,7 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         ),
         folder,
     )
-    return with_model_kwargs(encoder, trained_on)
+    return with_model_kwargs(encoder, _trained_on(cfg))
 
 
 def open_llama_scope(folder: Path, sae_id: str) -> Encoder:
@@ -406,7 +412,8 @@ class Format:
     it is in words; what opens it, and what says which hook it reads (None where it does not).
 
     ``says_place``: whether a block's number in the id means the block's output, as it does not
-    where such files are mostly transcoders.
+    where such files are mostly transcoders. ``of_modules``: whether MLP and attention mean what
+    these modules themselves give, before a norm that a model may put behind them.
     """
 
     marker: str
@@ -414,6 +421,7 @@ class Format:
     open: Callable[[Path, str], Encoder]
     hook: Callable[[Path], str | None] = lambda folder: None
     says_place: bool = True
+    of_modules: bool = False
 
 
 def sae_lens_hook(folder: Path) -> str | None:
@@ -477,10 +485,10 @@ FORMATS = [
         open_gemma_scope_2,
         gemma_scope_2_hook,
     ),
-    Format("ae.pt", "config.json + ae.pt (dictionary_learning)", open_dictionary, dictionary_hook),
-    Format(
-        "sae.safetensors", "cfg.json + sae.safetensors (sparsify)", open_sparsify, sparsify_hook
-    ),
+    Format("ae.pt", "config.json + ae.pt (dictionary_learning)", open_dictionary, dictionary_hook,
+           of_modules=True),
+    Format("sae.safetensors", "cfg.json + sae.safetensors (sparsify)", open_sparsify,
+           sparsify_hook, of_modules=True),
     Format(
         "cfg.json", "cfg.json + sae_weights.safetensors (SAELens)", open_sae_lens, sae_lens_hook
     ),
@@ -496,11 +504,11 @@ FORMATS = [
         open_llama_scope_r1,
         config_hook,
     ),
-]
+]  # fmt: skip
 # of SAEs that are one file, by its name
 FILE_FORMATS = [
     Format("ae_*.pt", "checkpoints/ae_N.pt (dictionary_learning)", open_dictionary,
-           dictionary_hook),
+           dictionary_hook, of_modules=True),
     Format("layer_*.safetensors", "layer_N.safetensors (transcoders)", open_one_file,
            one_file_hook, says_place=False),
     Format("W_enc_*.safetensors", "config.yaml + W_enc_N.safetensors (cross-layer transcoders)",

@@ -23,7 +23,9 @@ GEMMA_SCOPE = {
 }
 # other releases whose files and ids say only the block
 OF_RELEASES = {r"^mwhanna-.*transcoders": "blocks.{}.mlp.hook_in"}
-NOT_RESIDUAL = re.compile(r"mlp|att|transcoder|crosscoder|clt", re.IGNORECASE)
+NOT_RESIDUAL = re.compile(
+    r"(?<![a-z])(mlp|att|attn|attention|transcoders?|crosscoders?|clt)(?![a-z])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def layer_read_by(
     """
     said = (
         of_files(folder),
-        of_release(release, sae_id),
+        of_release(release or sae_id, sae_id),  # a downloaded folder has the release's name
         of_id(sae_id),
         Says("--hook_name", asked) if asked else None,
     )
@@ -86,7 +88,8 @@ def layer_read_by(
         numbered = next((says for says in sources if says.block is not None), None)
         known = format_of(folder) if folder is not None else None
         says_place = known is None or known.says_place
-        if numbered is None or NOT_RESIDUAL.search(release or "") or not says_place:
+        elsewhere = NOT_RESIDUAL.search(f"{release or ''} {sae_id}")
+        if numbered is None or elsewhere or not says_place:
             raise UserError(
                 f"{sae_id} does not say which activations it reads: name them with --hook_name,"
                 " as blocks.12.hook_resid_post"

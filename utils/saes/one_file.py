@@ -23,6 +23,10 @@ NAMES = {
     "qresearch": ("encoder.weight", "encoder.bias", ""),
     "W_enc": ("W_enc", "b_enc", ""),
 }
+# tensors beside them that encode nothing
+BESIDE = re.compile(
+    r"(decoder|decoder_linear)\.(weight|bias)|W_dec|b_dec|W_skip|stats_last_nonzero|latents_\w+"
+)
 # OpenAI's places in GPT-2 by TransformerLens's names
 OPENAI = {
     "resid_delta_attn": "hook_attn_out",
@@ -74,6 +78,19 @@ def open_one_file(path: Path, sae_id: str) -> Encoder:
         )
     weight, bias, input_bias = NAMES[who]
     need(arrays, (weight, bias), path)
+    others = sorted(n for n in {*arrays, *found} - {*NAMES[who]} if not BESIDE.fullmatch(str(n)))
+    unknown = [n for n in others if who != "OpenAI" or not str(n).startswith("activation")]
+    if unknown:
+        raise UserError(
+            f"{path} has {', '.join(map(str, unknown[:5]))} beside its encoder: what that does is"
+            " not known here"
+        )
+    qwen, settings_beside = path.name.endswith(".sae.pt"), _settings_beside(path)
+    if who == "W_enc" and path.suffix != ".safetensors" and not qwen and not settings_beside:
+        raise UserError(
+            f"{path} does not say whether b_dec comes off its input: put its settings beside it, as"
+            f" {path.stem}_cfg.json"
+        )
     W_enc, b_enc = arrays[weight], arrays[bias].read()
     latents_first = W_enc.shape[0] == len(b_enc)
     if W_enc.shape[0] == W_enc.shape[1]:
@@ -81,7 +98,7 @@ def open_one_file(path: Path, sae_id: str) -> Encoder:
     d_sae, d_model = W_enc.shape if latents_first else W_enc.shape[::-1]
     b_dec = arrays[input_bias].read() if input_bias else None
     architecture, k, normalize, unsaid = "standard", 0, "none", ""
-    if path.name.endswith(".sae.pt"):  # Qwen Scope
+    if qwen:
         architecture, unsaid = "topk", "how many latents it keeps"
     elif who == "OpenAI" and found.get("activation") == "TopK":
         settings = found.get("activation_state_dict")
@@ -90,7 +107,7 @@ def open_one_file(path: Path, sae_id: str) -> Encoder:
         architecture, k, normalize = "topk", settings.get("k", 0), "layer_norm"
     elif who == "OpenAI" and found.get("activation", "ReLU") != "ReLU":
         raise UserError(f"{path}: its activation {found['activation']!r} is not known")
-    elif _settings_beside(path):  # of Connor Kissane and Rob Krzyzanowski: b_dec comes off
+    elif settings_beside:  # of Connor Kissane and Rob Krzyzanowski: b_dec comes off
         need(arrays, (weight, "b_dec"), path)
         b_dec = arrays["b_dec"].read()
     return checked(

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, unknown_name
 from utils.saes.encoder import NORMALIZATIONS, SAE_LENS, Encoder
 
 # of the training run, the model or the hook, which other rooms look at: no part of encoding
@@ -22,13 +22,15 @@ def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
     ``fold_activation_norm_scaling_factor`` does; centred writing weights are rows less their mean,
     which is what such a model's residual stream is.
 
-    Raises UserError for an override that is not known here.
+    Raises UserError for a release that is not in the registry, an SAE that a release with scaling
+    factors does not name, or an override that is not known here.
     """
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    entry = get_pretrained_saes_directory().get(release)
-    if entry is None:
-        return encoder
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        raise unknown_name("SAE release", release, directory)
+    entry = directory[release]
     overrides = dict(entry.config_overrides or {})
     normalization = overrides.pop("normalize_activations", encoder.normalize_activations)
     if normalization not in NORMALIZATIONS:
@@ -40,6 +42,11 @@ def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
         raise UserError(f"{release} asks for {', '.join(unknown)}, which is not known here")
     ids = {path: name for name, path in entry.saes_map.items()}  # on disk it has its path's name
     factor = entry.norm_scaling_factor.get(ids.get(sae_id, sae_id))
+    if entry.norm_scaling_factor and sae_id not in ids and sae_id not in entry.saes_map:
+        raise UserError(
+            f"{release} scales its SAEs and has none named {sae_id}: give it the name that it has"
+            f" there (make saes RELEASE={release})"
+        )
     if entry.conversion_func == "qwen_scope":
         return replace(encoder, k_active=_kept(entry.repo_id), only_release_says="")
     # Llama Scope's is in its own files, and folded when they are read
