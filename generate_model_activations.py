@@ -38,7 +38,7 @@ from utils.names import hook_name, layer_order
 from utils.paths import Paths
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
-from utils.runtime.files import locked
+from utils.runtime.files import Place, locked
 from utils.runtime.tasks import Tasks
 from utils.runtime.workers import Workers, run_tasks
 from utils.settings import SHIFTED
@@ -122,9 +122,10 @@ def main(argv: list[str] | None = None) -> int:
                 raise
 
     shifted = paths.model_activations_folder(info.name, ood=True)
-    with locked(paths.model_activations_folder(info.name), *hooks, also=shifted):
+    folder = paths.model_activations_folder(info.name)
+    with locked(folder, *hooks, also=shifted, lazily=True) as place:
         reading = Reading(tuple(hooks), args.device, args.dtype, args.batch_size, args.max_rows)
-        failures = generate(info, reading, jobs, paths, cli.workers_of(args, paths, 0))
+        failures = generate(info, reading, jobs, paths, cli.workers_of(args, paths, 0), place)
     return cli.report(failures, "files of texts")
 
 
@@ -149,6 +150,7 @@ def generate(
     jobs: list[tuple[str, bool]],
     paths: Paths,
     workers: Workers,
+    place: Place,
 ) -> Failures:
     """Make what is missing of these (dataset, whether its OOD file)."""
     failures = Failures()
@@ -169,6 +171,7 @@ def generate(
     )
     if not todo:
         return failures
+    place.require()
 
     if not workers.scheduler:
         # a model that is not there ends the run here

@@ -44,7 +44,7 @@ from utils.names import Layer, hook_name, layer_order, sae_stem
 from utils.paths import Paths
 from utils.runtime.devices import available_memory, peak_memory, pick_device, return_freed_memory
 from utils.runtime.errors import Failures, UserError
-from utils.runtime.files import locked, require_disk, write_json
+from utils.runtime.files import Place, locked, require_disk, write_json
 from utils.runtime.progress import progress
 from utils.runtime.tasks import Tasks
 from utils.runtime.units import show_bytes
@@ -114,10 +114,12 @@ def main(argv: list[str] | None = None) -> int:
         args.device, args.batch_size, args.max_memory, args.sae_release, args.dry_run
     )
     stems = [sae_stem(sae_id) for sae_id in layers]
-    with nullcontext() if args.dry_run else locked(paths.sae_activations_root(info.name), *stems):
+    root = paths.sae_activations_root(info.name)
+    with nullcontext(Place()) if args.dry_run else locked(root, *stems, lazily=True) as place:
         if args.batch_mode:
-            generate(paths, wanted, encoding, cli.workers_of(args, paths, 0), failures)
+            generate(paths, wanted, encoding, cli.workers_of(args, paths, 0), failures, place)
         else:
+            place.require()
             run_original_order(paths, wanted, encoding, cli.settings_asked(args), failures)
     return cli.report(failures, "files or SAEs")
 
@@ -140,7 +142,12 @@ class Wanted:
 
 
 def generate(
-    paths: Paths, wanted: Wanted, encoding: Encoding, workers: Workers, failures: Failures
+    paths: Paths,
+    wanted: Wanted,
+    encoding: Encoding,
+    workers: Workers,
+    failures: Failures,
+    place: Place,
 ) -> None:
     """Make the files that are missing."""
     info, layers = wanted.info, wanted.layers
@@ -158,6 +165,8 @@ def generate(
         else [jobs]
     )
     tasks = [(paths, info, of_sae, encoding) for of_sae in by_sae if of_sae]
+    if tasks:
+        place.require()
     for outcome in run_tasks(Tasks(encode, tasks), workers, "SAEs"):
         for line in outcome.value or []:
             failures.add(line)
@@ -345,13 +354,15 @@ def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
     names = list_datasets(paths)
     measured = {sae_id: stored_checks(paths, model_name, sae_id, names) for sae_id in sae_ids}
     path = paths.sae_checks(model_name)
-    with locked(path.parent, path.name, wait=60):  # a run on another SAE may add to it just now
+    # a run on another SAE may add to it just now
+    with locked(path.parent, path.name, wait=60, lazily=True) as place:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
         after = {**before, **{sae_id: checks for sae_id, checks in measured.items() if checks}}
         if after != before:
+            place.require()
             write_json(path, after)
             print(f"measured L0 in {path}")
 

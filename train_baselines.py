@@ -87,7 +87,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
     seeds = cli.seeds_of(args)
-    with lock_tables(tables.values()):
+    with lock_tables(tables.values()) as place:
         title = f"baselines, {info.name}, {setting.name}"
         sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
         for layer, dataset in product(tables, datasets):
@@ -105,7 +105,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
                 label = f"{dataset} at layer {layer}"
                 sweep.add(Task(label, tables[layer], arguments, made_from))
         sweep.report()
-        sweep.fill(probe_dataset, failures, prepare=load_task)
+        sweep.fill(probe_dataset, failures, place, prepare=load_task)
 
 
 def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: int) -> dict:

@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
     table = multi_token_table(paths.multi_token_results(info.name))
     read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_release)
-    with lock_tables([table]):
+    with lock_tables([table]) as place:
         title = f"multi-token probes, {info.name}"
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, 0))
         for number, dataset in enumerate(datasets, start=1):
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         if sweep.tasks and not args.scheduler:
             # a model that is not there ends the run here
             load_model(info, (hook_name(info.probe_layer),), paths, pick_device(args.device))
-        sweep.fill(probe_dataset, failures)
+        sweep.fill(probe_dataset, failures, place)
     return cli.report(failures, "datasets")
 
 

@@ -132,7 +132,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
     table = sae_probe_table(paths.sae_probe_table(info.name, setting.name), setting.sae_column)
-    with lock_tables([table]):
+    with lock_tables([table]) as place:
         title = f"SAE probes, {info.name}, {setting.name}"
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
         for dataset, source in product(datasets, probed):
@@ -148,7 +148,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
                 label = f"{dataset} with {source['sae_id']}"
                 sweep.add(Task(label, table, arguments, made_from))
         sweep.report()
-        sweep.fill(probe_dataset, failures)
+        sweep.fill(probe_dataset, failures, place)
     if args.export_saebench:
         results = load_results(paths, info.name, (NORMAL.name,))
         for line in results.unreadable():

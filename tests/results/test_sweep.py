@@ -38,14 +38,14 @@ def fill(
 ) -> tuple[list[str], list[str]]:
     """(the labels of the tasks, the failures)."""
     failures = Failures()
-    with lock_tables([table]):
+    with lock_tables([table]) as place:
         sweep = Sweep("probes", [table], SweepOptions(HERE, {"seed": 1}, **options))
         for name in names:
             ks = [k for k in (1, 2) if sweep.lacks(table, {"dataset": name, "k": k}, made_from)]
             if ks:
                 sweep.add(Task(f"{name}!", table, (name, ks), made_from))
         sweep.report()
-        sweep.fill(rows_of, failures, prepare=prepared)
+        sweep.fill(rows_of, failures, place, prepare=prepared)
     return [task.label for task in sweep.tasks], failures.lines
 
 

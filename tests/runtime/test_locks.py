@@ -74,3 +74,19 @@ def test_a_file_left_by_another_machine_says_what_to_do(monkeypatch, tmp_path):
     (tmp_path / ".locks" / "a.csv.owner.lock").write_text("")  # left by a good run, and copied
     with locked(tmp_path, "a.csv"):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_disk_that_can_only_be_read_is_no_error_before_something_is_written(
+    monkeypatch, tmp_path, code
+):
+    def refuse(path: str, timeout: float):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "FileLock", refuse)
+    with locked(tmp_path, "a.csv", lazily=True) as place:
+        assert place.refused is not None
+    with pytest.raises(UserError, match="cannot be written"):
+        place.require()
+    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path, "a.csv"):
+        pass

@@ -4,6 +4,7 @@ resumed, and said of mistakes.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from utils.language_models import HookedModel
 from utils.models import get_model
 from utils.notebook import probe_sae
 from utils.paths import Paths
+from utils.runtime import files
 from utils.runtime.errors import UserError
 
 MODEL = "all-MiniLM-L6-v2"
@@ -125,6 +127,23 @@ def test_a_second_run_makes_nothing_twice(done, capsys):
     assert times() == before
     said = capsys.readouterr().out
     assert said.count(" 0 to do") == 9
+
+
+def test_a_run_with_nothing_to_do_needs_no_right_to_write(done, monkeypatch, capsys):
+    """A read-only mount of somebody's finished work."""
+
+    def refuse(path: str, timeout: float):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files, "FileLock", refuse)
+    common = ["--model_name", MODEL, *folder_flags(done), "--datasets", *NAMES]
+    assert generate_model_activations.main([*common, "--max_rows", "260"]) == 0
+    assert generate_sae_activations_optimized.main([*common, "--setting", "all"]) == 0
+    assert train_baselines.main([*common, "--layers", "2"]) == 0
+    assert train_sae_probes.main(common) == 0
+    assert capsys.readouterr().out.count(" 0 to do") == 4
+    with pytest.raises(UserError, match="cannot be written"):
+        train_sae_probes.main([*common, "--ks", "3"])
 
 
 def test_all_settings_in_one_run_make_what_each_makes_alone(done, tmp_path, capsys):

@@ -13,6 +13,7 @@ from utils import cli
 from utils.paths import Paths
 from utils.results.tables import MADE_FROM, ResultTable, seconds_table
 from utils.runtime.errors import Failures
+from utils.runtime.files import Place
 from utils.runtime.provenance import save_run_settings
 from utils.runtime.tasks import Tasks
 from utils.runtime.workers import Workers, run_tasks
@@ -91,14 +92,17 @@ class Sweep:
         self,
         function: Callable[..., list[dict]],
         failures: Failures,
+        place: Place,
         prepare: Callable[..., tuple] | None = None,
     ) -> None:
         """Run the tasks; append what ``function(*arguments)`` returns to their tables as it comes.
 
-        ``prepare``: see ``Tasks``. A task that fails is a failure, and the others go on.
+        ``place``: of the lock that the run holds on the tables. ``prepare``: see ``Tasks``. A task
+        that fails is a failure, and the others go on.
         """
         if not self.tasks:
             return
+        place.require()
         started = time.monotonic()
         tasks = list(self.tasks)
         if self.options.shuffle_seed is not None:

@@ -10,7 +10,7 @@ import io
 import os
 import re
 from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pandas as pd
 
 from utils.datasets import check_columns
 from utils.runtime.errors import UserError, first_line
-from utils.runtime.files import atomic_path, locked
+from utils.runtime.files import Place, atomic_path, locked
 from utils.settings import SHIFTED
 
 # columns that hold text, whatever their cells look like: a dataset may be called "7" or "NA"
@@ -128,11 +128,7 @@ class ResultTable:
         folder = self.path.parent
         while not folder.exists():
             folder = folder.parent
-        if (
-            not folder.is_dir()
-            or not os.access(folder, os.W_OK)
-            or (self.path.exists() and not self.path.is_file())
-        ):
+        if not folder.is_dir() or (self.path.exists() and not self.path.is_file()):
             raise UserError(
                 f"{self.path} cannot be written: {folder} must be a folder that you may write to"
             )
@@ -189,8 +185,9 @@ class ResultTable:
         content = self.path.read_bytes()
         whole = len(whole_lines(content))
         if whole < len(content):
-            print(f"{self.path.name}: the last line was torn; it is made again")
-            os.truncate(self.path, whole)
+            with suppress(OSError):  # of a disk that can only be read the whole lines are read
+                os.truncate(self.path, whole)
+                print(f"{self.path.name}: the last line was torn; it is made again")
 
 
 def _lines(path: Path) -> io.StringIO:
@@ -221,13 +218,14 @@ def whole_lines(content: bytes) -> bytes:
     return content if whole else content[:end]
 
 
-def lock_tables(tables: Iterable[ResultTable]) -> AbstractContextManager[None]:
-    """Only this run writes the tables, which are of one folder, until the block ends.
+def lock_tables(tables: Iterable[ResultTable]) -> AbstractContextManager[Place]:
+    """Only this run writes the tables, which are of one folder, until the block ends; where they
+    can only be read, a run that has nothing to do needs no more.
 
-    Raises UserError when another run does, or they cannot be written.
+    Raises UserError when another run does.
     """
     paths = [table.path for table in tables]
-    return locked(paths[0].parent, *{path.name for path in paths})
+    return locked(paths[0].parent, *{path.name for path in paths}, lazily=True)
 
 
 def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
 # of this host; those of others cannot be judged from here
 # what a disk without locks answers
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 TEMPORARY = re.compile(rf"\..+\.{HOST}\.(\d+)\.tmp")
 
 
@@ -87,19 +89,33 @@ def require_disk(folder: Path, n_bytes: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run may write; or, on a disk that can only be read, the reason why it may not."""
+
+    refused: UserError | None = None
+
+    def require(self) -> None:
+        """Raise UserError unless it may be written to."""
+        if self.refused is not None:
+            raise self.refused
+
+
 @contextmanager
 def locked(
-    folder: Path, *names: str, wait: float = 0.0, also: Path | None = None
-) -> Iterator[None]:
+    folder: Path, *names: str, wait: float = 0.0, also: Path | None = None, lazily: bool = False
+) -> Iterator[Place]:
     """Only this run writes these names in ``folder`` until the block ends.
 
     Others get one line that says whose it is. The operating system lets go of the lock of a run
     that was killed. That it was is seen by what it left, its unfinished files, which are removed.
     ``wait``: seconds to wait for another run, for short work. ``also``: another folder that runs
-    with this lock write to.
+    with this lock write to. ``lazily``: a folder that can only be read is no error until
+    ``Place.require`` is called, for runs that may have nothing to do.
 
     Raises UserError when another run holds it, or the folder cannot be written to.
     """
+    refused: UserError | None = None
     with ExitStack() as held:
         killed = False
         for name in sorted(names):
@@ -115,15 +131,18 @@ def locked(
                     " stop it"
                 ) from None
             except OSError as error:
-                raise UserError(
+                refused = UserError(
                     f"{folder} cannot be written ({error.strerror}): it must be a folder that you"
                     " may write to"
-                ) from error
+                )
+                if lazily and error.errno in READ_ONLY:
+                    break
+                raise refused from error
             held.callback(owner.unlink, missing_ok=True)
         if killed:
             remove_unfinished(folder.rglob(".*.tmp"))
             remove_unfinished(also.glob(".*.tmp") if also else ())
-        yield
+        yield Place(refused)
 
 
 def _lock(held: ExitStack, owner: Path, wait: float) -> None:
