@@ -65,6 +65,7 @@ _ := $(shell test ! -e $(STAMP) || $(RUN) -c 'import pip' 2>/dev/null || rm -f $
 
 $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 14) else f"Python 3.10 to 3.13 is needed, not {v.major}.{v.minor}: make PYTHON=python3.12 setup")'
+	@$(PYTHON) -c 'import platform as p; old = p.system() == "Darwin" and (p.machine() == "x86_64" or int(p.mac_ver()[0].split(".")[0]) < 14); raise SystemExit("torch has no build for Intel Macs or macOS before 14: use Linux, or a newer Mac" if old else 0)'
 	@echo "building $(VENV) (a few minutes the first time)"
 	@$(RUN) -c 'import pip' 2>/dev/null || { rm -f $(VENV)/bin/python $(VENV)/bin/python3*; $(PYTHON) -m venv $(VENV); }
 	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt --constraint constraints.txt

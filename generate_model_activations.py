@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from utils import cli
 from utils.activations import read_description, write_activations
@@ -34,7 +35,7 @@ from utils.datasets import (
 )
 from utils.language_models import ENCODERS, load_model, longest_text, model_identity, read_config
 from utils.models import MODELS, LanguageModel, describe_model, get_model
-from utils.names import hook_name, layer_order
+from utils.names import hook_name, layer_order, parse_layer
 from utils.paths import Paths
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
@@ -170,6 +171,7 @@ def generate(
         f" done, {len(todo)} to do"
     )
     if not todo:
+        remember_hooks(info, reading.hooks, paths)
         return failures
     place.require()
 
@@ -188,14 +190,24 @@ def generate(
         if outcome.value is not None:
             n_texts, n_files = n_texts + outcome.value, n_files + 1
             # only now: of a layer or path that is wrong nothing must stay
-            if n_files == 1 and info.name not in MODELS:
-                describe_model(info, paths)
+            if n_files == 1:
+                remember_hooks(info, reading.hooks, paths)
     seconds = time.monotonic() - started
     print(
         f"{n_texts} texts of {n_files} files in {seconds:.0f} s:"
         f" {paths.model_activations_folder(info.name)}"
     )
     return failures
+
+
+def remember_hooks(info: LanguageModel, hooks: tuple[str, ...], paths: Paths) -> None:
+    """Tell the later stages of a model outside the table what there is of it: these hooks too."""
+    if info.name in MODELS:
+        return
+    layers = {*info.layers, *map(parse_layer, hooks)}
+    described = replace(info, layers=tuple(sorted(layers, key=layer_order)))
+    if not paths.model_description(info.name).is_file() or get_model(info.name, paths) != described:
+        describe_model(described, paths)
 
 
 def generate_file(
@@ -240,7 +252,10 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
         )
 
     known = get_model(name, paths) if paths.model_description(name).is_file() else None
-    if known and known.hub_id != args.hf_model:
+    source = args.hf_model
+    if source.startswith("~"):  # quoted, so that the shell left it
+        source = str(Path(source).expanduser())
+    if known and known.hub_id not in (args.hf_model, source):
         raise UserError(
             f"--model_name {name} is already {known.hub_id}: give this model another name"
         )
@@ -250,10 +265,10 @@ def find_model(args: argparse.Namespace, paths: Paths) -> LanguageModel:
             "a model outside the table needs --layers or --hook_names: which activations are to be"
             " read?"
         )
-    config = read_config(args.hf_model, name)
+    config = read_config(source, name)
     info = LanguageModel(
         name,
-        args.hf_model,
+        source,
         config.hidden_size,
         tuple(layers),
         known.probe_layer if known else layers[-1],
@@ -301,6 +316,8 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
         if changed:
             what = " and ".join(key.removesuffix("_sha256") for key in changed)
             print(f"{path.name}: made with other {what}, is made again")
+        elif few:
+            print(f"{path.name}: made with {n_rows} rows, is made again with {wanted}")
         if changed or few:
             return False
     return True

@@ -36,7 +36,7 @@ from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.tables import read_table
 from utils.results.tidy import SAE, Results, load_results
-from utils.runtime.errors import Failures, UserError
+from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.runtime.files import atomic_path, locked
 from utils.runtime.provenance import read_run_settings
 from utils.settings import SETTINGS
@@ -58,9 +58,18 @@ def main(argv: list[str] | None = None) -> int:
     failures = Failures(results.unreadable())
     tidy = results.tidy
     if args.datasets:
+        there = sorted(set(tidy["dataset"]))
+        absent = [name for name in args.datasets if name not in there]
+        if there and len(absent) == len(args.datasets):
+            raise unknown_name("dataset", absent[0], there, "(those with results)")
+        if absent:
+            print(f"without results: {', '.join(absent)}")
         tidy = tidy[tidy["dataset"].isin(args.datasets)]
     if not len(tidy) and failures.lines:
         raise UserError(failures.lines[0])
+    stale = [str(found) for found in results.findings if found.kind is Kind.STALE]
+    if not len(tidy) and stale:
+        raise UserError(f"no row of {model_name} can be shown: {stale[0]}")
     if not len(tidy):
         raise UserError(
             f"no result tables of {model_name} in {paths.results_dir}: "

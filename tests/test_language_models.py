@@ -429,6 +429,22 @@ def test_a_model_outside_the_table_goes_through_by_its_name(paths, tmp_path):
     assert paths.baseline_table("mine", "normal", "blocks.1.hook_mlp_out").is_file()
 
 
+def test_a_hook_that_is_read_later_is_known_to_the_later_stages(paths, tmp_path, capsys):
+    folder = save_model(tmp_path / "model", "llama")
+    write_texts(paths, ["1_first"], n_rows=250)
+    flags = ["--model_name", "mine", *folder_flags(paths)]
+    first = [*flags, "--hf_model", str(folder), "--layers", "1", "--max_rows", "120"]
+    assert generate_model_activations.main(first) == 0
+    assert generate_model_activations.main([*flags, "--hook_names", "blocks.2.mlp.hook_in"]) == 0
+    assert get_model("mine", paths).layers == (1, "blocks.2.mlp.hook_in")
+    assert get_model("mine", paths).probe_layer == 1
+    with pytest.raises(UserError, match="did you mean mine"):
+        get_model("min", paths)
+    capsys.readouterr()
+    assert generate_model_activations.main([*flags, "--layers", "1"]) == 0
+    assert "made with 120 rows, is made again with 250" in capsys.readouterr().out
+
+
 def test_an_unknown_model_without_its_whereabouts_is_named(paths):
     with pytest.raises(UserError, match="--hf_model"):
         generate_model_activations.main(["--model_name", "mine", *folder_flags(paths)])

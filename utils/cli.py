@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.models import DEFAULT_MODEL
-from utils.names import Layer, hook_name, parse_layer
+from utils.names import HOOK_POINTS, Layer, hook_name, parse_layer
 from utils.paths import Paths
 from utils.runtime.devices import default_n_jobs
 from utils.runtime.errors import OUT_OF_MEMORY, Failures, UserError, is_out_of_memory
@@ -216,7 +216,8 @@ def layer(text: str) -> Layer:
         return parse_layer(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no layer: give a block's number, embed, or a hook's name"
+            f"{text!r} is no layer: give a block's number, embed, or a hook: blocks.N. and one of"
+            f" {', '.join(HOOK_POINTS)}"
         ) from None
 
 

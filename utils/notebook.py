@@ -65,7 +65,7 @@ def probe_sae(
     paths = paths or Paths()
     setting = get_setting(setting).name
     try:
-        hook = full_name(parse_layer(hook_name))
+        hook = full_name(parse_layer(str(hook_name)))
     except ValueError as error:
         raise UserError(f"{hook_name!r} is no hook: {error}") from None
     names = choose_datasets(

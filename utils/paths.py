@@ -50,6 +50,10 @@ class Paths:
         """What a model outside the table of utils/models.py is."""
         return self.model_activations_folder(model_name) / "model.json"
 
+    def model_descriptions(self) -> list[Path]:
+        """Those of all models outside the table that were read into this folder."""
+        return sorted(self.data_dir.glob("model_activations_*/model.json"))
+
     def model_activations(
         self, model_name: str, dataset: str, hook_name: str, ood: bool = False
     ) -> Path:

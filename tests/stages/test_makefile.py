@@ -126,6 +126,30 @@ def test_an_environment_that_cannot_run_is_built_again(tmp_path, harm):
     assert "-m pip install" in run.stdout
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "version", "fits"),
+    [
+        ("Darwin", "x86_64", "15.1", False),
+        ("Darwin", "arm64", "13.6", False),
+        ("Darwin", "arm64", "14.0", True),
+        ("Linux", "x86_64", "", True),
+    ],
+)
+def test_a_mac_without_a_build_of_torch_is_told_so_before_the_set_up(
+    system, machine, version, fits
+):
+    (program,) = re.findall(r"-c '(import platform as p; .*)'", MAKEFILE)
+    pretend = (
+        f"import platform; platform.system = lambda: {system!r};"
+        f" platform.machine = lambda: {machine!r}; platform.mac_ver = lambda: ({version!r},);"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", pretend + program], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode == 0) == fits
+    assert ("torch has no build" in run.stderr) != fits
+
+
 OLD_NAMES = (ROOT / "published/targets.mk").read_text()
 OLD_TARGETS = [
     name

@@ -303,7 +303,10 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
             for protocol in protocols(of_setting)
         }
         probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
-        for (sae_id, protocol), of_sae in probes.groupby(["sae_id", "protocol"]):
+        n_layers = probes.groupby("sae_id")["layer"].nunique()
+        for (sae_id, layer, protocol), of_sae in probes.groupby(["sae_id", "layer", "protocol"]):
+            if n_layers[sae_id] > 1:  # probed on what one hook gives and on another's
+                sae_id = f"{sae_id} at {layer}"
             picked = pick(of_sae)
             of_same = baselines.get(protocol)
             if of_same is None or not len(picked):

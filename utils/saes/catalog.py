@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
-from utils.names import Layer, layer_order, sae_stem
+from utils.names import Layer, layer_order, sae_layer, sae_stem
 from utils.paths import Paths
 from utils.readers.fingerprints import files_fingerprint, folder_fingerprint
 from utils.runtime.errors import Failures, UserError, unknown_name
@@ -94,7 +94,8 @@ def choose_saes(
     Raises UserError when there are none.
     """
     folder = paths.saes(info.name)
-    sae_ids = list(dict.fromkeys(choice.asked or ())) or list_sae_ids(folder) or list(info.sae_ids)
+    asked = [sae_id.rstrip("/") for sae_id in choice.asked or ()]  # as a shell completes folders
+    sae_ids = list(dict.fromkeys(asked)) or list_sae_ids(folder) or list(info.sae_ids)
     if not sae_ids:
         raise UserError(
             f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id"
@@ -123,6 +124,8 @@ def choose_saes(
                     f"{sae_id} reads what {str(layer).rpartition('_out')[0]} itself gives; in"
                     f" {info.name} a norm comes behind it, and only what that gives is made here"
                 )
+            if choice.hook_name and sae_layer(sae_id) not in (None, layer):
+                print(f"{sae_id}: read at {choice.hook_name}, as --hook_name says")
             layers_of[sae_id] = layer
     if not layers_of:
         raise UserError(refused.lines[0])

@@ -236,8 +236,8 @@ class SaeActivations:
             made = files.description().get("hook_name", hook_name)
             if made != hook_name:
                 raise UserError(
-                    f"the latents of {self.sae_id} are of {made}, not of {hook_name}: name the"
-                    f" release they are of with --sae_release, or {self.remedy}"
+                    f"the latents of {self.sae_id} are of {made}, not of {hook_name}: say so with"
+                    f" --hook_name {made}, or with --sae_release; otherwise {self.remedy}"
                 )
 
     def rows(self) -> csr_array:
