@@ -19,6 +19,7 @@ from utils import cli
 from utils.models import get_model
 from utils.paths import Paths
 from utils.readers.pickles import read_rows
+from utils.results.tidy import is_auc
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import atomic_path, locked
 from utils.runtime.progress import progress
@@ -81,7 +82,7 @@ def checked(row: dict, needed: tuple[str, ...], file: Path) -> dict:
         raise UserError(f"{file} lacks {', '.join(missing)}: it is no run of an SAE probe")
     for name in ("val_auc", "test_auc"):
         value = row[name]
-        if not isinstance(value, int | float) or not (0 <= value <= 1 or math.isnan(value)):
+        if not isinstance(value, int | float) or not (is_auc(value) or math.isnan(value)):
             raise UserError(f"{file}: {name} is {value!r}, not between 0 and 1")
     return row
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from utils.paths import Paths
-from utils.runtime.errors import Failures, UserError, unknown_name
+from utils.runtime.errors import Failures, UserError, first_line, unknown_name
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
@@ -138,19 +138,23 @@ def _unpacked(path: Path) -> bytes:
     return content
 
 
+def header_of(content: bytes, separator: str = ",") -> list[str]:
+    """The cells of a CSV's first line, without the byte-order mark that spreadsheets put before it.
+
+    Raises UnicodeDecodeError for other encodings than UTF-8.
+    """
+    first = content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
+    return next(csv.reader([first], delimiter=separator), [])
+
+
 def check_columns(content: bytes, separator: str = ",") -> None:
     """Raise ValueError where a CSV's first line names a column twice: which of the two is meant is
     not for us to guess.
     """
-    first = content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
-    header = next(csv.reader([first], delimiter=separator), [])
+    header = header_of(content, separator)
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise ValueError(f"it has the column {' and '.join(twice)} more than once")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0]
 
 
 @cache
@@ -382,21 +386,9 @@ def readable(paths: Paths, names: list[str], failures: Failures, ood: bool = Fal
 
 @cache
 def _say(paths: Paths, name: str, ood: bool) -> None:
-    """Print the notes on a file, once."""
-    for note in dataset_notes(paths, name, ood):
+    """Print the notes on a file, once; it was read just now."""
+    for note in (load_ood if ood else load_dataset)(paths, name).notes:
         print(f"{name}{'_OOD' if ood else ''}: {note}")
-
-
-def dataset_notes(paths: Paths, name: str, ood: bool = False) -> tuple[str, ...]:
-    """What was understood of a file that another reader could take otherwise; remembered."""
-    return _dataset_notes(
-        paths, name, ood, (_stamp(paths.texts(name)), _stamp(paths.ood_texts(name)))
-    )
-
-
-@cache
-def _dataset_notes(paths: Paths, name: str, ood: bool, _: tuple[Stamp, Stamp]) -> tuple[str, ...]:
-    return (load_ood(paths, name) if ood else load_dataset(paths, name)).notes
 
 
 def _prompt_and_target(path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:

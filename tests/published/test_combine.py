@@ -42,13 +42,14 @@ def flags(paths) -> list[str]:
 
 
 def test_runs_become_the_table_that_is_read(paths, capsys):
-    put(paths, "normal", "a_l1.pkl", [run(16, 0.7, num_train=1024), run(128, 0.8, num_train=1024)])
+    rounded = run(256, 1.0000000000000002)  # as published AUCs are
+    put(paths, "normal", "a_l1.pkl", [run(16, 0.7), run(128, 0.8), rounded])
     put(paths, "scarcity", "a_20_l1.pkl", [run(16, 0.6, num_train=20)])
     assert combine_runs.main(flags(paths)) == 0
     table = pd.read_csv(paths.sae_probe_table("gemma-2-9b", "normal"))
-    assert list(table["test_auc"]) == [0.7, 0.8]
+    assert list(table["test_auc"]) == pytest.approx([0.7, 0.8, 1.0])
     tidy = load_results(paths, "gemma-2-9b", ("normal", "scarcity")).tidy
-    assert sorted(tidy["test_auc"]) == [0.6, 0.7, 0.8]
+    assert sorted(tidy["test_auc"]) == pytest.approx([0.6, 0.7, 0.8, 1.0])
     capsys.readouterr()
     assert combine_runs.main(flags(paths)) == 1  # never over a table
     assert "move it away" in capsys.readouterr().err

@@ -60,6 +60,28 @@ def test_a_table_that_excel_saved_goes_on_as_ours(table):
     assert list(read_table(table.path)["test_auc"]) == [1 / 3, 1 / 3]
 
 
+def test_an_append_reads_no_more_than_the_ends_of_a_table(table, monkeypatch):
+    """Whole tables, read at each append, would cost the square of their rows."""
+    table.append([{**ROW, "k": k} for k in range(1, 400)])
+    for name in ("read_bytes", "read_text"):
+        monkeypatch.setattr(
+            type(table.path), name, lambda *_, **__: pytest.fail("it is read whole")
+        )
+    table.append([{**ROW, "k": 400}])
+    monkeypatch.undo()
+    assert len(table.read()) == 400
+
+
+def test_line_breaks_of_a_spreadsheet_behind_our_first_line_go_at_the_end_of_a_run(table):
+    table.append([ROW])
+    first, rest = table.path.read_bytes().split(b"\n", 1)
+    table.path.write_bytes(first + b"\n" + rest.replace(b"\n", b"\r\n"))
+    table.append([{**ROW, "k": 128}])
+    table.finish()
+    assert b"\r" not in table.path.read_bytes()
+    assert len(table.read()) == 2
+
+
 def test_a_table_with_another_separator_is_refused_before_it_is_touched(table):
     table.append([ROW])
     content = table.path.read_text().replace(",", ";")

@@ -13,7 +13,7 @@ from utils.paths import Paths
 from utils.readers.pickles import read_pickle
 from utils.results.findings import Finding, Kind
 from utils.results.tables import MADE_FROM, ResultTable
-from utils.results.tidy import ROUNDING
+from utils.results.tidy import is_auc
 from utils.runtime.errors import UserError
 
 COLUMNS = ("dataset", "layer", "method", "sae_id", "val_auc", "test_auc")
@@ -90,7 +90,7 @@ def load_multi_token(paths: Paths, model_name: str) -> tuple[pd.DataFrame, list[
 
 def _row(stem: str, result: dict) -> dict:
     aucs = {name: float(result[name]) for name in ("val_auc", "test_auc")}
-    if not all(-ROUNDING <= value <= 1 + ROUNDING or np.isnan(value) for value in aucs.values()):
+    if not all(is_auc(value) or np.isnan(value) for value in aucs.values()):
         raise ValueError("an AUC outside 0 to 1")
     sae_id = result.get("sae_id")
     if sae_id is not None:

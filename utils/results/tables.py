@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.datasets import check_columns
+from utils.datasets import check_columns, header_of
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import Place, atomic_path, locked
 from utils.settings import SHIFTED
@@ -148,19 +148,26 @@ class ResultTable:
         ]
         kept.sort(key=lambda pair: [_sortable(value) for value in pair[0]])
         ordered = [row for _, row in kept]
-        if ordered != rows:
+        # a spreadsheet's line breaks behind a first line of ours
+        foreign = bool(rows) and b"\r\n" in self.path.read_bytes()
+        if ordered != rows or foreign:
             self._rewrite(self._header(), ordered)
 
     def _is_foreign(self) -> bool:
         """Whether the file begins or ends its lines as ours do not: a byte-order mark, CRLF, or no
-        end of the last line.
+        end of the last line. Looks at its ends alone, as for each append it must.
         """
-        content = self.path.read_bytes()
-        return content.startswith(codecs.BOM_UTF8) or b"\r\n" in content or content[-1:] != b"\n"
+        with open(self.path, "rb") as file:
+            first = file.readline()
+        marked = first.startswith(codecs.BOM_UTF8) or first.endswith(b"\r\n")
+        return marked or not _ends_its_line(self.path)
 
     def _header(self) -> list[str]:
         """The columns of the file; [] where there is none."""
-        return next(csv.reader(_lines(self.path)), []) if self.path.is_file() else []
+        if not self.path.is_file():
+            return []
+        with open(self.path, encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])
 
     def _cells(self) -> list[dict]:
         """Rows without their empty cells, as they are written: a number read and written again
@@ -168,11 +175,12 @@ class ResultTable:
         """
         if not self.path.is_file():
             return []
-        return [
-            {name: cell.title() if cell in ("TRUE", "FALSE") and name not in TEXT else cell
-             for name, cell in row.items() if cell}
-            for row in csv.DictReader(_lines(self.path))
-        ]  # fmt: skip
+        with open(self.path, encoding="utf-8-sig", newline="") as file:
+            return [
+                {name: cell.title() if cell in ("TRUE", "FALSE") and name not in TEXT else cell
+                 for name, cell in row.items() if cell}
+                for row in csv.DictReader(file)
+            ]  # fmt: skip
 
     def _rewrite(self, header: list[str], rows: list[dict]) -> None:
         with atomic_path(self.path) as temporary:
@@ -190,9 +198,12 @@ class ResultTable:
                 print(f"{self.path.name}: the last line was torn; it is made again")
 
 
-def _lines(path: Path) -> io.StringIO:
-    """The text of a table, without the byte-order mark that spreadsheets put before it."""
-    return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+def _ends_its_line(path: Path) -> bool:
+    """Whether a file ends with a line break, or is empty."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"\n", b"")
 
 
 def whole_lines(content: bytes) -> bytes:
@@ -207,10 +218,7 @@ def whole_lines(content: bytes) -> bytes:
     if not end:
         return content
     try:
-        header, last = (
-            next(csv.reader([line.decode("utf-8-sig")]), [])
-            for line in (content[: content.find(b"\n")].rstrip(b"\r"), content[end:])
-        )
+        header, last = header_of(content), header_of(content[end:])
     except (UnicodeDecodeError, csv.Error):
         return content[:end]
     end_of = r"([0-9a-f]{16})?" if header[-1:] == [MADE_FROM] else r"(.*[^.])?"
@@ -245,18 +253,16 @@ def text_of(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell)
 
 
-def is_torn(path: Path) -> bool:
-    """Whether a table's last line was not written to its end."""
+def fault_at_end(path: Path) -> str:
+    """What is wrong with a table's last line; "" where nothing is."""
+    if _ends_its_line(path):
+        return ""
     content = path.read_bytes()
-    return len(whole_lines(content)) < len(content)
-
-
-def ends_openly(path: Path) -> bool:
-    """Whether a table of others has no line break at its end, so that its last number may be cut
-    off.
-    """
-    content = path.read_bytes()
-    return bool(content) and content[-1:] != b"\n" and MADE_FROM.encode() not in content
+    if len(whole_lines(content)) < len(content):
+        return "its last line is cut off and left out; rows may be missing"
+    if MADE_FROM in header_of(content):  # the last row has its fingerprint
+        return ""
+    return "its last line has no line break; it is used, but may be cut off"
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -267,7 +273,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         content = whole_lines(path.read_bytes())
         check_columns(content)
-        header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")]), [])
+        header = header_of(content)
         if len(header) == 1 and header[0].count(";") > 2:
             raise ValueError("its cells are separated by ; and not by ,")
         # pandas 3 reads every digit by itself, and deprecates being asked to

@@ -21,8 +21,7 @@ from utils.results.tables import (
     MADE_FROM,
     PUBLISHED,
     baseline_table,
-    ends_openly,
-    is_torn,
+    fault_at_end,
     read_table,
     sae_probe_table,
     text_of,
@@ -209,13 +208,8 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
 
 
 def _torn(path: Path) -> list[Finding]:
-    if is_torn(path):
-        what = f"{path}: its last line is cut off and left out; rows may be missing"
-    elif ends_openly(path):
-        what = f"{path}: its last line has no line break; it is used, but may be cut off"
-    else:
-        return []
-    return [Finding(Kind.TORN, "doubt", "tables", what)]
+    fault = fault_at_end(path)
+    return [Finding(Kind.TORN, "doubt", "tables", f"{path}: {fault}")] if fault else []
 
 
 def _baseline_runs(
@@ -259,7 +253,7 @@ def _baseline_run(path: Path, column: str | None) -> dict:
     row["layer"] = int(layer) if layer.isdigit() else layer
     for name in ("val_auc", "test_auc", "test_f1", "test_acc", *([column] if column else [])):
         number = float(rows[0].get(name) or "nan")
-        if name.endswith("_auc") and not -ROUNDING <= number <= 1 + ROUNDING:
+        if name.endswith("_auc") and not is_auc(number):
             raise ValueError(f"{name} is {rows[0][name]!r}")
         row[name] = number
     return row
@@ -394,6 +388,11 @@ def _layers(table: pd.DataFrame, path: Path) -> list[Layer]:
                 f"{path}, line {row + 2}: layer is {value!r}, neither a block's number nor a hook"
             ) from None
     return layers
+
+
+def is_auc(number: float) -> bool:
+    """Whether a number can be an AUC, up to rounding; NaN is none."""
+    return -ROUNDING <= number <= 1 + ROUNDING
 
 
 def _check_scores(table: pd.DataFrame, path: Path, *numbers: str) -> None:
