@@ -308,7 +308,7 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
         texts = dataset_fingerprint(paths, name, n_rows, ood).texts
         now = {**_made_by(info, paths), "texts_sha256": texts}
         changed = [key for key, value in now.items() if value and made.get(key, value) != value]
-        if made.get("prepend_bos", False) != info.prepend_bos and "prepend_bos" not in changed:
+        if made.get("prepend_bos", False) != info.prepend_bos:  # older files do not say it
             changed.append("prepend_bos")
         few = n_rows is not None and n_rows < wanted
         if reading.dtype not in ("auto", made.get("dtype", reading.dtype)):

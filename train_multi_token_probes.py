@@ -209,14 +209,15 @@ def read_tokens(model: HookedModel, hook: str, texts: list[str], desc: str) -> T
     """
     token_ids = model.tokenize(texts)
     lengths = np.maximum([len(ids) - 1 for ids in token_ids], 1)
-    n_bytes = 2 * int(lengths.sum()) * model.width(hook)
+    width = model.width(hook)
+    n_bytes = 2 * int(lengths.sum()) * width
     if n_bytes > available_memory():
         raise UserError(
             f"the tokens of {len(texts)} texts need {show_bytes(n_bytes)}: lower --max_rows or"
             " --max_tokens"
         )
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    values = np.zeros((starts[-1], model.width(hook)), dtype=np.float16)
+    values = np.zeros((starts[-1], width), dtype=np.float16)
     for rows, captured, kept in model.run(token_ids, desc):
         states, n_real = captured[hook].cpu().numpy(), kept.sum(dim=1).cpu().numpy()
         for i, row in enumerate(rows):

@@ -25,12 +25,23 @@ from utils.saes.hooks import layer_read_by
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
-# SAELens's loaders, by its registry's ``conversion_func``, whose files are read block by block here
-BLOCKWISE = {
+# what the files of SAELens's loaders are, by its registry's ``conversion_func``
+FORMS = {
     "None": "SAELens",
+    "connor_rob_hook_z": "one .pt file",
+    "deepseek_r1": "one .pt file",
+    "dictionary_learning_1": "dictionary_learning",
     "gemma_2": "Gemma Scope",
+    "gemma_2_transcoder": "Gemma Scope",
     "gemma_3": "Gemma Scope 2",
+    "goodfire": "one .pt file",
     "llama_scope": "Llama Scope",
+    "llama_scope_r1_distill": "Llama Scope R1",
+    "mntss_clt_layer_transcoder": "one .safetensors file",
+    "mwhanna_transcoder": "one .safetensors file",
+    "qwen_scope": "Qwen Scope",
+    "sparsify": "sparsify",
+    "temporal": "SAELens",
 }
 
 
@@ -97,7 +108,7 @@ def of_model(
 
 def list_release(release: str, entry: PretrainedSAELookup) -> list[Listed]:
     """Each SAE of a release, by its name and id alone."""
-    form = BLOCKWISE.get(str(entry.conversion_func), "by SAELens, whole")
+    form = FORMS.get(str(entry.conversion_func), "not known here")
     listed = []
     for sae_id in entry.saes_map:
         try:

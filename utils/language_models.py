@@ -188,47 +188,48 @@ class HookedModel:
         """
         import torch
 
-        block_name, _, point = name.partition(".")[2].partition(".")
-        if not point or point in STREAM:
+        if name == "hook_embed" or name.endswith(STREAM):
             return
         with torch.inference_mode():
-            fits = self._is_as_named(name, _blocks(self.model)[int(block_name)], point)
+            fits = self._is_as_named(name)
         if not fits:
             raise UserError(
                 f"{name}: blocks of {self.info.name} are built otherwise, and what stands there is"
                 f" something else than in TransformerLens; use {' or '.join(STREAM)}"
             )
 
-    def _is_as_named(self, name: str, block: nn.Module, point: str) -> bool:
+    def _is_as_named(self, name: str) -> bool:
+        _, number, point = name.split(".", 2)
+        block = _blocks(self.model)[int(number)]
+
+        def on_a_few_tokens(*points: str) -> dict[str, torch.Tensor]:
+            """{point of the block: what a batch of eight tokens has there}."""
+            names = {f"blocks.{number}.{wanted}": wanted for wanted in points}
+            states = self._forward(list(names), self._few_tokens())
+            silent = ", ".join(names.keys() - states.keys())
+            if silent:
+                raise UserError(f"{self.info.name} never passes {silent}: {name} is not read")
+            return {wanted: states[full] for full, wanted in names.items()}
+
         if point in PARTS:
-            seen = self._on_a_few_tokens(name, (*STREAM, *PARTS))
+            seen = on_a_few_tokens(*STREAM, *PARTS)
             return parts_add_up(*(seen[p] for p in (STREAM[0], *PARTS, STREAM[1])))
         if point == "hook_resid_mid":
-            seen = self._on_a_few_tokens(name, ("hook_resid_pre", "hook_attn_out", point))
+            seen = on_a_few_tokens("hook_resid_pre", "hook_attn_out", point)
             return is_close(seen["hook_resid_pre"] + seen["hook_attn_out"], seen[point])
         if point == "attn.hook_z":
-            seen = self._on_a_few_tokens(name, (point, "hook_attn_out"))
+            seen = on_a_few_tokens(point, "hook_attn_out")
             mixed = _mixer(block, name, self.info.name)(seen[point])
             if hasattr(block, "post_feedforward_layernorm"):
                 mixed = _part(block, "hook_attn_out", self.info.name)(mixed)
             return is_close(mixed, seen["hook_attn_out"])
         if point == "mlp.hook_in":
             return True
-        seen = self._on_a_few_tokens(name, ("hook_mlp_in", "mlp.hook_in"))
+        seen = on_a_few_tokens("hook_mlp_in", "mlp.hook_in")
         norm = _norm(block, name, self.info.name)
         before, after = seen["hook_mlp_in"], seen["mlp.hook_in"]
         fits = is_close(norm(before), after)
         return fits and (point == "hook_mlp_in" or _is_gain_of(norm, before, after))
-
-    def _on_a_few_tokens(self, name: str, points: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """{point of the hook's block: what a batch of eight tokens has there}."""
-        block = name.partition(f".{name.split('.', 2)[2]}")[0]
-        names = [f"{block}.{point}" for point in points]
-        states = self._forward(names, self._few_tokens())
-        if len(states) < len(names):
-            silent = ", ".join(n for n in names if n not in states)
-            raise UserError(f"{self.info.name} never passes {silent}: {name} is not read")
-        return {point: states[f"{block}.{point}"] for point in points}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, at most ``max_seq_len``, special tokens included."""

@@ -146,11 +146,7 @@ def get_model(name: str, paths: Paths | None = None) -> LanguageModel:
     path = paths.model_description(name) if paths else None
     if path is None or not path.is_file():
         hint = "(another: generate_model_activations.py --hf_model ID_OR_PATH --layers N)"
-        own = (
-            [path.parent.name.partition("_activations_")[2] for path in paths.model_descriptions()]
-            if paths
-            else []
-        )
+        own = paths.described_models() if paths else []
         raise unknown_name("model", name, [*MODELS, *own], hint)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))

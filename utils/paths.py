@@ -50,9 +50,12 @@ class Paths:
         """What a model outside the table of utils/models.py is."""
         return self.model_activations_folder(model_name) / "model.json"
 
-    def model_descriptions(self) -> list[Path]:
-        """Those of all models outside the table that were read into this folder."""
-        return sorted(self.data_dir.glob("model_activations_*/model.json"))
+    def described_models(self) -> list[str]:
+        """The names of models outside the table that were read into this folder."""
+        folders = (
+            path.parent.name for path in self.data_dir.glob("model_activations_*/model.json")
+        )
+        return sorted(name.removeprefix("model_activations_") for name in folders)
 
     def model_activations(
         self, model_name: str, dataset: str, hook_name: str, ood: bool = False

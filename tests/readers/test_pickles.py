@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, Evil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,16 +42,6 @@ def test_a_published_result_comes_back_as_it_was(tmp_path):
     found = read_pickle(write(tmp_path, result))
     assert (found["test_auc"], found["k"], found["dataset"], found["flag"]) == (0.75, 3, "a", True)
     assert torch.equal(found["weights"], weights)
-
-
-class Evil:
-    """Calls whatever it is told to when it is unpickled."""
-
-    def __init__(self, call, *arguments):
-        self.call, self.arguments = call, arguments
-
-    def __reduce__(self):
-        return self.call, self.arguments
 
 
 @pytest.mark.parametrize(

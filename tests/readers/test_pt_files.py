@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Evil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,16 +87,6 @@ def test_wrapped_state_dicts_have_their_plain_names(tmp_path):
     model = torch.nn.Linear(2, 3).state_dict()
     torch.save(OrderedDict((f"_orig_mod.{k}", v) for k, v in model.items()), tmp_path / "x.pt")
     assert set(state_dict(tmp_path / "x.pt", "")[1]) == {"weight", "bias"}
-
-
-class Evil:
-    """Calls whatever it is told to when it is unpickled."""
-
-    def __init__(self, call, *arguments):
-        self.call, self.arguments = call, arguments
-
-    def __reduce__(self):
-        return self.call, self.arguments
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import pytest
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from checks.saes import list_release, main
+from checks.saes import FORMS, list_release, main
 from utils.cli import EXIT_BROKEN_PIPE
 from utils.runtime.errors import UserError
 
@@ -21,6 +21,11 @@ def test_a_release_lists_each_sae_with_hook_width_and_format(capsys):
     n = len(get_pretrained_saes_directory()["gemma-scope-9b-pt-res"].saes_map)
     assert len(lines) == n + 2
     assert lines[-1] == f"{n} read, 0 refused"
+
+
+def test_every_loader_of_the_registry_has_its_form():
+    used = {str(entry.conversion_func) for entry in get_pretrained_saes_directory().values()}
+    assert used <= set(FORMS)
 
 
 def test_releases_of_a_model_are_its_own(capsys):

@@ -190,23 +190,22 @@ def draw_all(
                 figure = picture.draw(material)
                 for suffix, path in files.items():
                     _save(figure, path, suffix)
-        except (NoData, UserError) as reason:
-            if isinstance(reason, UserError):  # a file is there and cannot be used
-                failures.add(reason)
+        except NoData as reason:
             why = str(reason)
+        except UserError as error:  # a file is there and cannot be used
+            why = str(error)
+            failures.add(error)
         except Exception as error:  # one figure that fails is one figure left out
             if is_out_of_memory(error) or isinstance(error, OSError):
                 raise
             why = f"it cannot be drawn ({type(error).__name__}: {first_line(error)})"
             failures.add(f"figure {picture.name}: {why}")
         else:
-            why = ""
-        if why:
-            left_out.append(f"figure {picture.name}: {why}")
-            for path in files.values():  # an older one would show what is no longer there
-                path.unlink(missing_ok=True)
+            drawings.append(Drawing(picture.name, picture.caption, files["png"]))
             continue
-        drawings.append(Drawing(picture.name, picture.caption, files["png"]))
+        left_out.append(f"figure {picture.name}: {why}")
+        for path in files.values():  # an older one would show what is no longer there
+            path.unlink(missing_ok=True)
     return drawings, left_out
 
 

@@ -25,10 +25,10 @@ from utils.runtime.units import show_bytes
 
 ROOT = Path(__file__).resolve().parents[2]  # of this checkout
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
-# of this host; those of others cannot be judged from here
 # what a disk without locks answers
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+# of this host; those of others cannot be judged from here
 TEMPORARY = re.compile(rf"\..+\.{HOST}\.(\d+)\.tmp")
 
 
@@ -153,10 +153,8 @@ def _lock(held: ExitStack, owner: Path, wait: float) -> None:
     """
     try:
         held.enter_context(FileLock(f"{owner}.lock", timeout=wait))
-    except NotImplementedError:  # filelock's word for ENOSYS
-        held.enter_context(_exclusive(owner.with_suffix(".exclusive"), wait))
-    except OSError as error:
-        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+    except (NotImplementedError, OSError) as error:  # the first is filelock's word for ENOSYS
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:  # Timeout among them
             raise
         held.enter_context(_exclusive(owner.with_suffix(".exclusive"), wait))
 
@@ -174,11 +172,10 @@ def _exclusive(path: Path, wait: float) -> Iterator[None]:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             break
         except FileExistsError:
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                owner = json.loads(path.read_text(encoding="utf-8"))
-                if owner["host"] == HOST and not psutil.pid_exists(owner["process"]):
-                    _take_away(path, owner)
-                    continue
+            owner = _owner(path)
+            if owner.get("host") == HOST and not psutil.pid_exists(owner["process"]):
+                _take_away(path, owner)
+                continue
             if time.monotonic() >= until:
                 raise UserError(
                     f"{path.parent.parent} is being written by {_read_owner(path)}: wait for it,"
@@ -189,10 +186,9 @@ def _exclusive(path: Path, wait: float) -> Iterator[None]:
         _write_owner(path)
         yield
     finally:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            owner = json.loads(path.read_text(encoding="utf-8"))
-            if owner["host"] == HOST and owner["process"] == os.getpid():
-                path.unlink()
+        owner = _owner(path)
+        if (owner.get("host"), owner.get("process")) == (HOST, os.getpid()):
+            path.unlink(missing_ok=True)
 
 
 def _take_away(path: Path, owner: dict) -> None:
@@ -202,7 +198,7 @@ def _take_away(path: Path, owner: dict) -> None:
     moved = path.with_name(f"{path.name}.{HOST}.{os.getpid()}.stale")
     with suppress(FileNotFoundError):
         path.rename(moved)
-        if json.loads(moved.read_text(encoding="utf-8")) != owner:
+        if _owner(moved) != owner:
             moved.rename(path)
         moved.unlink(missing_ok=True)
 
@@ -224,8 +220,16 @@ def _write_owner(path: Path) -> None:
     path.write_text(json.dumps(owner), encoding="utf-8")
 
 
-def _read_owner(path: Path) -> str:
-    with suppress(OSError, ValueError, KeyError, TypeError):
+def _owner(path: Path) -> dict:
+    """What ``_write_owner`` wrote; {} where it cannot be read, as while it is being written."""
+    with suppress(OSError, ValueError):
         owner = json.loads(path.read_text(encoding="utf-8"))
-        return "process {process} on {host} since {since} ({command})".format(**owner)
+        if isinstance(owner, dict) and isinstance(owner.get("process"), int):
+            return owner
+    return {}
+
+
+def _read_owner(path: Path) -> str:
+    with suppress(KeyError):
+        return "process {process} on {host} since {since} ({command})".format(**_owner(path))
     return "another run"

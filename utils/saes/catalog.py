@@ -20,8 +20,6 @@ from utils.saes.hooks import layer_read_by
 from utils.saes.one_file import companions, is_one_file
 from utils.saes.releases import as_released
 
-# what an SAE may be called that is one file; which of these are some is looked up in them
-ONE_FILE = ("*.pt", "*.pth", "layer_*.safetensors", "W_enc_*.safetensors")
 # model types that put a norm behind attention and MLP
 NORMED = ("gemma2", "gemma3", "olmo2", "olmo3")
 # SAELens's loaders of releases whose paths are files
@@ -54,9 +52,7 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     found |= {
         file
         for file in files
-        if any(file.match(pattern) for pattern in ONE_FILE)
-        and found.isdisjoint(file.parents)
-        and is_one_file(file)
+        if format_of(file) and found.isdisjoint(file.parents) and is_one_file(file)
     }
     for path in found:
         if not path.name.isprintable():
@@ -95,16 +91,17 @@ def choose_saes(
     """
     folder = paths.saes(info.name)
     asked = [sae_id.rstrip("/") for sae_id in choice.asked or ()]  # as a shell completes folders
-    sae_ids = list(dict.fromkeys(asked)) or list_sae_ids(folder) or list(info.sae_ids)
+    on_disk = list_sae_ids(folder)
+    sae_ids = list(dict.fromkeys(asked)) or on_disk or list(info.sae_ids)
     if not sae_ids:
         raise UserError(
             f"no SAE in {folder}: train some with train_saes.py, or name one with --target_sae_id"
         )
+    stems: dict[str, str] = {}
+    for sae_id in [*sae_ids, *on_disk]:
+        stems.setdefault(sae_stem(sae_id), sae_id)
     layers_of: dict[str, Layer] = {}
     refused = Failures()
-    stems: dict[str, str] = {}
-    for sae_id in [*sae_ids, *list_sae_ids(folder)]:
-        stems.setdefault(sae_stem(sae_id), sae_id)
     for sae_id in sae_ids:
         with refused.caught():
             other = stems[sae_stem(sae_id)]
@@ -113,20 +110,7 @@ def choose_saes(
                     f"{sae_id} and {other} would have the same files, named {sae_stem(sae_id)}:"
                     " rename one"
                 )
-            on_disk = find_sae(folder, sae_id)
-            # files on disk may be of any release, unless one is named
-            release = choice.release or (None if on_disk else info.sae_release)
-            layer = layer_read_by(sae_id, on_disk, release, choice.hook_name)
-            known = format_of(on_disk) if on_disk else None
-            part = str(layer).endswith(("hook_mlp_out", "hook_attn_out"))
-            if known and known.of_modules and part and _norms_parts(paths, info):
-                raise UserError(
-                    f"{sae_id} reads what {str(layer).rpartition('_out')[0]} itself gives; in"
-                    f" {info.name} a norm comes behind it, and only what that gives is made here"
-                )
-            if choice.hook_name and sae_layer(sae_id) not in (None, layer):
-                print(f"{sae_id}: read at {choice.hook_name}, as --hook_name says")
-            layers_of[sae_id] = layer
+            layers_of[sae_id] = _layer_of(paths, info, choice, sae_id)
     if not layers_of:
         raise UserError(refused.lines[0])
     for line in refused.lines:
@@ -139,6 +123,27 @@ def choose_saes(
             f" {sorted(set(layers_of.values()), key=layer_order)}"
         )
     return chosen
+
+
+def _layer_of(paths: Paths, info: LanguageModel, choice: SaeChoice, sae_id: str) -> Layer:
+    """What an SAE reads; a line where that is by --hook_name and the id alone would mean another.
+
+    Raises UserError where it is not known, or not made of this model.
+    """
+    on_disk = find_sae(paths.saes(info.name), sae_id)
+    # files on disk may be of any release, unless one is named
+    release = choice.release or (None if on_disk else info.sae_release)
+    layer = layer_read_by(sae_id, on_disk, release, choice.hook_name)
+    known = format_of(on_disk) if on_disk else None
+    part = str(layer).endswith(("hook_mlp_out", "hook_attn_out"))
+    if known and known.of_modules and part and _norms_parts(paths, info):
+        raise UserError(
+            f"{sae_id} reads what {str(layer).rpartition('_out')[0]} itself gives; in {info.name} a"
+            " norm comes behind it, and only what that gives is made here"
+        )
+    if choice.hook_name and sae_layer(sae_id) not in (None, layer):
+        print(f"{sae_id}: read at {choice.hook_name}, as --hook_name says")
+    return layer
 
 
 def _norms_parts(paths: Paths, info: LanguageModel) -> bool:

@@ -53,6 +53,8 @@ GATED = {"b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
 def through_sae_lens(sae_id: str, folder: Path) -> Encoder:
     """An SAE in SAELens's format of a kind that the block reader does not know: SAELens loads it
     whole and encodes.
+
+    Raises UserError for an architecture that it has not, or that needs more than rows.
     """
 
     def load(device: torch.device) -> Any:
@@ -65,7 +67,18 @@ def through_sae_lens(sae_id: str, folder: Path) -> Encoder:
                 f"SAELens cannot load {folder} ({type(error).__name__}: {first_line(error)[:120]})"
             ) from error
 
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
     cfg = read_json(folder / "cfg.json")
+    architecture = cfg.get("architecture")
+    if architecture == "temporal":
+        raise UserError(
+            f"{folder} reads whole texts, token after token; rows of activations do not have them"
+        )
+    if architecture not in SAE_CLASS_REGISTRY:
+        raise unknown_name(
+            f"architecture in {folder / 'cfg.json'}:", str(architecture), SAE_CLASS_REGISTRY
+        )
     try:
         encoder = Encoder(sae_id, SAE_LENS, int(cfg["d_in"]), int(cfg["d_sae"]), None, load=load)
     except (KeyError, TypeError, ValueError) as error:
@@ -171,17 +184,6 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     if batch_top_k:  # a checkpoint of a training that ends as JumpReLU with one threshold
         architecture = "jumprelu"
     if architecture not in ARCHITECTURES:
-        from sae_lens.registry import SAE_CLASS_REGISTRY
-
-        if architecture == "temporal":
-            raise UserError(
-                f"{folder} reads whole texts, token after token; rows of activations do not have"
-                " them"
-            )
-        if architecture not in SAE_CLASS_REGISTRY:
-            raise unknown_name(
-                f"architecture in {folder / 'cfg.json'}:", architecture, SAE_CLASS_REGISTRY
-            )
         return through_sae_lens(sae_id, folder)
     if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):  # heads are side by side
         raise UserError(
@@ -216,14 +218,9 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         raise UserError(
             f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}"
         )
-    vectors = {name: arrays[name].read() for name in needed}
-    if "log_threshold" in vectors:
-        vectors["threshold"] = np.exp(vectors.pop("log_threshold"))
-    if batch_top_k:
-        threshold = float(vectors.pop("topk_threshold"))
-        if threshold <= 0:
-            raise UserError(f"{folder}: its threshold was not yet learned: train it further")
-        vectors["threshold"] = np.full(W_enc.shape[1], threshold, dtype=np.float32)
+    vectors = _with_threshold(
+        {name: arrays[name].read() for name in needed}, W_enc.shape[1], folder
+    )
     normalization = cfg.get("normalize_activations") or "none"
     if normalization is True:  # as SAELens reads its older files
         normalization = "expected_average_only_in"
@@ -243,6 +240,20 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         folder,
     )
     return with_model_kwargs(encoder, _trained_on(cfg))
+
+
+def _with_threshold(vectors: dict[str, np.ndarray], d_sae: int, folder: Path) -> dict:
+    """An SAE's small arrays, its thresholds as they are compared: not their logarithm, and where
+    there is one for all latents, one for each.
+    """
+    if "log_threshold" in vectors:
+        vectors["threshold"] = np.exp(vectors.pop("log_threshold"))
+    if "topk_threshold" in vectors:
+        threshold = float(vectors.pop("topk_threshold"))
+        if threshold <= 0:
+            raise UserError(f"{folder}: its threshold was not yet learned: train it further")
+        vectors["threshold"] = np.full(d_sae, threshold, dtype=np.float32)
+    return vectors
 
 
 def open_llama_scope(folder: Path, sae_id: str) -> Encoder:
@@ -296,11 +307,6 @@ def open_llama_scope_r1(folder: Path, sae_id: str) -> Encoder:
         only_release_says="the scale of its inputs",
     )
     return checked(encoder, folder)
-
-
-def config_hook(folder: Path) -> str | None:
-    hook = read_json(folder / "config.json").get("hook_point_in")
-    return str(hook) if hook else None
 
 
 def open_dictionary(folder: Path, sae_id: str) -> Encoder:
@@ -439,7 +445,11 @@ def sae_lens_hook(folder: Path) -> str | None:
 
 
 def llama_scope_hook(folder: Path) -> str | None:
-    hook = read_json(folder / "hyperparams.json").get("hook_point_in")
+    """hook_point_in of hyperparams.json, or of the config.json that R1 has in its place."""
+    settings = folder / "hyperparams.json"
+    if not settings.is_file():
+        settings = folder / "config.json"
+    hook = read_json(settings).get("hook_point_in")
     return str(hook) if hook else None
 
 
@@ -502,7 +512,7 @@ FORMATS = [
         "sae_weights.safetensors",
         "config.json + sae_weights.safetensors (Llama Scope R1)",
         open_llama_scope_r1,
-        config_hook,
+        llama_scope_hook,
     ),
 ]  # fmt: skip
 # of SAEs that are one file, by its name

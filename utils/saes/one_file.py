@@ -78,14 +78,8 @@ def open_one_file(path: Path, sae_id: str) -> Encoder:
         )
     weight, bias, input_bias = NAMES[who]
     need(arrays, (weight, bias), path)
-    others = sorted(n for n in {*arrays, *found} - {*NAMES[who]} if not BESIDE.fullmatch(str(n)))
-    unknown = [n for n in others if who != "OpenAI" or not str(n).startswith("activation")]
-    if unknown:
-        raise UserError(
-            f"{path} has {', '.join(map(str, unknown[:5]))} beside its encoder: what that does is"
-            " not known here"
-        )
     qwen, settings_beside = path.name.endswith(".sae.pt"), _settings_beside(path)
+    _refuse_others(path, who, {*arrays, *found})
     if who == "W_enc" and path.suffix != ".safetensors" and not qwen and not settings_beside:
         raise UserError(
             f"{path} does not say whether b_dec comes off its input: put its settings beside it, as"
@@ -126,6 +120,17 @@ def open_one_file(path: Path, sae_id: str) -> Encoder:
         ),
         path,
     )
+
+
+def _refuse_others(path: Path, who: str, names: set) -> None:
+    """Raise UserError for what stands beside an encoder and may change what it does."""
+    others = sorted(n for n in names - {*NAMES[who]} if not BESIDE.fullmatch(str(n)))
+    unknown = [n for n in others if who != "OpenAI" or not str(n).startswith("activation")]
+    if unknown:
+        raise UserError(
+            f"{path} has {', '.join(map(str, unknown[:5]))} beside its encoder: what that does is"
+            " not known here"
+        )
 
 
 def _settings_beside(path: Path) -> dict:
