@@ -69,6 +69,7 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@echo "building $(VENV) (a few minutes the first time)"
 	@$(RUN) -c 'import pip' 2>/dev/null || { rm -f $(VENV)/bin/python $(VENV)/bin/python3*; $(PYTHON) -m venv $(VENV); }
 	$(RUN) -m pip install --quiet --requirement requirements.txt --requirement requirements-dev.txt --constraint constraints.txt
+	@$(RUN) -c 'from utils.probes.l1_path import warm_up; warm_up()' # compiled once
 	@touch $@
 
 .PHONY: demo

@@ -35,6 +35,7 @@ from utils.probes.k_sparse import (
     ProbeOptions,
     fit_sae_probes,
 )
+from utils.probes.l1_path import warm_up
 from utils.results import saebench
 from utils.results.sources import source_of
 from utils.results.sweep import Sweep, SweepOptions, Task
@@ -148,6 +149,8 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
                 label = f"{dataset} with {source['sae_id']}"
                 sweep.add(Task(label, table, arguments, made_from))
         sweep.report()
+        if sweep.tasks:
+            warm_up()
         sweep.fill(probe_dataset, failures, place)
     if args.export_saebench:
         results = load_results(paths, info.name, (NORMAL.name,))

@@ -149,11 +149,12 @@ def test_no_scored_row_takes_part_in_its_own_probe(n_rows, monkeypatch):
     folds = validation_folds(y)
     monkeypatch.setattr(probes, "rank_latents", ranked)
     monkeypatch.setattr(probes, "final_fit", fitted)
-    monkeypatch.setattr(
-        probes,
-        "fit_ladder",
-        lambda rows, labels, options: [fitted(rows, labels, 1.0, options)] * 10,
-    )
+
+    def scored(rows, labels, fold, Cs):
+        seen.append(set(rows[np.concatenate(fold), 0].astype(int)))
+        return np.ones(len(Cs))
+
+    monkeypatch.setattr(probes, "validation_aucs", scored)
     for fold in folds:
         seen.clear()
         prepared = probes._nested_fold(csr_array(X), y, fold, 2, ProbeOptions(protocol="nested"))

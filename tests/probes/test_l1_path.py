@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from utils.probes import compiled
 from utils.probes.k_sparse import Cs, _penalty, fit_logistic
-from utils.probes.l1_path import KKT_ACCEPTED, kkt_violation, l1_logistic_path, objective
+from utils.probes.l1_path import (
+    KKT_ACCEPTED,
+    kkt_violation,
+    l1_logistic_path,
+    objective,
+    validation_aucs,
+)
+from utils.probes.scores import roc_auc
 
 
 def sparse_problem(
@@ -98,3 +106,23 @@ def test_a_large_mean_of_the_columns_changes_nothing(shift):
             (X + shift) @ shifted.coef + shifted.intercept,
             atol=1e-2,
         )
+
+
+def test_arrays_of_every_kind_are_solved_by_one_compiled_version():
+    X, y = sparse_problem(3, 60, 5)
+    expected = l1_logistic_path(X, y, Cs)
+    frozen = X.copy()
+    frozen.setflags(write=False)
+    for other in (np.asfortranarray(X), frozen, X.tolist(), np.repeat(X, 2, axis=1)[:, ::2]):
+        for fit, same in zip(expected, l1_logistic_path(other, y.astype(np.int8), Cs)):
+            assert np.array_equal(fit.coef, same.coef)
+    assert len(compiled.ladder.signatures) == 1
+
+
+@pytest.mark.parametrize("n", [20, 300])
+def test_validation_aucs_are_those_of_the_fits(n):
+    X, y = sparse_problem(n, n, 12)
+    fold = np.arange(n // 2), np.arange(n // 2, n)
+    fits = l1_logistic_path(X[fold[0]], y[fold[0]], Cs, target=KKT_ACCEPTED)
+    expected = [roc_auc(y[fold[1]], fit.decision_function(X[fold[1]])) for fit in fits]
+    assert np.allclose(validation_aucs(X, y, fold, Cs), expected, atol=1e-12)

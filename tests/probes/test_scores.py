@@ -18,6 +18,15 @@ def test_auc_equals_scikit_learns_with_ties(pairs):
         assert roc_auc(y, scores) == roc_auc_score(y, scores)
 
 
+@pytest.mark.parametrize("n", [9, 100, 500, 3000])
+@pytest.mark.parametrize("digits", [1, 17])
+def test_auc_of_many_rows_equals_scikit_learns_to_the_last_bit(n, digits):
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        y, scores = rng.integers(0, 2, n), rng.normal(size=n).round(digits)
+        assert roc_auc(y, scores) == roc_auc_score(y, scores)
+
+
 def test_auc_of_one_class_is_nan_with_a_warning():
     with pytest.warns(RuntimeWarning, match="only one class"):
         assert np.isnan(roc_auc(np.ones(3, dtype=int), np.arange(3)))

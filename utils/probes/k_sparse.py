@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from utils.probes.l1_path import KKT_ACCEPTED, L1Fit, kkt_violation, l1_logistic_path
+from utils.probes import compiled
+from utils.probes.l1_path import (
+    KKT_ACCEPTED,
+    L1Fit,
+    kkt_violation,
+    l1_logistic_path,
+    validation_aucs,
+)
 from utils.probes.scores import (
     Fold,
     inner_folds,
@@ -236,10 +243,19 @@ def choose_C(
     if not folds:
         return 1.0, float("nan")
     aucs = np.zeros((len(folds), len(Cs)))
+    by_path = options.reg_type == "l1" and options.solver == "path"
+    X = before = np.empty(0)
     for i, fold in enumerate(folds):
-        X = fold.X[:, :k]
-        fits = fit_ladder(X[fold.train], y[fold.train], options)
-        aucs[i] = [roc_auc(y[fold.val], fit.scores(X[fold.val])) for fit in fits]
+        if fold.X is not before:  # under the paper's protocol the folds share their rows
+            X, before = compiled.plain(fold.X[:, :k], np.float64), fold.X
+        if by_path:
+            aucs[i] = validation_aucs(X, y, (fold.train, fold.val), Cs)
+        else:
+            fits = [
+                fit_logistic(X[fold.train], y[fold.train], C, options.reg_type, options.seed)
+                for C in Cs
+            ]
+            aucs[i] = [roc_auc(y[fold.val], fit.scores(X[fold.val])) for fit in fits]
     mean = mean_over_folds(aucs)
     best = int(np.argmax(mean))
     return float(Cs[best]), float(mean[best])
@@ -261,23 +277,13 @@ def honest_auc(folds: Sequence[FoldRows], y: np.ndarray, k: int, options: ProbeO
     return float(np.mean(aucs)) if aucs else float("nan")
 
 
-def fit_ladder(X: np.ndarray, y: np.ndarray, options: ProbeOptions) -> list[LinearFit]:
-    """A fit for each of the ten C."""
-    if options.reg_type == "l1" and options.solver == "path":
-        # only choosing among them: a fit a little short of its optimum orders the validation rows
-        # as well
-        fits = l1_logistic_path(X, y, Cs, target=KKT_ACCEPTED)
-        return [LinearFit(fit.coef, fit.intercept, fit.converged, "path") for fit in fits]
-    return [fit_logistic(X, y, C, options.reg_type, options.seed) for C in Cs]
-
-
 def final_fit(X: np.ndarray, y: np.ndarray, C: float, options: ProbeOptions) -> LinearFit:
     """The fit at the chosen C on all training rows, shuffled by the paper's seed where the solver
     heeds their order.
     """
     if options.reg_type == "l1" and options.solver == "path":
         fit = l1_logistic_path(X, y, np.array([C]))[0]
-        if not fit.converged:  # a warm start from stronger penalties gets further than a cold one
+        if not fit.converged:  # a start from stronger penalties gets further
             fit = l1_logistic_path(X, y, Cs[Cs <= C * 1.0001])[0]
         return _checked(X, y, fit)
     order = np.random.RandomState(FINAL_SEED).permutation(len(y))

@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 
+from utils.probes import compiled
+
 Fold = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
 FEW_ROWS = 128  # below this, several folds in place of the last rows
 INNER_FOLDS = 3
@@ -16,10 +18,9 @@ INNER_FOLDS = 3
 def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve of scores [n] for y [n] in {0, 1}.
 
-    Equal to scikit-learn's roc_auc_score to the last bit, and 20 times quicker on a thousand rows
-    (a path of ten fits takes five milliseconds). To the last bit, because many C tie in validation
-    AUC on small training sets, and which of them the paper's procedure takes is a matter of
-    rounding. NaN, with a warning, when only one class is there.
+    Equal to scikit-learn's roc_auc_score to the last bit, because many C tie in validation AUC on
+    small training sets, and which of them the paper's procedure takes is a matter of rounding. NaN,
+    with a warning, when only one class is there.
     """
     n_pos = int(y.sum())
     n_neg = len(y) - n_pos
@@ -28,19 +29,7 @@ def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
             "AUC is undefined: only one class in the rows scored", RuntimeWarning, stacklevel=2
         )
         return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    # last row of each distinct score
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(y) - 1)
-    true_positives = np.cumsum(y[order], dtype=np.float64)[ends]
-    false_positives = 1 + ends - true_positives
-    # points on a straight line between their neighbours change the sum only by rounding
-    if len(ends) > 2:
-        corner = (np.diff(false_positives, 2) != 0) | (np.diff(true_positives, 2) != 0)
-        kept = np.concatenate([[True], corner, [True]])
-        true_positives, false_positives = true_positives[kept], false_positives[kept]
-    tpr = np.append(0.0, true_positives) / n_pos
-    fpr = np.append(0.0, false_positives) / n_neg
-    return float((np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2.0).sum())
+    return float(compiled.auc(compiled.plain(y, np.int64), compiled.plain(scores, np.float64)))
 
 
 def mean_over_folds(aucs: np.ndarray) -> np.ndarray:
