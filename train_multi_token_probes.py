@@ -36,9 +36,10 @@ from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.probes.token_probes import Tokens, attention_probe, components_probe, pool_latents
 from utils.readers.fingerprints import digest
+from utils.results.csv_files import MADE_FROM
 from utils.results.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
 from utils.results.sweep import Sweep, SweepOptions, Task
-from utils.results.tables import MADE_FROM, lock_tables
+from utils.results.tables import lock_tables
 from utils.runtime.devices import available_memory, pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.units import show_bytes

@@ -32,9 +32,9 @@ from utils.results.comparison import (
     protocols,
     val_test_gap,
 )
+from utils.results.csv_files import read_table
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
-from utils.results.tables import read_table
 from utils.results.tidy import SAE, Results, load_results
 from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.runtime.files import atomic_path, locked

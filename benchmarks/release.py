@@ -253,7 +253,7 @@ def run_stage(paths: Paths, stage: Stage, n_jobs: int) -> Measured:
     command = [sys.executable, *stage.command, "--model_name", MODEL, *cli.folder_flags(paths)]
     if stage.table:
         command += ["--n_jobs", str(n_jobs)]
-    seconds = []
+    seconds: list[float] = []
     for _ in range(2):
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -261,7 +261,7 @@ def run_stage(paths: Paths, stage: Stage, n_jobs: int) -> Measured:
             raise UserError(f"{stage.name} failed: {(done.stderr or done.stdout)[-1500:]}")
         seconds.append(time.perf_counter() - started)
     if not stage.table:
-        return Measured(*seconds, 0.0, n_rows_of_all(paths, stage), 1)
+        return Measured(seconds[0], seconds[1], 0.0, n_rows_of_all(paths, stage), 1)
     kind, setting = stage.table.split()
     table = (
         paths.sae_probe_table(MODEL, setting)
@@ -269,7 +269,8 @@ def run_stage(paths: Paths, stage: Stage, n_jobs: int) -> Measured:
         else paths.baseline_table(MODEL, setting, LAYER)
     )
     timed = pd.read_csv(table.with_name(f"{table.stem}_seconds.csv"))
-    return Measured(*seconds, float(timed["seconds"].sum()), len(timed), n_jobs)
+    in_fits = float(timed["seconds"].sum())
+    return Measured(seconds[0], seconds[1], in_fits, len(timed), n_jobs)
 
 
 def n_rows_of_all(paths: Paths, stage: Stage) -> int:

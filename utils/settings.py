@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -331,9 +332,18 @@ def split(
     Raises UserError when the dataset is too small or too one-sided for the condition.
     """
     setting = get_setting(condition.setting)
-    drawn = setting.draw(labels, condition.value or 0, seed)
+    drawn = _drawn(condition, labels.astype(np.int64).tobytes(), seed)
     if not setting.shifted:
         return drawn
     if ood_labels is None:
         raise ValueError(f"the {setting.name} setting needs the labels of the OOD rows")
     return Split(drawn.train, np.arange(len(ood_labels)), drawn.y_train, ood_labels)
+
+
+@lru_cache(maxsize=64)  # every SAE of a dataset asks again
+def _drawn(condition: Condition, labels: bytes, seed: int) -> Split:
+    setting = get_setting(condition.setting)
+    drawn = setting.draw(np.frombuffer(labels, dtype=np.int64), condition.value or 0, seed)
+    for rows in (drawn.train, drawn.test, drawn.y_train, drawn.y_test):
+        rows.setflags(write=False)
+    return drawn

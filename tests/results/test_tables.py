@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from utils.results.comparison import compare
-from utils.results.tables import baseline_table, read_table, sae_probe_table
+from utils.results.csv_files import read_table
+from utils.results.tables import baseline_table, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
 

@@ -11,8 +11,9 @@ import pandas as pd
 
 from utils.paths import Paths
 from utils.readers.pickles import read_pickle
+from utils.results.csv_files import MADE_FROM
 from utils.results.findings import Finding, Kind
-from utils.results.tables import MADE_FROM, ResultTable
+from utils.results.tables import ResultTable
 from utils.results.tidy import is_auc
 from utils.runtime.errors import UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.paths import Paths
-from utils.results.tables import read_table
+from utils.results.csv_files import read_table
 from utils.runtime.errors import UserError
 from utils.settings import SETTINGS
 

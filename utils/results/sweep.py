@@ -11,7 +11,8 @@ from pathlib import Path
 
 from utils import cli
 from utils.paths import Paths
-from utils.results.tables import MADE_FROM, ResultTable, seconds_table
+from utils.results.csv_files import MADE_FROM
+from utils.results.tables import ResultTable, seconds_table
 from utils.runtime.errors import Failures
 from utils.runtime.files import Place
 from utils.runtime.provenance import save_run_settings

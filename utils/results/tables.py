@@ -4,41 +4,33 @@ state from which runs resume.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
+import mmap
 import os
-import re
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from utils.datasets import check_columns, header_of
-from utils.runtime.errors import UserError, first_line
+from utils.results.csv_files import (
+    EMPTY,
+    MADE_FROM,
+    TEXT,
+    TextColumn,
+    is_foreign,
+    read_as_text,
+    read_table,
+    reorder_lines,
+    whole_size,
+)
+from utils.results.keys import Done, KeyColumns, plain
+from utils.runtime.errors import UserError
 from utils.runtime.files import Place, atomic_path, locked
 from utils.settings import SHIFTED
-
-# columns that hold text, whatever their cells look like: a dataset may be called "7" or "NA"
-TEXT = frozenset(
-    {
-        "dataset",
-        "method",
-        "sae_id",
-        "reg_type",
-        "protocol",
-        "solver",
-        "latent_selection",
-        "latents",
-        "fitted_by",
-        "made_from",
-    }
-)
-# what an empty cell may look like in the others
-EMPTY = ["", "nan", "NaN", "NA", "N/A", "null", "None"]
 
 
 @dataclass(frozen=True)
@@ -52,56 +44,67 @@ class ResultTable:
     columns: tuple[str, ...]
     key: dict[str, object]
 
-    def read(self) -> pd.DataFrame:
-        """All rows, key columns filled in; an empty frame when there is no table.
+    def read(self, leave_out: Collection[str] = ()) -> pd.DataFrame:
+        """All rows, key columns filled in; an empty frame when there is no table. ``leave_out``:
+        columns that are not wanted.
 
         Raises UserError when the file is there and is no such table, or could not be written.
         """
         self._check_place()
         if not self.path.is_file():
             return pd.DataFrame(columns=list(self.columns))
-        return self.filled(read_table(self.path))
+        return self.filled(read_table(self.path, leave_out))
 
     def filled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The file's content with the key columns that it lacks.
 
         Raises UserError when one is missing for which nothing else can stand.
         """
+        self._check_key(table.columns)
         for column, default in self.key.items():
             if column not in table.columns:
-                if default is None:
-                    raise UserError(
-                        f"{self.path} lacks the column {column}; it has {', '.join(table.columns)}"
-                    )
                 table[column] = default
-            elif default is not None:
+            elif default is not None and table[column].isna().any():
                 filled = table[column].astype(object).where(table[column].notna(), default)
                 table[column] = filled.infer_objects()
         return table
 
-    def done(self) -> dict[tuple, str]:
+    def _check_key(self, columns: Iterable[str]) -> None:
+        there = list(columns)
+        for column, default in self.key.items():
+            if column not in there and default is None:
+                raise UserError(f"{self.path} lacks the column {column}; it has {', '.join(there)}")
+
+    def done(self) -> Done:
         """{key: what the row was made from, "" where it does not say} of the rows that are there
         with their score; a torn last line, left by a run that was killed, is cut off first.
         """
-        if self.path.is_file():
-            self._mend_last_line()
-        table = self.read()
+        self._check_place()
+        if not self.path.is_file():
+            return Done(KeyColumns({}, self.key), None, np.zeros(0, dtype=bool))
+        self._mend_last_line()
+        keys, columns = self._keys(SCORE)
+        counted = np.ones(len(keys.numbers), dtype=bool)
         if SCORE in self.columns:
-            table = table[table[SCORE].notna()] if SCORE in table.columns else table[:0]
-        known = [*self.key, *([MADE_FROM] if MADE_FROM in table.columns else [])]
-        return {
-            self.key_of(row): text_of(row.get(MADE_FROM)) for row in table[known].to_dict("records")
-        }
+            counted[:] = False
+        if SCORE in self.columns and SCORE in columns:
+            score = columns[SCORE]
+            told = [plain(SCORE, text) != "" and text not in EMPTY for text in score.texts]
+            counted = np.array([*told, False])[score.codes]
+        return Done(keys, columns.get(MADE_FROM), counted)
+
+    def _keys(self, *others: str) -> tuple[KeyColumns, dict[str, TextColumn]]:
+        """(the keys of all rows, the columns as text)."""
+        columns = read_as_text(self.path, [*self.key, MADE_FROM, *others])
+        self._check_key(columns)
+        return KeyColumns(columns, self.key), columns
 
     def key_of(self, row: dict) -> tuple:
         """A row's key, with fractions rounded as tables do and numbers and their text alike; what
         is text is never taken for a number.
         """
         return tuple(
-            text_of(row.get(column, default))
-            if column in TEXT
-            else _plain(row.get(column, default))
-            for column, default in self.key.items()
+            plain(column, row.get(column, default)) for column, default in self.key.items()
         )
 
     def append(self, rows: Iterable[dict]) -> None:
@@ -115,7 +118,7 @@ class ResultTable:
         missing = [column for column in self.columns if column not in header]
         # a new table, or a published one, which gets our columns once; or one that a spreadsheet
         # saved its own way, which gets ours again
-        if missing or self._is_foreign():
+        if missing or (header and is_foreign(self.path)):
             self._rewrite([*header, *missing], [*self._cells(), *rows])
             return
         text = as_csv(header, rows)
@@ -138,29 +141,33 @@ class ResultTable:
         they were made in. A row goes whose successor stands behind it: of the keys ``remade``, or
         one that says what it was made from.
         """
-        rows = self._cells()
-        keys = [self.key_of(row) for row in rows]
-        last = {key: i for i, key in enumerate(keys)}
-        kept = [
-            (key, row)
-            for i, (key, row) in enumerate(zip(keys, rows))
-            if last[key] == i or (key not in remade and not rows[last[key]].get(MADE_FROM))
-        ]
-        kept.sort(key=lambda pair: [_sortable(value) for value in pair[0]])
-        ordered = [row for _, row in kept]
-        # a spreadsheet's line breaks behind a first line of ours
-        foreign = bool(rows) and b"\r\n" in self.path.read_bytes()
-        if ordered != rows or foreign:
-            self._rewrite(self._header(), ordered)
+        if not self.path.is_file():
+            return
+        if self._has_foreign_lines():  # a spreadsheet's line breaks behind a first line of ours
+            self._rewrite(self._header(), self._cells())
+        keys, columns = self._keys()
+        n_rows = len(keys.numbers)
+        order = np.argsort(keys.numbers, kind="stable")
+        ordered = keys.numbers[order]
+        ends = np.append(ordered[1:] != ordered[:-1], True)  # of the rows of one key
+        last = order[np.flatnonzero(ends)[np.append(0, np.cumsum(ends)[:-1])]] if n_rows else order
+        made_from = columns.get(MADE_FROM)
+        says = np.array([*map(bool, made_from.texts), False])[made_from.codes] if made_from else (
+            np.zeros(n_rows, dtype=bool)
+        )  # fmt: skip
+        again = np.array([n for n in map(keys.number_of, remade) if n is not None], dtype=object)
+        again = again.astype(keys.numbers.dtype)
+        kept = order[(order == last) | ~(says[last] | np.isin(ordered, again))]
+        if len(kept) < n_rows or np.any(kept[1:] < kept[:-1]):
+            with atomic_path(self.path) as temporary:
+                reorder_lines(self.path, kept, temporary)
 
-    def _is_foreign(self) -> bool:
-        """Whether the file begins or ends its lines as ours do not: a byte-order mark, CRLF, or no
-        end of the last line. Looks at its ends alone, as for each append it must.
-        """
-        with open(self.path, "rb") as file:
-            first = file.readline()
-        marked = first.startswith(codecs.BOM_UTF8) or first.endswith(b"\r\n")
-        return marked or not _ends_its_line(self.path)
+    def _has_foreign_lines(self) -> bool:
+        with (
+            open(self.path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return content.find(b"\r\n") >= 0
 
     def _header(self) -> list[str]:
         """The columns of the file; [] where there is none."""
@@ -190,40 +197,11 @@ class ResultTable:
 
     def _mend_last_line(self) -> None:
         """Cut off a last line that was not written to its end."""
-        content = self.path.read_bytes()
-        whole = len(whole_lines(content))
-        if whole < len(content):
+        whole = whole_size(self.path)
+        if whole < self.path.stat().st_size:
             with suppress(OSError):  # of a disk that can only be read the whole lines are read
                 os.truncate(self.path, whole)
                 print(f"{self.path.name}: the last line was torn; it is made again")
-
-
-def _ends_its_line(path: Path) -> bool:
-    """Whether a file ends with a line break, or is empty."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read(1) in (b"\n", b"")
-
-
-def whole_lines(content: bytes) -> bytes:
-    """A table's content without a last line that was not written to its end.
-
-    Ours end with a line break, and with a row's fingerprint; others' may end without, and count as
-    whole when they have as many cells as the header.
-    """
-    if not content or content.endswith(b"\n"):
-        return content
-    end = content.rfind(b"\n") + 1
-    if not end:
-        return content
-    try:
-        header, last = header_of(content), header_of(content[end:])
-    except (UnicodeDecodeError, csv.Error):
-        return content[:end]
-    end_of = r"([0-9a-f]{16})?" if header[-1:] == [MADE_FROM] else r"(.*[^.])?"
-    whole = len(last) == len(header) and re.fullmatch(end_of, last[-1], re.DOTALL)
-    return content if whole else content[:end]
 
 
 def lock_tables(tables: Iterable[ResultTable]) -> AbstractContextManager[Place]:
@@ -248,73 +226,8 @@ def as_csv(header: list[str], rows: Iterable[dict], with_header: bool = False) -
     return text.getvalue()
 
 
-def text_of(cell: object) -> str:
-    """A cell as text; "" for an empty one, which pandas reads as NaN."""
-    return "" if cell is None or cell != cell else str(cell)
-
-
-def fault_at_end(path: Path) -> str:
-    """What is wrong with a table's last line; "" where nothing is."""
-    if _ends_its_line(path):
-        return ""
-    content = path.read_bytes()
-    if len(whole_lines(content)) < len(content):
-        return "its last line is cut off and left out; rows may be missing"
-    if MADE_FROM in header_of(content):  # the last row has its fingerprint
-        return ""
-    return "its last line has no line break; it is used, but may be cut off"
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV with full float precision, TEXT columns as text; of a torn one, the whole lines.
-
-    Raises UserError when it cannot be read as one.
-    """
-    try:
-        content = whole_lines(path.read_bytes())
-        check_columns(content)
-        header = header_of(content)
-        if len(header) == 1 and header[0].count(";") > 2:
-            raise ValueError("its cells are separated by ; and not by ,")
-        # pandas 3 reads every digit by itself, and deprecates being asked to
-        precise = int(pd.__version__.split(".")[0]) >= 3
-        options: Any = {} if precise else {"float_precision": "round_trip"}
-        return pd.read_csv(
-            io.BytesIO(content),
-            encoding="utf-8-sig",
-            dtype=dict.fromkeys(TEXT & set(header), str),
-            keep_default_na=False,
-            na_values={column: [""] if column in TEXT else EMPTY for column in header},
-            **options,
-        )
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it"
-        ) from error
-
-
-def _plain(value: object) -> object:
-    """One form for a key's value: fractions to four places, whole floats as integers, booleans as
-    text.
-    """
-    if isinstance(value, bool) or str(value) in ("True", "False", "TRUE", "FALSE"):
-        return str(value).title()
-    try:
-        number = float(str(value))
-    except ValueError:
-        return str(value)
-    if number != number or number in (float("inf"), -float("inf")):
-        return "" if number != number else str(value)
-    return int(number) if number == int(number) else round(number, 4)
-
-
-def _sortable(value: object) -> tuple:
-    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
-
-
 PUBLISHED = "published"
 SCORE = "test_auc"  # without it a row says nothing
-MADE_FROM = "made_from"  # the fingerprint of a row's inputs; empty in tables of others
 SAE_PROBE_COLUMNS = (
     "test_f1",
     "test_acc",

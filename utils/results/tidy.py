@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,18 +15,11 @@ import pandas as pd
 from utils.models import get_model
 from utils.names import Layer, parse_layer
 from utils.paths import Paths
+from utils.results.csv_files import MADE_FROM, fault_at_end, read_table
 from utils.results.findings import Finding, Kind
 from utils.results.ood_evidence import Judgement, judge
 from utils.results.sources import source_of
-from utils.results.tables import (
-    MADE_FROM,
-    PUBLISHED,
-    baseline_table,
-    fault_at_end,
-    read_table,
-    sae_probe_table,
-    text_of,
-)
+from utils.results.tables import PUBLISHED, baseline_table, sae_probe_table
 from utils.runtime.errors import UserError, first_line
 from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
 
@@ -78,7 +72,7 @@ def load_results(
         return Results(pd.DataFrame(columns=list(TIDY_COLUMNS)), findings)
     tidy = pd.concat(frames, ignore_index=True)
     # beside baselines, which have none, pandas makes floats of it
-    tidy["binarize"] = tidy["binarize"].astype(str).isin(("True", "1", "1.0"))
+    tidy["binarize"] = _by_value(tidy["binarize"], lambda v: str(v) in ("True", "1", "1.0"))
 
     def doubt(kind: Kind, rows: pd.DataFrame, what: str) -> None:
         if len(rows):
@@ -107,27 +101,40 @@ def _current(
     Rows that do not say what they were made from are kept and named, and so are those whose inputs
     are gone.
     """
-    made_from = rows[MADE_FROM].map(text_of) if MADE_FROM in rows else pd.Series("", rows.index)
+    made_from = rows[MADE_FROM].fillna("") if MADE_FROM in rows else pd.Series("", rows.index)
     findings = []
     if (made_from == "").any():
         what = f"{int((made_from == '').sum())} rows do not say what they were made from"
         where = _where(rows[made_from == ""])
         findings.append(Finding(Kind.UNCHECKED, "doubt", "tables", f"{what} ({where})"))
-    stale = pd.Series(False, rows.index)
     setting = get_setting(str(rows["setting"].iloc[0]))
     if "sae_id" not in rows:
         rows = rows.assign(sae_id=None)
     key = ["dataset", "layer", "method", "sae_id"]
-    for values, group in rows[made_from != ""].groupby(key, dropna=False):
-        now = source_of(paths, model_name, dict(zip(key, values)), setting)
-        if now is not None:
-            stale[group.index] = made_from[group.index] != now
+    group = rows.groupby(key, dropna=False, sort=False).ngroup().to_numpy()
+    now: dict[int, str | None] = {}
+    told = (made_from != "").to_numpy()
+    numbers, first = np.unique(group[told], return_index=True)
+    for number, row in zip(numbers, np.flatnonzero(told)[first]):
+        values = dict(zip(key, rows[key].iloc[row]))
+        now[number] = source_of(paths, model_name, values, setting)
+    # of what is not known now the row's own word stands
+    current = np.array([now.get(i) for i in range(group.max(initial=-1) + 1)], dtype=object)[group]
+    stale = pd.Series(told & (current != None) & (made_from != current), rows.index)  # noqa: E711
     if stale.any():
         what = f"{int(stale.sum())} rows were made from other inputs than there are now"
         remedy = "they are left out; the same command makes them again"
         where = _where(rows[stale])
         findings.append(Finding(Kind.STALE, "doubt", "tables", f"{what} ({where}): {remedy}"))
     return rows[~stale], findings
+
+
+def _by_value(column: pd.Series, function: Callable[[Any], Any]) -> np.ndarray:
+    """``function`` of each cell, called once for each distinct one."""
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    made = np.empty(len(values), dtype=object)
+    made[:] = [function(value) for value in values]
+    return made.take(codes)
 
 
 def _where(rows: pd.DataFrame) -> str:
@@ -336,7 +343,7 @@ def _shifted_rows(tables: _Tables, path: Path, table: pd.DataFrame) -> tuple[pd.
 
 def _read_sae_table(path: Path, condition_column: str | None) -> pd.DataFrame:
     """A table of SAE probes, checked, its layers and SAE ids in one form."""
-    table = sae_probe_table(path, condition_column).read()
+    table = sae_probe_table(path, condition_column).read(leave_out=("latents",))
     _check_scores(table, path, "k")
     table["layer"] = _layers(table, path)
     return _with_l0(table)
@@ -375,18 +382,25 @@ def _sae_probes(tables: _Tables, setting: str) -> tuple[pd.DataFrame, list[Findi
     return table.assign(condition=table[column].round(4) if column else NO_CONDITION), findings
 
 
-def _layers(table: pd.DataFrame, path: Path) -> list[Layer]:
-    """The layers of a table's rows, in one form whether pandas read numbers or, beside hooks, their
-    text.
+def _layers(table: pd.DataFrame, path: Path) -> np.ndarray:
+    """The layers of a table's rows, in one form whether they were read as numbers or, beside hooks,
+    as their text.
     """
-    layers = []
-    for row, value in enumerate(table["layer"]):
+
+    def parsed(value: object) -> Layer | None:
         try:
-            layers.append(parse_layer(str(value).removesuffix(".0")))
+            return parse_layer(str(value).removesuffix(".0"))
         except ValueError:
-            raise UserError(
-                f"{path}, line {row + 2}: layer is {value!r}, neither a block's number nor a hook"
-            ) from None
+            return None
+
+    layers = _by_value(table["layer"], parsed)
+    strange = np.flatnonzero(layers == None)  # noqa: E711
+    if len(strange):
+        value = table["layer"].iloc[strange[0]]
+        raise UserError(
+            f"{path}, line {strange[0] + 2}: layer is {value!r}, neither a block's number nor a"
+            " hook"
+        )
     return layers
 
 
