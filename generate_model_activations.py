@@ -24,15 +24,7 @@ from pathlib import Path
 
 from utils import cli
 from utils.activations import read_description, write_activations
-from utils.datasets import (
-    Dataset,
-    choose_datasets,
-    dataset_fingerprint,
-    dataset_size,
-    load_dataset,
-    load_ood,
-    readable,
-)
+from utils.datasets import Dataset, choose_datasets, dataset_facts, load_dataset, load_ood, readable
 from utils.language_models import ENCODERS, load_model, longest_text, model_identity, read_config
 from utils.models import MODELS, LanguageModel, describe_model, get_model
 from utils.names import hook_name, layer_order, parse_layer
@@ -295,7 +287,7 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
 
     Raises UserError when texts or a description cannot be read.
     """
-    size = len(load_ood(paths, name)) if ood else dataset_size(paths, name)
+    size = dataset_facts(paths, name, ood).n_rows
     wanted = size if ood else min(reading.max_rows or size, size)
     for hook in reading.hooks:
         path = paths.model_activations(info.name, name, hook, ood)
@@ -305,7 +297,7 @@ def _is_done(paths: Paths, info: LanguageModel, name: str, ood: bool, reading: R
         if not made:
             continue
         n_rows = made.get("n_rows")
-        texts = dataset_fingerprint(paths, name, n_rows, ood).texts
+        texts = dataset_facts(paths, name, ood, n_rows).texts
         now = {**_made_by(info, paths), "texts_sha256": texts}
         changed = [key for key, value in now.items() if value and made.get(key, value) != value]
         if made.get("prepend_bos", False) != info.prepend_bos:  # older files do not say it

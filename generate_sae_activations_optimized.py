@@ -33,9 +33,9 @@ from utils import cli
 from utils.activations import load_rows, read_description
 from utils.datasets import (
     choose_datasets,
+    dataset_facts,
     dataset_size,
     list_datasets,
-    load_ood,
     readable,
     unlabelled_ood_files,
 )
@@ -55,7 +55,7 @@ from utils.saes.encoder import Encoder, require_width
 from utils.saes.original_order import encode_dense, whole_sae, write_original_split
 from utils.saes.plan import Job, Work, make_plan
 from utils.saes.run import Encoding, EncodingRun, Tally
-from utils.saes.store import SaeFiles, made_from, stored_checks
+from utils.saes.store import Look, SaeFiles, made_from, stored_checks
 from utils.settings import NORMAL, SHIFTED, conditions, get_setting
 
 
@@ -233,13 +233,15 @@ def choose_ood(paths: Paths, asked: list[str] | None, setting: str) -> list[str]
 def find_jobs(paths: Paths, wanted: Wanted, release: str | None, failures: Failures) -> list[Job]:
     """The jobs with something to do; a dataset that cannot be read is a failure."""
     info, layers = wanted.info, wanted.layers
+    look = Look(paths, info.name)
+    releases = {sae_id: release_used(paths, info, sae_id, release) for sae_id in layers}
 
     def is_done(setting: str, dataset: str, sae_id: str) -> bool:
         files = SaeFiles(paths, info.name, setting, dataset, sae_id)
         # without a description they are unfinished; with one, its sources must still be what they
         # were
         return bool(files.description()) and files.is_done(
-            made_from(files, hook_name(layers[sae_id]), release_used(paths, info, sae_id, release))
+            made_from(files, hook_name(layers[sae_id]), releases[sae_id], look)
         )
 
     jobs = []
@@ -259,7 +261,7 @@ def find_jobs(paths: Paths, wanted: Wanted, release: str | None, failures: Failu
             path = paths.model_activations(info.name, name, hook_name(layer))
             normal, ood = todo.values()
             n_rows = read_description(path).get("n_rows") or dataset_size(paths, name)
-            n_ood_rows = len(load_ood(paths, name)) if ood else 0
+            n_ood_rows = dataset_facts(paths, name, ood=True).n_rows if ood else 0
             jobs.append(Job(name, layer, normal, ood, n_rows, n_ood_rows))
     return jobs
 

@@ -26,7 +26,7 @@ from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.baselines import METHODS, Baseline, methods_of
 from utils.probes.k_sparse import PROTOCOLS
-from utils.results.sources import source_of
+from utils.results.sources import Sources
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables
 from utils.runtime.errors import Failures, UserError
@@ -89,11 +89,12 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     seeds = cli.seeds_of(args)
     with lock_tables(tables.values()) as place:
         title = f"baselines, {info.name}, {setting.name}"
+        made_now = Sources(paths, info.name)
         sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
         for layer, dataset in product(tables, datasets):
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
             row = {"dataset": dataset, "layer": layer, "method": ""}
-            made_from = source_of(paths, info.name, row, setting)
+            made_from = made_now.of(row, setting)
             wanted = defaultdict(list)
             for seed, condition, method in product(seeds, chosen, methods):
                 row = row_of(dataset, layer, condition, method, seed)

@@ -22,13 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import cli
-from utils.datasets import (
-    choose_datasets,
-    dataset_fingerprint,
-    dataset_size,
-    load_dataset,
-    readable,
-)
+from utils.datasets import choose_datasets, dataset_facts, dataset_size, load_dataset, readable
 from utils.language_models import load_model, model_identity
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name
@@ -157,7 +151,7 @@ def source_of(
         SPLIT_RULES,
         info.max_seq_len,
         info.prepend_bos,
-        dataset_fingerprint(paths, dataset, n_rows).texts_and_labels,
+        dataset_facts(paths, dataset, n_rows=n_rows).texts_and_labels,
         model_identity(info, paths),
         sae_fingerprint(on_disk) if on_disk else sae_id or "no SAE",
     ]

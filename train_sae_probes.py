@@ -37,7 +37,7 @@ from utils.probes.k_sparse import (
 )
 from utils.probes.l1_path import warm_up
 from utils.results import saebench
-from utils.results.sources import source_of
+from utils.results.sources import Sources
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
@@ -135,11 +135,12 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     table = sae_probe_table(paths.sae_probe_table(info.name, setting.name), setting.sae_column)
     with lock_tables([table]) as place:
         title = f"SAE probes, {info.name}, {setting.name}"
+        made_now = Sources(paths, info.name)
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
         for dataset, source in product(datasets, probed):
             base = {"dataset": dataset, **source}
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
-            made_from = source_of(paths, info.name, base, setting)
+            made_from = made_now.of(base, setting)
             wanted = defaultdict(list)
             for option, condition, k in product(options, chosen, ks):
                 if sweep.lacks(table, published_row(base, condition, k, option), made_from):

@@ -17,7 +17,7 @@ import argparse
 from benchmarks.measurements import KEPT, read_measurements
 from benchmarks.rates import Sweep, probe_sweep
 from utils import cli
-from utils.datasets import choose_datasets, dataset_size, load_ood, readable
+from utils.datasets import choose_datasets, dataset_facts, dataset_size, readable
 from utils.models import get_model
 from utils.names import named_l0, named_width, sae_layer
 from utils.runtime.errors import Failures, UserError, unknown_name
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         if "OOD" in args.settings
         else []
     )
-    n_rows = sum(sizes) + sum(len(load_ood(paths, name)) for name in shifted)
+    n_rows = sum(sizes) + sum(dataset_facts(paths, name, ood=True).n_rows for name in shifted)
 
     widths = [named_width(sae_id) or 0 for sae_id in saes]
     flops = sum(2.0 * n_rows * info.d_model * width for width in widths)

@@ -12,7 +12,7 @@ import numpy as np
 from utils.datasets import (
     MAX_ROWS,
     Dataset,
-    dataset_fingerprint,
+    dataset_facts,
     load_dataset,
     load_ood,
     texts_fingerprint,
@@ -93,7 +93,7 @@ def rows_fingerprint(
             return None
         # an OOD file counts whole: rows that were added to it are missing
         n_rows = None if is_ood else read_description(path).get("n_rows")
-        sources += [source, dataset_fingerprint(paths, dataset, n_rows, is_ood).texts_and_labels]
+        sources += [source, dataset_facts(paths, dataset, is_ood, n_rows).texts_and_labels]
     return digest(sources)
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from utils.paths import Paths
 from utils.runtime.errors import Failures, UserError, first_line, unknown_name
+from utils.runtime.remembered import Stamp, remembered, rules_of, stamp_of
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
@@ -243,16 +244,10 @@ def texts_fingerprint(texts: list[str]) -> str:
     return hashed.hexdigest()
 
 
-Stamp = tuple[Path, int, int] | None
-
-
-def _stamp(path: Path) -> Stamp:
-    """(file, bytes, time of change) of a table: what is remembered of it holds while this does."""
+def _stamp(path: Path) -> Stamp | None:
+    """Of a table of texts; None where it is not there, or a link that leads nowhere."""
     file = existing_csv(path)
-    if file is None or not file.exists():  # a link that leads nowhere
-        return None
-    stat = file.stat()
-    return file, stat.st_size, stat.st_mtime_ns
+    return stamp_of(file) if file is not None and file.exists() else None
 
 
 def load_dataset(paths: Paths, name: str) -> Dataset:
@@ -268,7 +263,7 @@ def load_dataset(paths: Paths, name: str) -> Dataset:
 
 
 @lru_cache(maxsize=8)
-def _load_dataset(paths: Paths, name: str, _: Stamp) -> Dataset:
+def _load_dataset(paths: Paths, name: str, _: Stamp | None) -> Dataset:
     table, notes = _prompt_and_target(paths.texts(name), name)
     n_rows = len(table)
     if n_rows > MAX_ROWS:
@@ -301,12 +296,11 @@ def load_ood(paths: Paths, name: str) -> Dataset:
     Raises UserError when the file is missing or its classes cannot be matched with the training
     classes.
     """
-    stamps = _stamp(paths.texts(name)), _stamp(paths.ood_texts(name))
-    return _load_ood(paths, name, stamps)
+    return _load_ood(paths, name, text_stamps(paths, name, ood=True))
 
 
 @lru_cache(maxsize=8)
-def _load_ood(paths: Paths, name: str, _: tuple[Stamp, Stamp]) -> Dataset:
+def _load_ood(paths: Paths, name: str, _: tuple[Stamp | None, ...]) -> Dataset:
     classes = load_dataset(paths, name).classes
     table, notes = _prompt_and_target(paths.ood_texts(name), f"{name}_OOD")
     codes = OOD_TARGETS.get(name, {value: code for code, value in enumerate(classes)})
@@ -331,41 +325,59 @@ def _load_ood(paths: Paths, name: str, _: tuple[Stamp, Stamp]) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """SHA-256 of a dataset's texts, and of its texts and labels."""
+class Facts:
+    """What is known of a dataset, or of its OOD file, without its texts.
 
+    ``texts``, ``texts_and_labels``: SHA-256 of its rows; ``notes``: as in ``Dataset``.
+    """
+
+    n_rows: int
     texts: str
     texts_and_labels: str
+    notes: tuple[str, ...]
 
 
-def dataset_fingerprint(
-    paths: Paths, name: str, n_rows: int | None = None, ood: bool = False
-) -> Fingerprint:
-    """Of a dataset's first ``n_rows`` rows (None: all), or of its OOD file; remembered, where the
-    texts are not.
+def dataset_facts(paths: Paths, name: str, ood: bool = False, n_rows: int | None = None) -> Facts:
+    """Of a dataset's first ``n_rows`` rows (None: all), or of its OOD file; remembered from run to
+    run, because the texts of all datasets take seconds to read.
+
+    Raises UserError as ``load_dataset`` and ``load_ood`` do.
     """
-    stamps = _stamp(paths.texts(name)), _stamp(paths.ood_texts(name)) if ood else None
-    return _dataset_fingerprint(paths, name, n_rows, ood, stamps)
+    return _facts(paths, name, ood, n_rows, text_stamps(paths, name, ood))
+
+
+def text_stamps(paths: Paths, name: str, ood: bool) -> tuple[Stamp | None, ...]:
+    """Of a dataset's file of texts, and with ``ood`` of its OOD file; None for one that is not
+    there.
+    """
+    return _stamp(paths.texts(name)), *([_stamp(paths.ood_texts(name))] if ood else [])
 
 
 @cache
-def _dataset_fingerprint(
-    paths: Paths, name: str, n_rows: int | None, ood: bool, _: tuple[Stamp, Stamp]
-) -> Fingerprint:
-    dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
-    texts = texts_fingerprint(dataset.texts[:n_rows])
-    labels = dataset.labels[:n_rows].astype(np.int8).tobytes()
-    return Fingerprint(texts, hashlib.sha256(texts.encode() + labels).hexdigest())
+def _facts(
+    paths: Paths, name: str, ood: bool, n_rows: int | None, stamps: tuple[Stamp | None, ...]
+) -> Facts:
+    def find() -> list:
+        dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
+        texts = texts_fingerprint(dataset.texts[:n_rows])
+        labels = dataset.labels[:n_rows].astype(np.int8).tobytes()
+        both = hashlib.sha256(texts.encode() + labels).hexdigest()
+        return [len(dataset.labels[:n_rows]), texts, both, list(dataset.notes)]
+
+    there = [stamp for stamp in stamps if stamp is not None]
+    if len(there) < len(stamps):
+        find()  # which says what is missing
+    about = f"{name}{'_OOD' if ood else ''}{'' if n_rows is None else f', {n_rows} rows'}"
+    known = remembered(paths.data_dir).recall(
+        f"texts of {about} in {paths.text_dir.absolute()}", there, rules_of(__name__), find
+    )
+    n_known, texts, texts_and_labels, notes = known
+    return Facts(n_known, texts, texts_and_labels, tuple(notes))
 
 
 def dataset_size(paths: Paths, name: str) -> int:
-    """Rows of a dataset that are used; remembered, where the texts are not."""
-    return _dataset_size(paths, name, _stamp(paths.texts(name)))
-
-
-@cache
-def _dataset_size(paths: Paths, name: str, _: Stamp) -> int:
-    return len(load_dataset(paths, name))
+    """Rows of a dataset that are used."""
+    return dataset_facts(paths, name).n_rows
 
 
 def readable(paths: Paths, names: list[str], failures: Failures, ood: bool = False) -> list[str]:
@@ -375,19 +387,17 @@ def readable(paths: Paths, names: list[str], failures: Failures, ood: bool = Fal
     usable = []
     for name in names:
         with failures.caught():
-            dataset_size(paths, name)
-            _say(paths, name, ood=False)
-            if ood:
-                load_ood(paths, name)
-                _say(paths, name, ood=True)
+            for is_ood in (False, True) if ood else (False,):
+                dataset_facts(paths, name, is_ood)
+                _say(paths, name, is_ood)
             usable.append(name)
     return usable
 
 
 @cache
 def _say(paths: Paths, name: str, ood: bool) -> None:
-    """Print the notes on a file, once; it was read just now."""
-    for note in (load_ood if ood else load_dataset)(paths, name).notes:
+    """Print the notes on a file, once."""
+    for note in dataset_facts(paths, name, ood).notes:
         print(f"{name}{'_OOD' if ood else ''}: {note}")
 
 

@@ -4,13 +4,15 @@ training rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from utils.datasets import Dataset
+from utils.datasets import Dataset, load_dataset, load_ood, text_stamps
+from utils.paths import Paths
 from utils.runtime.errors import UserError
+from utils.runtime.remembered import remembered, rules_of
 from utils.settings import NORMAL, Condition, split
 
 
@@ -102,3 +104,30 @@ def check_texts(dataset: Dataset) -> TextCheck:
         return replace(check, trouble=str(error))
     seen = np.isin(codes[rows.test], codes[rows.train])
     return replace(check, n_test=len(rows.test), n_test_seen=int(seen.sum()))
+
+
+def known_check(paths: Paths, name: str) -> TextCheck:
+    """``check_texts`` of a dataset, remembered from run to run."""
+
+    def find() -> dict:
+        return asdict(check_texts(load_dataset(paths, name)))
+
+    return TextCheck(**_recalled(paths, name, False, find))
+
+
+def known_ood_check(paths: Paths, name: str) -> OodCheck:
+    """``check_ood_texts`` of a dataset's files, remembered from run to run."""
+
+    def find() -> dict:
+        return asdict(check_ood_texts(load_dataset(paths, name), load_ood(paths, name)))
+
+    return OodCheck(**_recalled(paths, name, True, find))
+
+
+def _recalled(paths: Paths, name: str, ood: bool, find: Callable[[], dict]) -> dict:
+    stamps = text_stamps(paths, name, ood)
+    if None in stamps:
+        return find()  # which says what is missing
+    rules = " ".join(map(rules_of, (__name__, "utils.datasets", "utils.settings")))
+    about = f"check of {name}{' and its OOD file' if ood else ''} in {paths.text_dir.absolute()}"
+    return remembered(paths.data_dir).recall(about, filter(None, stamps), rules, find)

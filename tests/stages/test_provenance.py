@@ -21,7 +21,7 @@ from utils.activations import load_rows, write_activations
 from utils.datasets import load_dataset, load_ood
 from utils.models import get_model
 from utils.results.findings import Kind
-from utils.results.sources import source_of
+from utils.results.sources import Sources
 from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
 from utils.saes.store import SaeActivations, SaeFiles, made_from
@@ -266,11 +266,11 @@ def test_an_older_tensor_never_stands_under_a_new_description(done, monkeypatch)
 
 
 def test_a_tensor_that_was_swapped_is_seen(done):
-    before = source_of(done, MODEL, {"dataset": NAME, "layer": 2, "method": "logreg"}, NORMAL)
+    before = Sources(done, MODEL).of({"dataset": NAME, "layer": 2, "method": "logreg"}, NORMAL)
     path = done.model_activations(MODEL, NAME, HOOK)
     tensor = torch.load(path, weights_only=True)
     torch.save(tensor.flip(0).contiguous(), path)
-    after = source_of(done, MODEL, {"dataset": NAME, "layer": 2, "method": "logreg"}, NORMAL)
+    after = Sources(done, MODEL).of({"dataset": NAME, "layer": 2, "method": "logreg"}, NORMAL)
     assert before != after
 
 
@@ -306,10 +306,10 @@ def test_an_ood_file_that_grows_at_its_end_is_seen(done):
     X = torch.randn(60, D_MODEL, generator=torch.Generator().manual_seed(0))
     path = done.model_activations(MODEL, NAME, HOOK, ood=True)
     write_activations(path, X, shifted.texts, {"hook_name": HOOK})
-    before = source_of(done, MODEL, row, SHIFTED)
+    before = Sources(done, MODEL).of(row, SHIFTED)
     assert before is not None
     write_ood(done, 90)
-    assert source_of(done, MODEL, row, SHIFTED) != before
+    assert Sources(done, MODEL).of(row, SHIFTED) != before
     with pytest.raises(UserError, match="has 60 rows"):
         load_rows(done, MODEL, NAME, HOOK, ood=True)
     reading = generate_model_activations.Reading((HOOK,), "cpu", "auto", None, None)

@@ -86,7 +86,10 @@ def gallery(paths: Paths, model_name: str) -> list[Picture]:
         ),
         Picture(
             "normal_auc_by_k",
-            "Test AUC against k, the number of latents a probe may use, dataset by dataset",
+            "Test AUC against k, the number of latents a probe may use: the mean, then at most"
+            " twelve datasets, from the one where SAE probes are furthest ahead of logistic"
+            " regression to the one where they are furthest behind (others: visualize.py"
+            " --datasets)",
             lambda m: study.auc_by_k(m.tidy),
         ),
         Picture(

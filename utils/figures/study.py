@@ -6,11 +6,13 @@ The chance line is drawn, the number of datasets and what a band means are writt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures.style import (
@@ -48,6 +50,8 @@ from utils.runtime.units import short_number
 from utils.settings import NORMAL, get_setting
 
 CONTROL_OF = {"random_sae_probe": "random_sae", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}
+MOST_CURVES = 8  # of SAEs: more are one curve, with their range
+MOST_PANELS = 12  # of datasets
 BAR_ORDER = (BASELINES, "quiver_with_sae", "logreg", PROBES, "twin_sae", "random_sae")
 
 
@@ -79,56 +83,120 @@ def setting_bars(comparison: pd.DataFrame) -> Figure:
 
 
 def auc_by_k(tidy: pd.DataFrame) -> Figure:
-    """Normal setting, a panel a dataset: test AUC against the number of latents, for each SAE, with
-    baselines as lines.
+    """Normal setting: test AUC against the number of latents, the mean over datasets first, then
+    datasets from the one where SAE probes gain most to the one where they lose most.
     """
-    rows = tidy[
-        (tidy["setting"] == NORMAL.name) & tidy["kind"].isin([SAE, CONTROL]) & tidy["k"].notna()
-    ]
+    normal = tidy[tidy["setting"] == NORMAL.name]
+    rows = normal[normal["kind"].isin([SAE, CONTROL]) & normal["k"].notna()]
     if not (rows["kind"] == SAE).any():
         raise NoData("no SAE probes in the normal setting")
-    layers = set(rows["layer"])
-    baselines = tidy[
-        (tidy["setting"] == NORMAL.name) & (tidy["kind"] == BASELINE) & tidy["layer"].isin(layers)
-    ]
-    datasets = list(dict.fromkeys(rows["dataset"]))
-    figure, grid = small_multiples(len(datasets), height=2.1)
-    for axes, dataset in zip(grid, datasets):
-        of_dataset = rows[rows["dataset"] == dataset].sort_values(
-            ["kind", "sae_id"], ascending=[False, True]
-        )
-        # trained SAEs first, so that their colours do not depend on whether there is a control
-        for i, (_, curve) in enumerate(of_dataset.groupby(["kind", "sae_id"], sort=False)):
-            sae_id = curve["sae_id"].iloc[0]
-            control = LOOKS.get(CONTROL_OF.get(curve["method"].iloc[0], ""))
-            by_k = curve.groupby("k")
-            aucs, empty = by_k["test_auc"].mean(), (by_k["n_nonzero"].max() == 0)
-            color = control.color if control else SAE_COLORS[i % len(SAE_COLORS)]
-            marker = control.marker if control else SAE_MARKERS[i % len(SAE_MARKERS)]
-            name = str(sae_id).removeprefix("layer_") + (" (control)" if control else "")
-            look: dict[str, Any] = {"color": color, "markersize": 4}
-            dash = "--" if control else "-"
-            axes.plot(aucs.index, aucs, dash, marker=marker, linewidth=1.2, label=name, **look)
-            # probes without any weight are hollow: their AUC is 0.5 whatever the data
-            axes.plot(aucs[empty], marker="o", linestyle="", markerfacecolor="white", **look)
-        logreg = baselines[(baselines["dataset"] == dataset) & (baselines["method"] == "logreg")]
-        for layer, of_layer in logreg.groupby("layer"):
+    layers = sorted(set(rows["layer"].unique()), key=layer_order)
+    logreg = normal[(normal["method"] == "logreg") & normal["layer"].isin(layers)]
+    lines = logreg.groupby(["layer", "dataset"])["test_auc"].mean()
+    curves = _curves(rows)
+    chosen = _telling(curves, lines)
+    figure, grid = small_multiples(len(chosen) + 1, height=2.1)
+    n_datasets = rows["dataset"].nunique()
+    for axes, dataset in zip(grid, [None, *chosen]):
+        for curve in curves:
+            _draw_curve(axes, curve, dataset)
+        for layer in layers if len(lines) else ():
+            of_layer = lines[lines.index.get_level_values("layer") == layer].droplevel("layer")
+            value = of_layer.mean() if dataset is None else of_layer.get(dataset, np.nan)
             where = f" (layer {layer})" if len(layers) > 1 else ""
-            axes.axhline(
-                of_layer["test_auc"].mean(),
-                color=LOOKS["logreg"].color,
-                linewidth=1.4,
-                linestyle="-.",
-                label=f"logreg on activations{where}",
-            )
+            look: dict[str, Any] = {"color": LOOKS["logreg"].color, "linestyle": "-."}
+            axes.axhline(value, linewidth=1.4, label=f"logreg on activations{where}", **look)
         draw_chance(axes)
-        axes.set_title(_in_two_lines(dataset), fontsize=8)
+        title = f"mean of {n_datasets} datasets" if dataset is None else _in_two_lines(dataset)
+        axes.set_title(title, fontsize=8, fontweight="bold" if dataset is None else "normal")
         axes.grid()
     # panels share their axes: setting them in each would set all of them each time
     log2_axis(grid[0], [1, 4, 16, 64, 256])
     grid[0].set_ylim(0.45, 1.02)
     shared_labels(figure, grid, "k: latents the probe may use", "test AUC")
     return figure
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Of one SAE or control, or of many together: ``aucs``, by dataset and k the columns mean, low
+    and high over them, and whether the probes have no weight (empty).
+    """
+
+    name: str
+    color: str
+    marker: str
+    control: bool
+    aucs: pd.DataFrame
+
+
+def _curves(rows: pd.DataFrame) -> list[_Curve]:
+    """A curve an SAE where these are few, else one for all of them; controls behind them."""
+    key = ["kind", "method", "sae_id", "dataset", "k"]
+    scored = rows.groupby(key, sort=True, observed=True).agg(
+        test_auc=("test_auc", "mean"), n_nonzero=("n_nonzero", "max")
+    )
+    scored = scored.assign(empty=scored["n_nonzero"] == 0).reset_index()
+    trained = scored[scored["kind"] == SAE]
+    n_saes = trained["sae_id"].nunique()
+    of_saes = list(trained.groupby("sae_id", observed=True))
+    if n_saes > MOST_CURVES:
+        of_saes = [(f"{n_saes} SAEs, mean and range", trained)]
+    curves = []
+    for i, (name, part) in enumerate(of_saes):
+        color, marker = SAE_COLORS[i % len(SAE_COLORS)], SAE_MARKERS[i % len(SAE_MARKERS)]
+        label = str(name).removeprefix("layer_")
+        curves.append(_Curve(label, color, marker, False, _by_dataset(part)))
+    controls = scored[scored["kind"] == CONTROL]
+    by = "sae_id" if controls["sae_id"].nunique() <= MOST_CURVES else "method"
+    for name, part in controls.groupby(by, observed=True):
+        look = LOOKS[CONTROL_OF.get(part["method"].iloc[0], "random_sae")]
+        label = f"{str(name).removeprefix('layer_')} (control)"
+        curves.append(_Curve(label, look.color, look.marker, True, _by_dataset(part)))
+    return curves
+
+
+def _by_dataset(part: pd.DataFrame) -> pd.DataFrame:
+    grouped = part.groupby(["dataset", "k"], observed=True)
+    aucs = grouped["test_auc"].agg(mean="mean", low="min", high="max")
+    return aucs.assign(empty=grouped["empty"].all())
+
+
+def _draw_curve(axes: Axes, curve: _Curve, dataset: str | None) -> None:
+    """The curve on a dataset, or its mean over all of them."""
+    if dataset is None:
+        aucs = curve.aucs.groupby("k").mean()
+        empty = aucs["empty"] == 1
+    else:
+        there = curve.aucs.index.get_level_values("dataset") == dataset
+        aucs = curve.aucs[there].droplevel("dataset")
+        empty = aucs["empty"].astype(bool)
+    look: dict[str, Any] = {"color": curve.color, "markersize": 4}
+    dash = "--" if curve.control else "-"
+    name = curve.name
+    axes.plot(
+        aucs.index, aucs["mean"], dash, marker=curve.marker, linewidth=1.2, label=name, **look
+    )
+    if (aucs["high"] > aucs["low"]).any():
+        band: dict[str, Any] = {"color": curve.color, "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(aucs.index, aucs["low"], aucs["high"], **band)
+    # probes without any weight are hollow: their AUC is 0.5 whatever the data
+    axes.plot(aucs["mean"][empty], marker="o", linestyle="", markerfacecolor="white", **look)
+
+
+def _telling(curves: list[_Curve], lines: pd.Series) -> list[str]:
+    """All datasets where they are few, else some evenly spaced from the one where SAE probes are
+    ahead of logistic regression by most to the one where they are behind by most.
+    """
+    of_saes = pd.concat([curve.aucs["mean"] for curve in curves if not curve.control])
+    datasets = list(dict.fromkeys(of_saes.index.get_level_values("dataset")))
+    if len(datasets) <= MOST_PANELS:
+        return datasets
+    ahead = of_saes.groupby("dataset").mean()
+    if len(lines):
+        ahead = (ahead - lines.groupby("dataset").mean()).dropna()
+    order = ahead.sort_values(ascending=False).index
+    return order[np.linspace(0, len(order) - 1, MOST_PANELS).round().astype(int)].tolist()
 
 
 def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,10 @@ def folder_fingerprint(folder: Path) -> str:
     Settings, biases and thresholds count whole, and 64 samples of 4 kB of each matrix.
     """
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix in HASHED and path.name != "training.json"
+        Path(root) / name
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(HASHED) and name != "training.json"
     )
     return _fingerprint(folder, _stats(files))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from utils.datasets import dataset_size, list_datasets, load_dataset, load_ood
+from utils.datasets import dataset_size, list_datasets
 from utils.paths import Paths
 from utils.probes.baselines import methods_of
 from utils.probes.k_sparse import PROTOCOLS
@@ -15,7 +15,7 @@ from utils.results.findings import Finding, Kind
 from utils.results.tidy import BASELINE, CONTROL, SAE, Results
 from utils.runtime.errors import UserError
 from utils.settings import MIN_TEST, SETTINGS, SHIFTED, conditions, get_setting, n_test_rows
-from utils.text_checks import KNOWN_UNFIT, check_ood_texts, check_texts, share_of_copies
+from utils.text_checks import KNOWN_UNFIT, known_check, known_ood_check, share_of_copies
 
 
 def audit(paths: Paths, results: Results) -> list[Finding]:
@@ -101,7 +101,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
     try:
         sizes = {
             name: dataset_size(paths, name)
-            for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))
+            for name in sorted(set(rows["dataset"].unique()) & set(list_datasets(paths)))
         }
     except UserError:
         return []
@@ -111,12 +111,13 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
         (SAE, ["sae_id", "reg_type", "binarize", "protocol"]),
     ):
         of_kind = rows[rows["kind"] == kind]
-        known = {_label(c) for c in of_kind["condition"]}
+        known = {_label(c) for c in of_kind["condition"].unique()}
+        there = set(of_kind["dataset"].unique())
         n_ks = len([k for k in get_setting(setting).ks if k in set(of_kind["k"])]) or 1
         expected = {
             (name, label)
             for name in sizes
-            if name in set(of_kind["dataset"])
+            if name in there
             for label in (
                 _label("all" if c.label is None else c.label)
                 for c in conditions(setting, sizes[name])
@@ -124,7 +125,8 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
             if label in known
         }
         for values, group in of_kind.groupby(keys, dropna=False):
-            present = set(zip(group["dataset"], map(_label, group["condition"])))
+            pairs = group[["dataset", "condition"]].drop_duplicates()
+            present = set(zip(pairs["dataset"], map(_label, pairs["condition"])))
             lacking = [f"{name} at {label}" for name, label in sorted(expected - present)]
             n_rows, n_wanted = len(group.dropna(subset=["k"])), len(present) * n_ks
             if kind == SAE and 0 < n_rows < n_wanted:
@@ -162,7 +164,7 @@ def _unfit_ood(paths: Paths, tidy: pd.DataFrame) -> list[Finding]:
     unfit = []
     for name in dict.fromkeys(rows["dataset"]):
         try:
-            check = check_ood_texts(load_dataset(paths, name), load_ood(paths, name))
+            check = known_ood_check(paths, name)
         except UserError:  # without the texts, what is known of the paper's files
             if name in KNOWN_UNFIT:
                 unfit.append(f"{name} ({KNOWN_UNFIT[name]})")
@@ -199,8 +201,8 @@ def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
     """
     try:
         checks = [
-            check_texts(load_dataset(paths, name))
-            for name in sorted(set(rows["dataset"]) & set(list_datasets(paths)))
+            known_check(paths, name)
+            for name in sorted(set(rows["dataset"].unique()) & set(list_datasets(paths)))
         ]
     except UserError:
         return []  # no texts, or not all of them
@@ -224,15 +226,12 @@ def _small_tests(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding
     """Conditions tested on fewer than 100 rows: by the table where it says so, else by the paper's
     rule and the texts.
     """
-    told = rows.dropna(subset=["n_test"])
-    small = {
-        (row.dataset, str(row.condition)): int(row.n_test)
-        for row in told.itertuples()
-        if row.n_test < MIN_TEST
-    }
+    told = rows["n_test"].notna()
+    few = rows.loc[rows["n_test"] < MIN_TEST, ["dataset", "condition", "n_test"]].drop_duplicates()
+    small = {(row.dataset, str(row.condition)): int(row.n_test) for row in few.itertuples()}
     try:
         known = set(list_datasets(paths))
-        for name in sorted(set(rows["dataset"]) & known) if not len(told) else ():
+        for name in sorted(set(rows["dataset"].unique()) & known) if not told.any() else ():
             for condition in conditions(setting, dataset_size(paths, name)):
                 n_test = n_test_rows(condition, dataset_size(paths, name))
                 if n_test is not None and n_test < MIN_TEST:

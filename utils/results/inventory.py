@@ -5,13 +5,14 @@ sizes and headers alone.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from utils.activations import read_description
-from utils.datasets import dataset_fingerprint, dataset_size, list_datasets, list_ood_datasets
+from utils.datasets import dataset_facts, dataset_size, list_datasets, list_ood_datasets
 from utils.models import LanguageModel
 from utils.names import Layer, hook_name, named_width, set_stem
 from utils.paths import Paths
@@ -21,7 +22,7 @@ from utils.results.tidy import BASELINE, SAE, load_results
 from utils.runtime.errors import UserError
 from utils.runtime.units import short_number
 from utils.saes.catalog import list_sae_ids
-from utils.saes.store import SaeFiles, condition_suffixes, made_from
+from utils.saes.store import Look, SaeFiles, condition_suffixes, made_from
 from utils.settings import NORMAL, SHIFTED, conditions, get_setting
 
 ZIP_START, ZIP_END, LEGACY_START = b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"
@@ -63,6 +64,8 @@ class Inventory:
     unreadable: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)  # made from something else than there is now
     remarks: list[str] = field(default_factory=list)
+    whole: dict[Path, bool] = field(default_factory=dict)  # whether a file ends as it should
+    judged: dict[SaeFiles, bool] = field(default_factory=dict)  # whether a set is stale
 
 
 def width_name(sae_id: str) -> str:
@@ -93,11 +96,10 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
 
     Raises UserError when the text datasets, from which the expected numbers come, are missing.
     """
-    inventory = Inventory()
+    inventory, look = Inventory(), Look(paths, info.name)
     for name in list_datasets(paths):
         try:
             inventory.sizes[name] = dataset_size(paths, name)
-            dataset_fingerprint(paths, name)  # while its texts are at hand
         except UserError as error:
             inventory.unreadable.append(str(error))
     ood = [name for name in list_ood_datasets(paths) if name in inventory.sizes]
@@ -118,7 +120,7 @@ def take_inventory(paths: Paths, info: LanguageModel, settings: tuple[str, ...])
         inventory.model_activations[setting] = _model_activations(
             paths, info, setting, names, inventory
         )
-        _sae_activations(paths, info, setting, names, inventory)
+        _sae_activations(look, info, setting, names, inventory)
         _results(info, setting, names, tables[tables["setting"] == setting], inventory)
     return inventory
 
@@ -141,39 +143,37 @@ def _model_activations(
 
 
 def _sae_activations(
-    paths: Paths, info: LanguageModel, setting: str, names: list[str], inventory: Inventory
+    look: Look, info: LanguageModel, setting: str, names: list[str], inventory: Inventory
 ) -> None:
     """Datasets whose rows of the setting can be had, SAE by SAE: from our files, the original
     scripts', or the OOD archives.
     """
-    folders = {
-        s: file_names(paths.sae_activations_folder(info.name, s)) for s in {setting, NORMAL.name}
-    }
+    paths = look.paths
+    places = {s: paths.sae_activations_folder(info.name, s) for s in (setting, NORMAL.name)}
+    folders = {s: file_names(folder) for s, folder in places.items()}
     row = get_setting(setting)
     for sae_id in inventory.sae_ids:
 
-        def has(
-            in_setting: str, dataset: str, part: str, suffix: str = "", sae_id: str = sae_id
-        ) -> bool:
-            path = paths.sae_activations(
-                info.name, in_setting, set_stem(dataset, sae_id, suffix), part
-            )
-            return _is_good(path, folders[in_setting], inventory)
+        def has(stem: str, in_setting: str, part: str) -> bool:
+            name = f"{stem}_{part}.pt"
+            return _is_good(places[in_setting] / name, folders[in_setting], inventory)
 
         done = 0
         for name in names:
             own = SHIFTED.name if row.shifted else NORMAL.name
-            split = all(has(own, name, part) for part in ("X_train_sae", "X_test_sae"))
-            if split and _is_stale(SaeFiles(paths, info.name, own, name, sae_id), inventory):
+            stem = set_stem(name, sae_id)
+            split = all(has(stem, own, part) for part in ("X_train_sae", "X_test_sae"))
+            files = SaeFiles(paths, info.name, own, name, sae_id)
+            if split and _is_stale(files, inventory, look):
                 continue
             if not row.exports:
                 done += split or (row.shifted and _in_archive(paths, info, name, sae_id))
-            elif split and has(NORMAL.name, name, "X_rest_sae"):
+            elif split and has(stem, NORMAL.name, "X_rest_sae"):
                 done += 1
             else:
                 done += all(
                     any(
-                        has(setting, name, "X_train_sae", suffix)
+                        has(set_stem(name, sae_id, suffix), setting, "X_train_sae")
                         for suffix in condition_suffixes(condition)
                     )
                     for condition in conditions(setting, inventory.sizes[name])
@@ -191,7 +191,7 @@ def _is_of_these_texts(
         made = read_description(path)
         if not made.get("texts_sha256"):
             return True
-        now = dataset_fingerprint(paths, dataset, made.get("n_rows"), ood).texts
+        now = dataset_facts(paths, dataset, ood, made.get("n_rows")).texts
     except UserError as error:
         inventory.unreadable.append(str(error))
         return False
@@ -200,16 +200,19 @@ def _is_of_these_texts(
     return made["texts_sha256"] == now
 
 
-def _is_stale(files: SaeFiles, inventory: Inventory) -> bool:
+def _is_stale(files: SaeFiles, inventory: Inventory, look: Look) -> bool:
     """Whether latents were made from something else than there is now; others' do not say."""
+    if files in inventory.judged:  # four settings draw from the files of normal
+        return inventory.judged[files]
     described = files.description()
-    try:
-        changed = files.changed(made_from(files, described["hook_name"])) if described else []
-    except UserError:  # of model activations, where it is named
-        return False
-    line = f"latents of {files.sae_id} on {files.dataset}, {files.setting}: made from"
-    if changed and (line := f"{line} {' and '.join(changed)}") not in inventory.stale:
-        inventory.stale.append(line)
+    changed: list[str] = []
+    with suppress(UserError):  # of model activations, where it is named
+        if described:
+            changed = files.changed(made_from(files, described["hook_name"], look=look))
+    if changed:
+        what = f"latents of {files.sae_id} on {files.dataset}, {files.setting}"
+        inventory.stale.append(f"{what}: made from {' and '.join(changed)}")
+    inventory.judged[files] = bool(changed)
     return bool(changed)
 
 
@@ -228,14 +231,13 @@ def _is_good(path: Path, files: dict[str, int], inventory: Inventory) -> bool:
     n_bytes = files.get(path.name)
     if n_bytes is None:
         return False
-    if is_whole_tensor_file(path, n_bytes):
-        return True
-    line = (
-        f"{path} is no whole tensor file ({n_bytes} bytes): delete it, and make or unpack it again"
-    )
-    if line not in inventory.unreadable:
-        inventory.unreadable.append(line)
-    return False
+    if path not in inventory.whole:  # four settings ask for the files of normal
+        inventory.whole[path] = is_whole_tensor_file(path, n_bytes)
+        if not inventory.whole[path]:
+            remedy = "delete it, and make or unpack it again"
+            line = f"{path} is no whole tensor file ({n_bytes} bytes): {remedy}"
+            inventory.unreadable.append(line)
+    return inventory.whole[path]
 
 
 def _results(
@@ -251,11 +253,9 @@ def _results(
     done = len(baselines.drop_duplicates(key)) if len(baselines) else 0
     inventory.baselines[setting] = Count(done, sum(n_conditions.values()) * n_layers * len(methods))
     ks = get_setting(setting).ks
+    of_saes = rows[rows["k"].isin(ks) & rows["dataset"].isin(names)] if len(rows) else rows
+    key = ["sae_id", "dataset", "condition", "k"]
+    by_sae = of_saes[key].drop_duplicates().groupby("sae_id").size() if len(rows) else {}
     for sae_id in inventory.sae_ids:
-        done = 0
-        if len(rows):
-            of_sae = rows[
-                (rows["sae_id"] == sae_id) & rows["k"].isin(ks) & rows["dataset"].isin(names)
-            ]
-            done = len(of_sae.drop_duplicates(["dataset", "condition", "k"]))
-        inventory.sae_probes[setting, sae_id] = Count(done, sum(n_conditions.values()) * len(ks))
+        expected = sum(n_conditions.values()) * len(ks)
+        inventory.sae_probes[setting, sae_id] = Count(int(by_sae.get(sae_id, 0)), expected)

@@ -7,22 +7,38 @@ from utils.names import hook_name
 from utils.paths import Paths
 from utils.probes.controls import CONTROLS
 from utils.runtime.errors import UserError
-from utils.saes.store import SaeFiles, latents_fingerprint
+from utils.saes.store import Look, SaeFiles, latents_fingerprint
 from utils.settings import NORMAL, SHIFTED, Setting
 
 
-def source_of(paths: Paths, model_name: str, row: dict, setting: Setting) -> str | None:
-    """The fingerprint that a row of a result table would carry if it were made now.
+class Sources:
+    """What a model's results would be made from now; each file is looked at once."""
 
-    ``row``: its dataset, layer and method, and its sae_id where it is of an SAE. None where the
-    inputs are not there or cannot be read: then nothing can be compared.
-    """
-    hook = hook_name(row["layer"])
-    try:
+    def __init__(self, paths: Paths, model_name: str) -> None:
+        self.paths, self.model_name = paths, model_name
+        self.look = Look(paths, model_name)
+        self._seen: dict[tuple, str | None] = {}
+
+    def of(self, row: dict, setting: Setting) -> str | None:
+        """The fingerprint that a row of a result table would carry if it were made now.
+
+        ``row``: its dataset, layer and method, and its sae_id where it is of an SAE. None where the
+        inputs are not there or cannot be read: then nothing can be compared.
+        """
         sae_id = row.get("sae_id")
-        if not isinstance(sae_id, str) or not sae_id or row["method"] in CONTROLS:
-            return rows_fingerprint(paths, model_name, row["dataset"], hook, setting.shifted)
-        name = SHIFTED.name if setting.shifted else NORMAL.name
-        return latents_fingerprint(SaeFiles(paths, model_name, name, row["dataset"], sae_id), hook)
-    except UserError:  # the task that makes the row will say what is wrong
-        return None
+        if not isinstance(sae_id, str) or row["method"] in CONTROLS:
+            sae_id = ""
+        about = (row["dataset"], hook_name(row["layer"]), sae_id, setting.shifted)
+        if about not in self._seen:
+            try:
+                self._seen[about] = self._find(*about)
+            except UserError:  # the task that makes the row will say what is wrong
+                self._seen[about] = None
+        return self._seen[about]
+
+    def _find(self, dataset: str, hook: str, sae_id: str, shifted: bool) -> str | None:
+        if not sae_id:
+            return rows_fingerprint(self.paths, self.model_name, dataset, hook, shifted)
+        name = SHIFTED.name if shifted else NORMAL.name
+        files = SaeFiles(self.paths, self.model_name, name, dataset, sae_id)
+        return latents_fingerprint(files, hook, self.look)

@@ -18,7 +18,7 @@ from utils.paths import Paths
 from utils.results.csv_files import MADE_FROM, fault_at_end, read_table
 from utils.results.findings import Finding, Kind
 from utils.results.ood_evidence import Judgement, judge
-from utils.results.sources import source_of
+from utils.results.sources import Sources
 from utils.results.tables import PUBLISHED, baseline_table, sae_probe_table
 from utils.runtime.errors import UserError, first_line
 from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
@@ -65,7 +65,7 @@ def load_results(
             continue
         findings += of_table
         if len(frame):
-            frame, of_table = _current(paths, model_name, frame)
+            frame, of_table = _current(tables.sources, frame)
             findings += of_table
             frames.append(frame.reindex(columns=list(TIDY_COLUMNS)))
     if not frames:
@@ -93,9 +93,7 @@ def load_results(
     return Results(tidy[~twice].reset_index(drop=True), findings)
 
 
-def _current(
-    paths: Paths, model_name: str, rows: pd.DataFrame
-) -> tuple[pd.DataFrame, list[Finding]]:
+def _current(sources: Sources, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
     """The rows but those that were made from other inputs than there are now, and what was found.
 
     Rows that do not say what they were made from are kept and named, and so are those whose inputs
@@ -112,12 +110,10 @@ def _current(
         rows = rows.assign(sae_id=None)
     key = ["dataset", "layer", "method", "sae_id"]
     group = rows.groupby(key, dropna=False, sort=False).ngroup().to_numpy()
-    now: dict[int, str | None] = {}
     told = (made_from != "").to_numpy()
     numbers, first = np.unique(group[told], return_index=True)
-    for number, row in zip(numbers, np.flatnonzero(told)[first]):
-        values = dict(zip(key, rows[key].iloc[row]))
-        now[number] = source_of(paths, model_name, values, setting)
+    distinct = rows[key].iloc[np.flatnonzero(told)[first]].to_dict("records")
+    now = {number: sources.of(row, setting) for number, row in zip(numbers, distinct)}
     # of what is not known now the row's own word stands
     current = np.array([now.get(i) for i in range(group.max(initial=-1) + 1)], dtype=object)[group]
     stale = pd.Series(told & (current != None) & (made_from != current), rows.index)  # noqa: E711
@@ -163,6 +159,7 @@ class _Tables:
 
     def __init__(self, paths: Paths, model_name: str) -> None:
         self.paths, self.model_name = paths, model_name
+        self.sources = Sources(paths, model_name)
         self._read: dict[tuple[str, str], tuple[pd.DataFrame, list[Finding]]] = {}
 
     def baselines(self, setting: str) -> tuple[pd.DataFrame, list[Finding]]:

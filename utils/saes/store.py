@@ -11,16 +11,18 @@ are the whole dataset once: scarcity, class imbalance and label noise only draw 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from utils.activations import read_description, source_fingerprint
-from utils.datasets import dataset_fingerprint, load_dataset, load_ood
+from utils.datasets import dataset_facts, load_dataset, load_ood
 from utils.names import named_width, set_stem
 from utils.paths import Paths
 from utils.readers.fingerprints import digest, file_fingerprint
@@ -41,6 +43,8 @@ from utils.settings import (
     split,
 )
 
+T = TypeVar("T")
+Described = tuple["dict | None", "str | None"]  # a description and a fingerprint
 ENCODE_RULES = 1  # raised when latents of the same SAE and rows come out otherwise
 SOURCES = {
     "sae": "another SAE",
@@ -70,18 +74,23 @@ class SaeFiles:
     dataset: str
     sae_id: str
 
-    def path(self, part: str) -> Path:
-        stem = set_stem(self.dataset, self.sae_id)
-        return self.paths.sae_activations(self.model_name, self.setting, stem, part)
+    @cached_property
+    def _stem(self) -> str:
+        return set_stem(self.dataset, self.sae_id)
 
-    @property
+    def path(self, part: str) -> Path:
+        return self.paths.sae_activations(self.model_name, self.setting, self._stem, part)
+
+    @cached_property
     def description_path(self) -> Path:
-        return self.path("X").with_name(self.path("X").name.removesuffix("_X.pt") + ".json")
+        folder = self.paths.sae_activations_folder(self.model_name, self.setting)
+        return folder / f"{self._stem}.json"
 
     def description(self) -> dict:
         """What the files were made from; {} where others made them or they are unfinished."""
         try:
-            return json.loads(self.description_path.read_text(encoding="utf-8"))
+            stat = self.description_path.stat()
+            return _described(self.description_path, stat.st_size, stat.st_mtime_ns)
         except (OSError, ValueError, RecursionError):
             return {}
 
@@ -128,6 +137,12 @@ class SaeFiles:
         write_json(self.description_path, {**made_from, "measured": measured})
 
 
+@lru_cache(maxsize=16384)
+def _described(path: Path, _size: int, _changed: int) -> dict:
+    """A description, read once while it stays as it is."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def stored_checks(
     paths: Paths, model_name: str, sae_id: str, datasets: Iterable[str]
 ) -> dict | None:
@@ -152,39 +167,86 @@ def stored_checks(
     }
 
 
-def made_from(files: SaeFiles, hook_name: str, release: str | None = None) -> dict:
+class Look:
+    """What the files of a model are, each looked at once: for runs, or parts of runs, that change
+    none of them.
+    """
+
+    def __init__(self, paths: Paths, model_name: str) -> None:
+        self.paths, self.model_name = paths, model_name
+        self._seen: dict[tuple, Any] = {}
+
+    def _once(self, find: Callable[..., T], *about: Any) -> T:
+        key = (find, *about)
+        if key not in self._seen:
+            self._seen[key] = find(*about)
+        return self._seen[key]
+
+    def sae(self, sae_id: str) -> str | None:
+        """The fingerprint of an SAE; None where it is not on disk."""
+        return self._once(self._sae, sae_id)
+
+    def _sae(self, sae_id: str) -> str | None:
+        on_disk = find_sae(self.paths.saes(self.model_name), sae_id)
+        return sae_fingerprint(on_disk) if on_disk else None
+
+    def activations(
+        self, dataset: str, hook_name: str, ood: bool
+    ) -> tuple[dict | None, str | None]:
+        """(the description, the fingerprint) of a file of model activations; None where it is not
+        there.
+        """
+        return self._once(self._activations, dataset, hook_name, ood)
+
+    def _activations(
+        self, dataset: str, hook_name: str, ood: bool
+    ) -> tuple[dict | None, str | None]:
+        path = self.paths.model_activations(self.model_name, dataset, hook_name, ood)
+        return (read_description(path) if path.is_file() else None), source_fingerprint(path)
+
+    def texts(self, dataset: str, n_rows: int | None, ood: bool) -> str:
+        """The fingerprint of a dataset's first rows with their labels."""
+        return self._once(self._texts, dataset, n_rows, ood)
+
+    def _texts(self, dataset: str, n_rows: int | None, ood: bool) -> str:
+        return dataset_facts(self.paths, dataset, ood, n_rows).texts_and_labels
+
+
+def made_from(
+    files: SaeFiles, hook_name: str, release: str | None = None, look: Look | None = None
+) -> dict:
     """What SAE activations depend on, as their description records it: when it changes they are
     made again. What is None is not known here, and not compared.
 
     ``release``: whose scaling and overrides the encoder has, "its files" for those of none.
+    ``look``: shared by many calls.
     """
-    paths, model_name, sae_id = files.paths, files.model_name, files.sae_id
+    look = look or Look(files.paths, files.model_name)
     made: dict = {
-        "sae_id": sae_id,
-        "model_name": model_name,
+        "sae_id": files.sae_id,
+        "model_name": files.model_name,
         "hook_name": hook_name,
         "setting": files.setting,
     }
     for kind, ood in (("activations", False), ("ood_activations", True)):
         if ood and not get_setting(files.setting).shifted:
             continue
-        path = paths.model_activations(model_name, files.dataset, hook_name, ood)
+        described, fingerprint = look.activations(files.dataset, hook_name, ood)
         n_rows = None
         if not ood:  # an OOD file counts whole
             # where activations are deleted the latents themselves say of how many rows they are
-            said = read_description(path) if path.is_file() else files.description()
+            said = files.description() if described is None else described
             n_rows = made["n_rows"] = said.get("n_rows")
-        made[kind] = source_fingerprint(path)
+        made[kind] = fingerprint
         # rows are drawn by the labels: with others a row would stand for another text
         texts = "ood_texts_and_labels" if ood else "texts_and_labels"
-        made[texts] = dataset_fingerprint(paths, files.dataset, n_rows, ood).texts_and_labels
+        made[texts] = look.texts(files.dataset, n_rows, ood)
     made |= {"split_rules": SPLIT_RULES, "encode_rules": ENCODE_RULES, "release": release}
-    on_disk = find_sae(paths.saes(model_name), sae_id)
-    made["sae"] = sae_fingerprint(on_disk) if on_disk else None
+    made["sae"] = look.sae(files.sae_id)
     return made
 
 
-def latents_fingerprint(files: SaeFiles, hook_name: str) -> str | None:
+def latents_fingerprint(files: SaeFiles, hook_name: str, look: Look | None = None) -> str | None:
     """What a probe on these latents is made from: texts, labels, activations, SAE, and the rules by
     which rows are drawn. None where nothing tells.
 
@@ -194,7 +256,7 @@ def latents_fingerprint(files: SaeFiles, hook_name: str) -> str | None:
     if not described:  # of the original scripts, or the paper's
         path = files.path("X_train_sae")
         return file_fingerprint(path) if path.is_file() else None
-    made = made_from(files, hook_name)
+    made = made_from(files, hook_name, look=look)
     if described.get("sae") is None:  # of the hub: what is in the folder now is not compared
         made["sae"] = None
     return digest({k: described.get(k) if v is None else v for k, v in made.items()})
