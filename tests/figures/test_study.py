@@ -65,7 +65,14 @@ def test_auc_by_k_shows_means_over_seeds_and_picks_nothing():
     table = tidy()
     figure = study.auc_by_k(table)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(panels) == DATASETS
+    assert list(panels) == [f"mean of {len(DATASETS)} datasets", *DATASETS]
+    over_all = lines(panels.pop(f"mean of {len(DATASETS)} datasets"))
+    for layer in LAYERS:
+        of_each = [
+            [mean(table, dataset=d, sae_id=f"layer_{layer}/s", k=k) for k in (1, 16)]
+            for d in DATASETS
+        ]
+        assert over_all[f"{layer}/s"] == pytest.approx(np.mean(of_each, axis=0))
     for dataset, axes in panels.items():
         drawn = lines(axes)
         for layer in LAYERS:
@@ -75,6 +82,37 @@ def test_auc_by_k_shows_means_over_seeds_and_picks_nothing():
             assert drawn[f"{layer}/s"] == pytest.approx(curve)
     assert hollow_ks(panels["0_d"]) == [[1], [1]]
     assert hollow_ks(panels["1_d"]) == []
+
+
+def test_auc_by_k_of_many_saes_and_datasets_shows_their_range_and_twelve_datasets():
+    """It does not grow with the study; the datasets shown are spread from best to worst."""
+    rng = np.random.default_rng(0)
+    common = {"setting": "normal", "condition": "all", "layer": 2, "seed": 42, "n_nonzero": 1.0}
+    rows = [
+        {**common, "dataset": f"d{d:02}", "kind": "sae", "method": "sae_probe", "sae_id": f"s{i}",
+         "k": k, "test_auc": 0.5 + d / 100 + rng.uniform(-0.1, 0.1)}
+        for d in range(40) for i in range(20) for k in (1, 16)
+    ]  # fmt: skip
+    rows += [
+        {**common, "dataset": f"d{d:02}", "kind": "baseline", "method": "logreg", "test_auc": 0.7}
+        for d in range(40)
+    ]
+    table = pd.DataFrame(rows)
+    figure = study.auc_by_k(table)
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    shown = list(panels)[1:]
+    assert len(shown) == 12
+    gain = table[table["kind"] == "sae"].groupby("dataset")["test_auc"].mean()
+    assert shown == gain[shown].sort_values(ascending=False).index.tolist()
+    assert (shown[0], shown[-1]) == (gain.idxmax(), gain.idxmin())
+    of_first = table[(table["dataset"] == shown[0]) & (table["kind"] == "sae")].groupby("k")
+    expected = of_first["test_auc"].agg(["mean", "min", "max"])
+    axes = panels[shown[0]]
+    assert lines(axes)["20 SAEs, mean and range"] == pytest.approx(expected["mean"].tolist())
+    (band,) = axes.collections
+    heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    assert heights.min() == pytest.approx(expected["min"].min())
+    assert heights.max() == pytest.approx(expected["max"].max())
 
 
 def test_the_quiver_has_a_point_a_dataset():

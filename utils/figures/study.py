@@ -392,7 +392,8 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     )
     # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an
     # architecture's name
-    rows["family"] = rows["sae_id"].astype(str).map(sae_family)
+    family_of = {sae_id: sae_family(str(sae_id)) for sae_id in sizes}
+    rows["family"] = rows["sae_id"].map(family_of)
     panels = []
     for setting, of_setting in rows.groupby("setting", sort=False):
         of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]

@@ -79,20 +79,22 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def pick(rows: pd.DataFrame) -> pd.DataFrame:
+def pick(rows: pd.DataFrame, also: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row a decision: test_auc expected over the probes tied at the best val_auc, its range,
     how many are tied (``n_tied``), of how many one was picked (``n_candidates``), and whether all
     that are tied have no weight at all (``empty``: their AUC is 0.5 whatever the data).
 
+    ``also``: columns whose values pick each for themselves, as SAEs compared with each other do.
     A probe without val_auc is not picked, unless it is the only one and needs no picking (the
     published OOD tables have one baseline a dataset, without val_auc).
     """
-    by_decision = rows.groupby(DECISION)
+    by = [*also, *DECISION]
+    by_decision = rows.groupby(by)
     best = by_decision["val_auc"].transform("max")
     alone = by_decision["test_auc"].transform("size") == 1
     tied = rows[(rows["val_auc"] >= best - TIE) | alone]
     weightless = (tied["n_nonzero"] == 0) if "n_nonzero" in tied else False
-    grouped = tied.assign(empty=weightless).groupby(DECISION)
+    grouped = tied.assign(empty=weightless).groupby(by)
     picked = grouped["test_auc"].agg(test_auc="mean", lowest="min", highest="max", n_tied="size")
     picked["val_auc"] = grouped["val_auc"].max()
     picked["empty"] = grouped["empty"].all()
@@ -304,14 +306,14 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
         }
         probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
         n_layers = probes.groupby("sae_id")["layer"].nunique()
-        for (sae_id, layer, protocol), of_sae in probes.groupby(["sae_id", "layer", "protocol"]):
+        key = ["sae_id", "layer", "protocol"]
+        for (sae_id, layer, protocol), picked in pick(probes, ("sae_id", "protocol")).groupby(key):
             if n_layers[sae_id] > 1:  # probed on what one hook gives and on another's
                 sae_id = f"{sae_id} at {layer}"
-            picked = pick(of_sae)
             of_same = baselines.get(protocol)
-            if of_same is None or not len(picked):
+            if of_same is None:
                 continue
-            sides = matched({"sae": picked, "baseline": of_same})
+            sides = matched({"sae": picked[of_same.columns], "baseline": of_same})
             if len(sides["sae"]):
                 what = {"setting": setting, "SAE or control": sae_id, "protocol": protocol}
                 names = ("SAE probe", "best baseline")
@@ -329,7 +331,10 @@ def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
     rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
     table: list[dict] = []
     for k, of_k in rows.dropna(subset=["test_auc", "k"]).groupby("k"):
-        picks = {str(sae_id): pick(probes) for sae_id, probes in of_k.groupby("sae_id")}
+        if not (of_k["kind"] == CONTROL).any():
+            continue
+        picked = pick(of_k, ("sae_id",))
+        picks = {str(sae_id): of_sae for sae_id, of_sae in picked.groupby("sae_id")}
         trained = sorted(of_k.loc[of_k["kind"] == SAE, "sae_id"].astype(str).unique())
         controls = of_k[of_k["kind"] == CONTROL].drop_duplicates("sae_id")
         for control in controls.sort_values("sae_id").to_dict("records"):
