@@ -265,7 +265,7 @@ def reorder_lines(path: Path, rows: np.ndarray, target: Path) -> None:
     Raises UserError where a row has not a line of its own.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        breaks = np.flatnonzero(np.frombuffer(content, dtype=np.uint8) == ord("\n"))
+        breaks = _line_breaks(content)
         starts, ends = breaks[:-1] + 1, breaks[1:] + 1
         if len(rows) and int(rows.max()) >= len(starts):
             raise UserError(f"{path} has a cell of several lines: it is no result table of ours")
@@ -273,6 +273,15 @@ def reorder_lines(path: Path, rows: np.ndarray, target: Path) -> None:
             out.write(content[: breaks[0] + 1])
             for start, end in _runs(starts, ends, rows):
                 out.write(content[start:end])
+
+
+def _line_breaks(content: mmap.mmap) -> np.ndarray:
+    """int64: where they are."""
+    found = [
+        start + np.flatnonzero(np.frombuffer(content[start : start + BLOCK], np.uint8) == ord("\n"))
+        for start in range(0, len(content), BLOCK)
+    ]
+    return np.concatenate(found)
 
 
 def _runs(starts: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
