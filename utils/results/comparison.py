@@ -135,18 +135,16 @@ def _rankable(either: pd.DataFrame, *sides: pd.DataFrame) -> pd.DataFrame:
 
 def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The picks over the decisions that all contenders have, in the same order."""
-    indexes = [pd.MultiIndex.from_frame(picked[DECISION]) for picked in picks.values()]
-    shared = set(indexes[0]).intersection(*indexes[1:]) if indexes else set()
+    if not picks:
+        return {}
+    first, *others = picks.values()
+    shared = first[DECISION]
+    for picked in others:
+        shared = shared.merge(picked[DECISION], on=DECISION)
     # layers are numbers and "embed"
-    order = sorted(shared, key=lambda decision: tuple(map(str, decision)))
+    shared = shared.iloc[shared.astype(str).sort_values(DECISION).index]
     return {
-        name: (
-            picked.set_index(DECISION)
-            .reindex(pd.MultiIndex.from_tuples(order, names=DECISION))
-            .reset_index()
-            if order
-            else picked.iloc[:0]
-        )
+        name: shared.merge(picked, on=DECISION, how="left")[picked.columns]
         for name, picked in picks.items()
     }
 
@@ -164,7 +162,8 @@ def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
     baseline = tidy["kind"] == BASELINE
     mine = tidy["protocol"] == protocol
     lacking = ~tidy["setting"].isin(tidy.loc[baseline & mine, "setting"].unique())
-    return tidy[mine | (baseline & lacking & (tidy["protocol"] == PROTOCOLS[0]))]
+    kept = mine | (baseline & lacking & (tidy["protocol"] == PROTOCOLS[0]))
+    return tidy if kept.all() else tidy[kept]  # a copy of millions of rows is a gigabyte
 
 
 def compare(tidy: pd.DataFrame) -> pd.DataFrame:

@@ -71,6 +71,7 @@ def load_results(
     if not frames:
         return Results(pd.DataFrame(columns=list(TIDY_COLUMNS)), findings)
     tidy = pd.concat(frames, ignore_index=True)
+    frames.clear()  # millions of rows are a gigabyte
     # beside baselines, which have none, pandas makes floats of it
     tidy["binarize"] = _by_value(tidy["binarize"], lambda v: str(v) in ("True", "1", "1.0"))
 
@@ -81,7 +82,8 @@ def load_results(
 
     nameless = tidy["dataset"].isna() | tidy["test_auc"].isna()
     doubt(Kind.NAMELESS, tidy[nameless], "have no dataset or no test_auc and are left out")
-    tidy = tidy[~nameless]
+    if nameless.any():
+        tidy = tidy[~nameless]
     unsure = tidy["val_auc"].isna() & (tidy["setting"] != SHIFTED.name)
     doubt(Kind.NO_VAL_AUC, tidy[unsure], "have no val_auc and cannot be picked")
     key = [c for c in TIDY_COLUMNS if c not in SCORES]
@@ -90,7 +92,9 @@ def load_results(
     differ = int(repeated.nunique().gt(1).sum()) if twice.any() else 0
     but = f", though {differ} of them differ in test_auc" if differ else ""
     doubt(Kind.TWICE, tidy[twice], f"stand twice; the first of each is used{but}")
-    return Results(tidy[~twice].reset_index(drop=True), findings)
+    if twice.any() or nameless.any():
+        tidy = tidy[~twice].reset_index(drop=True)
+    return Results(tidy, findings)
 
 
 def _current(sources: Sources, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
@@ -122,7 +126,7 @@ def _current(sources: Sources, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[F
         remedy = "they are left out; the same command makes them again"
         where = _where(rows[stale])
         findings.append(Finding(Kind.STALE, "doubt", "tables", f"{what} ({where}): {remedy}"))
-    return rows[~stale], findings
+    return rows[~stale] if stale.any() else rows, findings
 
 
 def _by_value(column: pd.Series, function: Callable[[Any], Any]) -> np.ndarray:
