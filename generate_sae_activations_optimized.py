@@ -198,9 +198,9 @@ def encode(paths: Paths, info: LanguageModel, jobs: list[Job], encoding: Encodin
         )
     encoders = open_encoders(paths, encoding, info, jobs, failures)
     works = make_plan(jobs, encoders, device, budget, encoding.batch_size)
-    rate = product_rate(info.d_model, device)
-    to_write = print_plan(works, encoders, encoding.device, budget, rate)
+    to_write = print_plan(works, encoders, encoding.device, budget)
     if encoding.dry_run:
+        print_products(works, encoders, product_rate(info.d_model, device))
         return failures.lines
     require_disk(paths.data_dir, to_write)
 
@@ -210,9 +210,7 @@ def encode(paths: Paths, info: LanguageModel, jobs: list[Job], encoding: Encodin
         for work in works:
             for line in runner.run(work, bar):
                 failures.add(line)
-    # the ceiling before and after: other work on the machine can only lower a measurement
-    ceiling = max(rate, product_rate(info.d_model, device))
-    print_table(runner.tallies, encoders, ceiling, info.d_model)
+    print_table(runner.tallies, encoders, info.d_model)
     return failures.lines
 
 
@@ -287,25 +285,16 @@ def open_encoders(
     return encoders
 
 
-def print_plan(
-    works: list[Work], encoders: dict[str, Encoder], device: str, budget: int, rate: float
-) -> int:
+def print_plan(works: list[Work], encoders: dict[str, Encoder], device: str, budget: int) -> int:
     """Print what will be read, encoded and written; the bytes that will be written, estimated."""
-    print(
-        f"plan: device {device} ({rate / 1e9:.0f} GFLOP/s), {show_bytes(budget)} for weights and"
-        " rows"
-    )
+    print(f"plan: device {device}, {show_bytes(budget)} for weights and rows")
     order = {
         "resident": "weights stay in memory",
         "rows": "weights streamed past rows in memory",
         "blocks": "rows streamed past blocks of weights",
     }
-    seconds = to_write = to_read = 0.0
+    to_write = to_read = 0.0
     for work in works:
-        flops = sum(
-            2.0 * work.n_rows * encoders[i].d_model * encoders[i].d_sae for i in work.sae_ids
-        )
-        seconds += flops / rate
         to_write += work.bytes_to_write
         to_read += work.bytes_to_read
         names = ", ".join(work.sae_ids)
@@ -315,20 +304,33 @@ def print_plan(
         )
     print(
         f"  in all: reads {show_bytes(to_read)}, writes about {show_bytes(to_write)},"
-        f" {seconds / 60:.1f} min of products"
+        f" {products(works, encoders):.1e} float operations"
     )
     return int(to_write)
 
 
-def print_table(
-    tallies: dict[str, Tally], encoders: dict[str, Encoder], rate: float, d_model: int
-) -> None:
+def products(works: list[Work], encoders: dict[str, Encoder]) -> float:
+    """Float operations of the products that the works need."""
+    return sum(
+        2.0 * work.n_rows * encoders[i].d_model * encoders[i].d_sae
+        for work in works
+        for i in work.sae_ids
+    )
+
+
+def print_products(works: list[Work], encoders: dict[str, Encoder], rate: float) -> None:
+    """How long the products take at a rate that was measured just now."""
+    minutes = products(works, encoders) / rate / 60
+    print(f"  {minutes:.1f} min of products at this machine's {rate / 1e9:.0f} GFLOP/s")
+
+
+def print_table(tallies: dict[str, Tally], encoders: dict[str, Encoder], d_model: int) -> None:
     """The closing table; warns of a measured L0 far from the one an SAE's id names."""
     if not tallies:
         return
     print(
         f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12}"
-        f" {'seconds':>8} {'of ceiling':>10}"
+        f" {'seconds':>8} {'GFLOP/s':>8}"
     )
     for sae_id, tally in tallies.items():
         encoder = encoders[sae_id]
@@ -336,10 +338,10 @@ def print_table(
         never_fired = (
             encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
         )
-        share = 2.0 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9) / rate
+        rate = 2e-9 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9)
         print(
             f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {never_fired:12d}"
-            f" {tally.seconds:8.1f} {share:10.0%}"
+            f" {tally.seconds:8.1f} {rate:8.1f}"
         )
         if named and not named / 3 <= mean_l0 <= 3 * named:
             print(

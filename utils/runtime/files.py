@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,17 +42,56 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
+    together: list[tuple[Path, Path]] | None = getattr(_waiting, "files", None)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        if together is None:
+            _flush([temporary])
+            os.replace(temporary, path)
+        else:
+            together.append((temporary, path))
     except OSError as error:
         if error.filename is None:  # a full disk does not say where
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if together is None or (temporary, path) not in together:
+            temporary.unlink(missing_ok=True)
+
+
+_waiting = threading.local()  # .files: those of ``written_together``
+
+
+@contextmanager
+def written_together() -> Iterator[None]:
+    """What ``atomic_path`` writes in the block, in this thread, is flushed to the disk by one flush
+    at its end. The files then get their names in the order in which they were written; none does
+    where the block ends ill.
+    """
+    files: list[tuple[Path, Path]] = []
+    _waiting.files = files
+    try:
+        yield
+        _flush([temporary for temporary, _ in files])
+        for temporary, path in files:
+            os.replace(temporary, path)
+    finally:
+        _waiting.files = None
+        for temporary, _ in files:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(files: list[Path]) -> None:
+    """Put files of one folder on the disk: several by one flush of its file system, where the
+    system has that.
+    """
+    if len(files) > 1 and sys.platform == "linux":
+        with open(files[0], "rb") as any_of_them, suppress(OSError, AttributeError):
+            if ctypes.CDLL(None).syncfs(any_of_them.fileno()) == 0:
+                return
+    for file in files:
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
 
 
 @contextmanager

@@ -16,6 +16,8 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
     """tqdm with the project's manners: an estimate on a terminal, a line now and then in a log."""
     quiet = not sys.stderr.isatty()
     options |= {"mininterval": 10 if quiet else 0.2, "dynamic_ncols": not quiet}
+    # without tqdm's watching thread, which may wait for ever where memory is short
+    tqdm.monitor_interval = 0
     bar: tqdm = tqdm(items, ncols=90 if quiet else None, **options)
     _shown[:] = [bar]
     return bar

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,14 +36,12 @@ from utils.saes.encode import (
 )
 from utils.saes.encoder import Encoder, require_width
 from utils.saes.plan import Job, Work
-from utils.saes.store import SaeFiles, made_from
+from utils.saes.store import Look, SaeFiles, made_from
 from utils.settings import NORMAL, SHIFTED, Condition, split
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 S = TypeVar("S")
+MOST_WAITING = 2  # sets of files in memory that wait to be written
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,9 @@ class EncodingRun:
         self.n_product = rows_per_product(self.device, encoding.batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
+        self._look = Look(paths, info.name)  # what was read, whatever comes to stand there
+        self._writer = ThreadPoolExecutor(1)  # writes while the next rows are encoded
+        self._written: deque[Future[str | None]] = deque()
 
     def run(self, work: Work, bar: Any) -> list[str]:
         """Do one work; a line for each file that failed."""
@@ -124,9 +125,12 @@ class EncodingRun:
 
         started = time.monotonic()
         before = {i: self.tallies[i].seconds for i in work.sae_ids}
-        failures = {"resident": self._resident, "rows": self._rows, "blocks": self._blocks}[
-            work.order
-        ](work, bar)
+        order = {"resident": self._resident, "rows": self._rows, "blocks": self._blocks}[work.order]
+        try:
+            failures = order(work, bar)
+        finally:  # a run that is stopped keeps what it has encoded
+            late = self._wait_for_writing(0)
+        failures += late
         # reading and loading count: the time that products did not take is shared among the SAEs
         spent = sum(self.tallies[i].seconds - before[i] for i in work.sae_ids)
         for sae_id in work.sae_ids:
@@ -269,18 +273,38 @@ class EncodingRun:
             bar.update(len(piece) * len(block) / encoder.d_sae)
 
     def _finish(self, sae_id: str, loaded: Loaded, partials: list[list[PartialRows]]) -> list[str]:
-        """Join the blocks' nonzeros and write the job's files; a line if that failed."""
+        """Join the blocks' nonzeros and have the job's files written; a line for each earlier one
+        whose writing failed.
+        """
         encoded: list[SparseRows] = [
             concatenate([partial.finish() for partial in of_piece]) for of_piece in partials
         ]
         self._count(sae_id, encoded)
-        try:
-            self._write(sae_id, loaded, encoded)
-        except UserError as error:
-            return [f"{loaded.job.dataset}: {error}"]
-        return []
+        lines = self._wait_for_writing(MOST_WAITING - 1)
+        self._written.append(self._writer.submit(self._write, sae_id, loaded, encoded))
+        return lines
 
-    def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
+    def _wait_for_writing(self, n_left: int) -> list[str]:
+        """Until so few sets of files wait to be written; a line for each that failed.
+
+        Raises OSError when there is no room to write.
+        """
+        lines = []
+        while len(self._written) > n_left:
+            line = self._written.popleft().result()
+            if line is not None:
+                lines.append(line)
+        return lines
+
+    def _write(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> str | None:
+        """Write a job's files; a line if that failed."""
+        try:
+            self._write_sets(sae_id, loaded, encoded)
+        except UserError as error:
+            return f"{loaded.job.dataset}: {error}"
+        return None
+
+    def _write_sets(self, sae_id: str, loaded: Loaded, encoded: list[SparseRows]) -> None:
         job, encoder = loaded.job, self.encoders[sae_id]
         d_sae = encoder.d_sae
         sae = encoder.described()
@@ -289,12 +313,12 @@ class EncodingRun:
         release = release_used(self.paths, self.info, sae_id, self.sae_release)
         if sae_id in job.normal:
             files = SaeFiles(self.paths, self.info.name, NORMAL.name, job.dataset, sae_id)
-            made = made_from(files, hook_name(job.layer), release)
+            made = made_from(files, hook_name(job.layer), release, self._look)
             files.write(rows, split(Condition(NORMAL.name), labels), None, made, sae)
         if sae_id in job.ood and loaded.rows.y_ood is not None:
             drawn = split(Condition(SHIFTED.name), labels, ood_labels=loaded.rows.y_ood)
             files = SaeFiles(self.paths, self.info.name, SHIFTED.name, job.dataset, sae_id)
-            made = made_from(files, hook_name(job.layer), release)
+            made = made_from(files, hook_name(job.layer), release, self._look)
             files.write(rows, drawn, to_csr(encoded[1], d_sae), made, sae)
 
     def _count(self, sae_id: str, encoded: list[SparseRows]) -> None:

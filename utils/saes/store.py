@@ -29,7 +29,7 @@ from utils.readers.fingerprints import digest, file_fingerprint
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.readers.sparse_files import load_sparse, save_sparse
 from utils.runtime.errors import UserError
-from utils.runtime.files import write_json
+from utils.runtime.files import write_json, written_together
 from utils.saes.catalog import find_sae, sae_fingerprint
 from utils.settings import (
     NORMAL,
@@ -126,15 +126,16 @@ class SaeFiles:
 
         self.description_path.unlink(missing_ok=True)
         test_rows = rows if ood_rows is None else ood_rows
-        save_sparse(self.path("X_train_sae"), rows[drawn.train])
-        save_sparse(self.path("X_test_sae"), test_rows[drawn.test])
-        if "X_rest_sae" in X_PARTS[self.setting]:
-            save_sparse(self.path("X_rest_sae"), rows[rest_rows(drawn, rows.shape[0])])
-        save_tensor(self.path("y_train"), torch.tensor(drawn.y_train))
-        save_tensor(self.path("y_test"), torch.tensor(drawn.y_test))
         # of the OOD set its own rows: those of the dataset are counted in the normal set
         measured = {**sae, "rows": test_rows.shape[0], "nonzeros": test_rows.nnz}
-        write_json(self.description_path, {**made_from, "measured": measured})
+        with written_together():
+            save_sparse(self.path("X_train_sae"), rows[drawn.train])
+            save_sparse(self.path("X_test_sae"), test_rows[drawn.test])
+            if "X_rest_sae" in X_PARTS[self.setting]:
+                save_sparse(self.path("X_rest_sae"), rows[rest_rows(drawn, rows.shape[0])])
+            save_tensor(self.path("y_train"), torch.tensor(drawn.y_train))
+            save_tensor(self.path("y_test"), torch.tensor(drawn.y_test))
+            write_json(self.description_path, {**made_from, "measured": measured})
 
 
 @lru_cache(maxsize=16384)
