@@ -34,18 +34,15 @@ stage 3. train two SAEs, and a control with random weights
 stage 4. model activations to SAE activations
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
 stage 5. baseline probes, both protocols
-"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal ${jobs[@]+"${jobs[@]}"}
-"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --layers 2 --protocol nested ${jobs[@]+"${jobs[@]}"}
-for protocol in paper nested; do
-  "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" --protocol $protocol ${jobs[@]+"${jobs[@]}"}
-done
+both=(--protocol paper nested)
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --layers 5 ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --layers 2 "${both[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${both[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
 stage 6. SAE probes and controls, both protocols
 controls=(--controls raw_dims pca_dims)
-for protocol in paper nested; do
-  "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --protocol $protocol "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
-  "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" --protocol $protocol "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
-done
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${both[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${both[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 stage 7. the control whose answer is known
 "$RUN" -m checks.positive_control ${folders[@]+"${folders[@]}"}

@@ -14,7 +14,6 @@ train_sae_probes.py.
 from __future__ import annotations
 
 import argparse
-import time
 from collections import defaultdict
 from itertools import product
 
@@ -31,6 +30,9 @@ from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables
 from utils.runtime.errors import Failures, UserError
 from utils.settings import Condition, choose_conditions, conditions, get_setting
+
+# {(seed, condition): the baselines, each with its protocols}
+Wanted = dict[tuple[int, Condition], list[tuple[Baseline, list[str]]]]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,8 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--protocol",
+        nargs="+",
         choices=PROTOCOLS,
-        default=PROTOCOLS[0],
+        default=[PROTOCOLS[0]],
         help="val_auc of the best setting tried, or of the whole procedure on outer folds (nested)",
     )
     cli.add_seeds(parser)
@@ -95,14 +98,18 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
             row = {"dataset": dataset, "layer": layer, "method": ""}
             made_from = made_now.of(row, setting)
-            wanted = defaultdict(list)
+            wanted: Wanted = defaultdict(list)
             for seed, condition, method in product(seeds, chosen, methods):
                 row = row_of(dataset, layer, condition, method, seed)
-                row["protocol"] = args.protocol
-                if sweep.lacks(tables[layer], row, made_from):
-                    wanted[seed, condition].append(METHODS[method])
+                lacking = [
+                    protocol
+                    for protocol in dict.fromkeys(args.protocol)
+                    if sweep.lacks(tables[layer], {**row, "protocol": protocol}, made_from)
+                ]
+                if lacking:
+                    wanted[seed, condition].append((METHODS[method], lacking))
             if wanted:
-                arguments = (paths, info.name, dataset, layer, dict(wanted), args.protocol)
+                arguments = (paths, info.name, dataset, layer, dict(wanted))
                 label = f"{dataset} at layer {layer}"
                 sweep.add(Task(label, tables[layer], arguments, made_from))
         sweep.report()
@@ -116,28 +123,15 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
     return {**row, column: condition.label} if column else row
 
 
-def load_task(
-    paths: Paths,
-    model_name: str,
-    dataset: str,
-    layer: Layer,
-    wanted: dict[tuple[int, Condition], list[Baseline]],
-    protocol: str,
-) -> tuple:
+def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: Wanted) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     width = get_model(model_name, paths).width_at(layer)
     rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, width)
-    return rows, dataset, layer, wanted, protocol
+    return rows, dataset, layer, wanted
 
 
-def probe_dataset(
-    activations: ModelRows,
-    dataset: str,
-    layer: Layer,
-    wanted: dict[tuple[int, Condition], list[Baseline]],
-    protocol: str,
-) -> list[dict]:
+def probe_dataset(activations: ModelRows, dataset: str, layer: Layer, wanted: Wanted) -> list[dict]:
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
     for (seed, condition), baselines in wanted.items():
@@ -145,19 +139,11 @@ def probe_dataset(
             continue  # fewer rows have activations than have texts
         train_test = activations.condition(condition, seed)
         n_train, n_test = len(train_test.y_train), len(train_test.y_test)
-        for baseline in baselines:
-            started = time.perf_counter()
-            scores = {"protocol": protocol, **baseline(train_test, seed, protocol)}
-            seconds = round(time.perf_counter() - started, 4)
-            sizes = {"num_train": n_train, "n_train": n_train, "n_test": n_test}
-            rows.append(
-                {
-                    **row_of(dataset, layer, condition, baseline.name, seed),
-                    **sizes,
-                    **scores,
-                    "seconds": seconds,
-                }
-            )
+        sizes = {"num_train": n_train, "n_train": n_train, "n_test": n_test}
+        for baseline, protocols in baselines:
+            row = {**row_of(dataset, layer, condition, baseline.name, seed), **sizes}
+            for protocol, scores in baseline.by_protocol(train_test, seed, protocols).items():
+                rows.append({**row, "protocol": protocol, **scores})
     if not rows:
         raise UserError(f"only {n_rows} rows have activations: too few for what was asked")
     return rows

@@ -85,8 +85,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--protocol",
+        nargs="+",
         choices=PROTOCOLS,
-        default="paper",
+        default=[PROTOCOLS[0]],
         help="rank latents on all training rows, or inside each fold (nested)",
     )
     parser.add_argument(
@@ -123,9 +124,9 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     ks = sorted({*(args.ks or setting.ks), *(saebench.KS if args.export_saebench else ())})
     options = [
         ProbeOptions(
-            args.reg_type, args.binarize, args.solver, args.latent_selection, args.protocol, seed
+            args.reg_type, args.binarize, args.solver, args.latent_selection, protocol, seed
         )
-        for seed in cli.seeds_of(args)
+        for protocol, seed in product(dict.fromkeys(args.protocol), cli.seeds_of(args))
     ]
     choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, args.sae_release)
     layers = choose_saes(paths, info, choice, failures)

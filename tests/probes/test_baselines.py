@@ -31,7 +31,7 @@ from utils.probes.baselines import (
     logreg,
     nested_val_auc,
 )
-from utils.probes.k_sparse import Cs
+from utils.probes.k_sparse import PROTOCOLS, Cs
 from utils.settings import Condition, TrainTest, split
 
 BOUNDS = {"logreg": 0.003, "pca": 0.003, "knn": 0.003, "mlp": 0.01}
@@ -250,3 +250,12 @@ def test_one_dimension_of_another_size_does_not_drown_the_rest(factor):
     model = LogisticRegression(C=found["C"], max_iter=5000).fit(X[:250].astype(np.float64), y[:250])
     expected = roc_auc_score(y[250:], model.decision_function(X[250:].astype(np.float64)))
     assert found["test_auc"] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_protocols_of_one_fit_are_those_of_two(name):
+    rows = TrainTest(*problem(40, 5))
+    together = METHODS[name].by_protocol(rows, 42, PROTOCOLS)
+    for protocol in PROTOCOLS:
+        alone = METHODS[name](rows, 42, protocol)
+        assert {**together[protocol], "seconds": 0} == {**alone, "seconds": 0}

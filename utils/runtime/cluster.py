@@ -199,22 +199,25 @@ def _code_plugin() -> Any:
 
     class Code(WorkerPlugin):
         def setup(self, worker: Any) -> None:
-            import ctypes
+            import io
+            import os
+            import shutil
             import sys
-            from contextlib import suppress
+            import zipfile
             from pathlib import Path
 
-            # Dask makes glibc give every array of 128 KiB back at once and take it anew for the
-            # next: that doubled the time of our fits. By malloc.h's numbers: arrays below 32 MiB
-            # stay (M_MMAP_THRESHOLD), up to 256 MiB (M_TRIM_THRESHOLD).
-            with suppress(OSError, AttributeError):  # other systems
-                libc = ctypes.CDLL("libc.so.6")
-                libc.mallopt(-3, 32 << 20)
-                libc.mallopt(-1, 256 << 20)
-            place = Path(worker.local_directory) / f"probing-code-{digest}.zip"
+            # beside all workers' own folders: what numba compiles there serves all of them
+            place = Path(worker.local_directory).parent / f"probing-code-{digest}"
             if str(place) in sys.path:
                 return
-            place.write_bytes(content)
+            if not place.is_dir():
+                unpacked = place.with_name(f".{place.name}.{os.getpid()}")
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    archive.extractall(unpacked)
+                try:
+                    unpacked.rename(place)
+                except OSError:  # another worker was first
+                    shutil.rmtree(unpacked)
             for name in list(sys.modules):
                 if name == "utils" or name.startswith("utils."):
                     del sys.modules[name]  # an earlier version's

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from utils.runtime.devices import keep_freed_memory
 from utils.runtime.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 
 T = TypeVar("T")
@@ -49,6 +50,8 @@ def attempt(
 
     Raises OSError when there is no room to write, which ends the run.
     """
+    if n_threads is not None:  # in a process that only does tasks
+        keep_freed_memory()
     try:
         with threadpool_limits(n_threads):
             return function(*(prepare(*task) if prepare else task)), None
