@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 from utils import cli
@@ -23,11 +24,12 @@ from utils.datasets import choose_datasets, dataset_size, readable
 from utils.models import get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
-from utils.probes.baselines import METHODS, Baseline, methods_of
+from utils.probes.baselines import METHODS, Baseline, Machine, methods_of, trees_on
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.sources import Sources
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables
+from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.settings import Condition, choose_conditions, conditions, get_setting
 
@@ -63,6 +65,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=[PROTOCOLS[0]],
         help="val_auc of the best setting tried, or of the whole procedure on outer folds (nested)",
     )
+    parser.add_argument(
+        "--device",
+        type=cli.device_name,
+        default="cpu",
+        help="where XGBoost grows its trees: cpu, cuda, cuda:N, or auto",
+    )
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -90,10 +98,12 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
     seeds = cli.seeds_of(args)
+    device = trees_on(args.device, pick_device(args.device) if args.device != "cpu" else "cpu")
     with lock_tables(tables.values()) as place:
         title = f"baselines, {info.name}, {setting.name}"
         made_now = Sources(paths, info.name)
         sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
+        todo: list[Task] = []
         for layer, dataset in product(tables, datasets):
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
             row = {"dataset": dataset, "layer": layer, "method": ""}
@@ -109,9 +119,13 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
                 if lacking:
                     wanted[seed, condition].append((METHODS[method], lacking))
             if wanted:
-                arguments = (paths, info.name, dataset, layer, dict(wanted))
                 label = f"{dataset} at layer {layer}"
-                sweep.add(Task(label, tables[layer], arguments, made_from))
+                arguments = (paths, info.name, dataset, layer, dict(wanted))
+                todo.append(Task(label, tables[layer], arguments, made_from))
+        # trees have the cores that tasks leave idle
+        on = Machine(device, max(1, args.n_jobs // max(len(todo), 1)))
+        for task in todo:
+            sweep.add(replace(task, arguments=(*task.arguments, on)))
         sweep.report()
         sweep.fill(probe_dataset, failures, place, prepare=load_task)
 
@@ -123,15 +137,19 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
     return {**row, column: condition.label} if column else row
 
 
-def load_task(paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: Wanted) -> tuple:
+def load_task(
+    paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: Wanted, on: Machine
+) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     width = get_model(model_name, paths).width_at(layer)
     rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, width)
-    return rows, dataset, layer, wanted
+    return rows, dataset, layer, wanted, on
 
 
-def probe_dataset(activations: ModelRows, dataset: str, layer: Layer, wanted: Wanted) -> list[dict]:
+def probe_dataset(
+    activations: ModelRows, dataset: str, layer: Layer, wanted: Wanted, on: Machine
+) -> list[dict]:
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
     for (seed, condition), baselines in wanted.items():
@@ -142,7 +160,7 @@ def probe_dataset(activations: ModelRows, dataset: str, layer: Layer, wanted: Wa
         sizes = {"num_train": n_train, "n_train": n_train, "n_test": n_test}
         for baseline, protocols in baselines:
             row = {**row_of(dataset, layer, condition, baseline.name, seed), **sizes}
-            for protocol, scores in baseline.by_protocol(train_test, seed, protocols).items():
+            for protocol, scores in baseline.by_protocol(train_test, seed, protocols, on).items():
                 rows.append({**row, "protocol": protocol, **scores})
     if not rows:
         raise UserError(f"only {n_rows} rows have activations: too few for what was asked")

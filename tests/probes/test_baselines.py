@@ -32,6 +32,7 @@ from utils.probes.baselines import (
     nested_val_auc,
 )
 from utils.probes.k_sparse import PROTOCOLS, Cs
+from utils.runtime.errors import UserError
 from utils.settings import Condition, TrainTest, split
 
 BOUNDS = {"logreg": 0.003, "pca": 0.003, "knn": 0.003, "mlp": 0.01}
@@ -259,3 +260,25 @@ def test_two_protocols_of_one_fit_are_those_of_two(name):
     for protocol in PROTOCOLS:
         alone = METHODS[name](rows, 42, protocol)
         assert {**together[protocol], "seconds": 0} == {**alone, "seconds": 0}
+
+
+def test_threads_change_no_bit_of_the_trees():
+    rows = TrainTest(*problem(150, 40))
+    one, two = (baselines.xgboost(rows, 42, baselines.Machine("cpu", n)) for n in (1, 2))
+    assert one == two
+
+
+def test_trees_are_never_grown_elsewhere_than_asked():
+    assert baselines.trees_on("auto", "mps") == "cpu"
+    assert baselines.trees_on("cpu", "cpu") == "cpu"
+    with pytest.raises(UserError, match="cpu or cuda"):
+        baselines.trees_on("mps", "mps")
+
+
+def test_an_xgboost_without_cuda_says_so(monkeypatch):
+    monkeypatch.setattr("xgboost.build_info", lambda: {"USE_CUDA": False})
+    with pytest.raises(UserError, match="built for the CPU alone"):
+        baselines.trees_on("cuda", "cuda")
+    assert baselines.trees_on("auto", "cuda") == "cpu"
+    monkeypatch.setattr("xgboost.build_info", lambda: {"USE_CUDA": True})
+    assert baselines.trees_on("cuda:1", "cuda:1") == "cuda:1"
