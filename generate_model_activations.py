@@ -171,9 +171,11 @@ def generate(
         # a model that is not there ends the run here
         load_model(info, reading.hooks, paths, pick_device(reading.device), reading.dtype)
     started = time.monotonic()
+    # on a cluster the next file may be another worker's
+    following = [None] * len(todo) if workers.scheduler else [*todo[1:], None]
     tasks = [
-        (paths, info, reading, *job, f"[{number}/{len(todo)}]")
-        for number, job in enumerate(todo, start=1)
+        (paths, info, reading, *job, f"[{number}/{len(todo)}]", then)
+        for number, (job, then) in enumerate(zip(todo, following), start=1)
     ]
     n_texts = n_files = 0
     for outcome in run_tasks(Tasks(generate_file, tasks), workers, "model activations"):
@@ -203,12 +205,22 @@ def remember_hooks(info: LanguageModel, hooks: tuple[str, ...], paths: Paths) ->
 
 
 def generate_file(
-    paths: Paths, info: LanguageModel, reading: Reading, name: str, ood: bool, position: str
+    paths: Paths,
+    info: LanguageModel,
+    reading: Reading,
+    name: str,
+    ood: bool,
+    position: str,
+    then: tuple[str, bool] | None,
 ) -> int:
-    """Write the activations of one file of texts at all hooks; how many texts it has."""
+    """Write the activations of one file of texts at all hooks; how many texts it has. ``then``: the
+    file whose texts are tokenized meanwhile.
+    """
     model = load_model(info, reading.hooks, paths, pick_device(reading.device), reading.dtype)
     dataset = _texts(paths, name, ood, reading.max_rows)
-    pooled = model.pooled(dataset.texts, f"{position} {dataset.name}", reading.batch_size)
+    following = (lambda: _texts(paths, *then, reading.max_rows).texts) if then else None
+    description = f"{position} {dataset.name}"
+    pooled = model.pooled(dataset.texts, description, reading.batch_size, following)
     made_by = {**_made_by(info, paths), "dtype": str(model.dtype).removeprefix("torch.")}
     for hook, activations in pooled.items():
         path = paths.model_activations(info.name, name, hook, ood)

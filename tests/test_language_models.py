@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import generate_model_activations
 import train_baselines
-from utils.language_models import HookedModel, _blocks, longest_text, parts_add_up, read_config
+from utils.language_models import (
+    MOST_PADDING,
+    HookedModel,
+    _blocks,
+    longest_text,
+    parts_add_up,
+    read_config,
+    texts_in_batch,
+)
 from utils.models import LanguageModel, get_model
 from utils.names import HOOK_POINTS, hook_name, parse_layer
 from utils.paths import Paths
@@ -177,6 +186,36 @@ def test_the_soft_cap_of_gemma_2_is_kept_by_every_version_of_transformers(tmp_pa
     config: Any = model.config
     assert config.attn_logit_softcapping
     assert config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("n_tokens", [64, 4096, 32_768])
+def test_batches_are_padded_by_little_and_as_large_as_they_may_be(n_tokens):
+    rng = np.random.default_rng(0)
+    lengths = np.sort(rng.integers(3, 60, 3000))[::-1]
+    start = padded = 0
+    while start < len(lengths):
+        size = texts_in_batch(lengths[start:], n_tokens)
+        batch = lengths[start : start + size]
+        assert size == 1 or len(batch) * batch[0] <= n_tokens
+        one_more = lengths[start : start + size + 1]
+        assert (
+            len(one_more) == len(batch)
+            or len(one_more) * one_more[0] > n_tokens
+            or len(one_more) * one_more[0] > (1 + MOST_PADDING) * one_more.sum()
+        )
+        padded += len(batch) * batch[0]
+        start += size
+    assert padded <= 1.08 * lengths.sum()
+
+
+def test_texts_tokenized_ahead_are_those_that_come(tmp_path):
+    """And where others come, these are read."""
+    model = hooked(save_model(tmp_path, "gpt2"), HOOKS)
+    expected = model.pooled(TEXTS[::-1], "texts")
+    for told in (TEXTS[::-1], TEXTS[:1]):
+        model.pooled(TEXTS, "texts", following=partial(list, told))
+        found = model.pooled(TEXTS[::-1], "texts")
+        assert all(torch.equal(found[hook], expected[hook]) for hook in expected)
 
 
 def test_a_texts_values_do_not_depend_on_its_batch(saved):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -54,6 +55,7 @@ ENCODERS = {"bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "electra"}
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 # of a batch, padding included, where no batch size is given
 TOKENS_PER_BATCH = {"cpu": 4096, "mps": 8192, "cuda": 32_768}
+MOST_PADDING = 0.08  # of the tokens of a batch
 
 
 class _LastHookReached(Exception):
@@ -76,6 +78,8 @@ class HookedModel:
     ) -> None:
         import torch
 
+        self._tokenizing = ThreadPoolExecutor(1)
+        self._ahead: Future[tuple[list[str], list[list[int]]]] | None = None
         self.info = info
         self.hook_names = list(dict.fromkeys(hook_names))
         self.device = torch.device(device)
@@ -245,6 +249,13 @@ class HookedModel:
             for ids in token_ids
         ]
 
+    def _tokens_of(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text; those of the call before, where it was told of these texts."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.exception() is None and ahead.result()[0] == texts:
+            return ahead.result()[1]
+        return self.tokenize(texts)
+
     def _check(self, captured: dict[str, torch.Tensor], kept: torch.Tensor) -> None:
         """Raise UserError where a hook did not fire, or gave what is no number at a token that is
         ``kept`` [batch, n_tokens].
@@ -289,7 +300,7 @@ class HookedModel:
             start = n_done = 0
             n_tokens = TOKENS_PER_BATCH[self.device.type]
             while start < len(order):
-                size = batch_size or max(1, n_tokens // max(int(lengths[order[start]]), 1))
+                size = batch_size or texts_in_batch(lengths[order[start:]], n_tokens)
                 rows = order[start : start + size]
                 batch = self._padded([token_ids[i] for i in rows])
                 try:
@@ -316,20 +327,48 @@ class HookedModel:
                 yield rows, captured, batch["attention_mask"].bool()
 
     def pooled(
-        self, texts: list[str], desc: str, batch_size: int | None = None
+        self,
+        texts: list[str],
+        desc: str,
+        batch_size: int | None = None,
+        following: Callable[[], list[str]] | None = None,
     ) -> dict[str, torch.Tensor]:
         """{hook_name: float32 [n_texts, d_model]}: the last token of each text, or for encoders the
-        mean over its tokens. attn.hook_z has n_heads x d_head columns.
+        mean over its tokens. attn.hook_z has n_heads x d_head columns. ``following``: gives the
+        texts of the next call, which are tokenized meanwhile.
         """
         import torch
 
+        token_ids = self._tokens_of(texts)
+        # only now: a tokenizer does one thing at a time
+        if following is not None:
+            self._ahead = self._tokenizing.submit(lambda: _with_tokens(following(), self.tokenize))
         pooled: dict[str, torch.Tensor] = {}
-        for rows, captured, mask in self.run(self.tokenize(texts), desc, batch_size):
+        for rows, captured, mask in self.run(token_ids, desc, batch_size):
             for name, states in captured.items():
                 if name not in pooled:
                     pooled[name] = torch.empty(len(texts), states.shape[-1])
                 pooled[name][torch.from_numpy(rows)] = pool(states, mask, self.info.pooling).cpu()
         return pooled
+
+
+def _with_tokens(
+    texts: list[str], tokenize: Callable[[list[str]], list[list[int]]]
+) -> tuple[list[str], list[list[int]]]:
+    return texts, tokenize(texts)
+
+
+def texts_in_batch(lengths: np.ndarray, n_tokens: int) -> int:
+    """How many of the next texts go through the model together; ``lengths`` fall.
+
+    At most ``n_tokens`` with their padding, and so many that padding is MOST_PADDING of their own
+    tokens: short texts of different lengths would else be padded by half.
+    """
+    longest = max(int(lengths[0]), 1)
+    lengths = lengths[: max(1, n_tokens // longest)]
+    padded = longest * np.arange(1, len(lengths) + 1)
+    fits = padded <= (1 + MOST_PADDING) * np.cumsum(lengths)
+    return len(lengths) if fits.all() else max(1, int(np.argmin(fits)))
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

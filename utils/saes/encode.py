@@ -142,8 +142,8 @@ def _nonzero(keep: torch.Tensor, values: torch.Tensor, start: int) -> Nonzeros:
     import torch
 
     if keep.device.type == "cuda":
-        rows, columns = keep.nonzero(as_tuple=True)
-        return rows.cpu(), columns.cpu() + start, values[rows, columns].cpu()
+        rows, columns = torch.nonzero(keep).cpu().unbind(dim=1)
+        return rows, columns + start, torch.masked_select(values, keep).cpu()
     # MPS has no dependable sparse kernels, and on the CPU numpy finds the few nonzeros 4 times
     # faster than torch
     dense = values.cpu().numpy()
