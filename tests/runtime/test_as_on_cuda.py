@@ -36,7 +36,19 @@ def test_the_mode_catches_a_tensor_left_on_the_cpu():
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_encoding_keeps_to_its_device_and_gives_nonzeros_on_the_cpu(paths, architecture, normalize):
+def test_encoding_keeps_to_its_device_and_gives_nonzeros_on_the_cpu(
+    paths, architecture, normalize, monkeypatch
+):
+    # how many there are only values tell
+    def found(keep):
+        return torch.empty((7, 2), dtype=torch.int64, device=keep.device)
+
+    def selected(values, keep):
+        assert values.device == keep.device
+        return torch.empty(7, device=keep.device)
+
+    monkeypatch.setattr(torch, "nonzero", found)
+    monkeypatch.setattr(torch, "masked_select", selected)
     folder = paths.saes("mine") / "layer_1" / architecture
     config = {
         "d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32", "device": "cpu",
@@ -65,10 +77,13 @@ def test_a_language_model_is_read_on_its_device(paths, monkeypatch, pooling):
     info = replace(get_model(MODEL), pooling=pooling)
     hooks = ["blocks.2.hook_resid_pre", "blocks.3.hook_resid_post"]
     model = HookedModel(info, hooks, paths, "cpu")
+    # it looks at the mask's values
+    name = "transformers.masking_utils._ignore_bidirectional_mask_sdpa"
+    monkeypatch.setattr(name, lambda *_, **__: False)
     model.model.to("meta")
     model.device = torch.device("meta")
     monkeypatch.setitem(TOKENS_PER_BATCH, "meta", TOKENS_PER_BATCH["cuda"])
-    seen = []
+    seen: list[str] = []
 
     def check(_, captured, kept):  # in place of a look at values
         seen.extend(value.device.type for value in (*captured.values(), kept))
