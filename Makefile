@@ -247,6 +247,12 @@ benchmark-probes: $(STAMP)
 benchmark-scaling: $(STAMP)
 	$(RUN) -m benchmarks.scaling $(folders) $(ARGS)
 
+.PHONY: benchmark-release
+## benchmark-release: book-keeping of a made-up release, or kills
+# WORKERS=4: on a Dask cluster of four workers, whose parts are killed
+benchmark-release: $(STAMP)
+	$(RUN) -m $(if $(WORKERS),benchmarks.reach --workers $(WORKERS),benchmarks.release) $(folders) $(ARGS)
+
 .PHONY: benchmark-full-run
 ## benchmark-full-run: all 113 datasets, each stage killed once
 benchmark-full-run: $(STAMP)

@@ -259,16 +259,19 @@ def read_as_text(path: Path, columns: Sequence[str]) -> dict[str, TextColumn]:
     return {name: TextColumn(*_codes(column)) for name, column in zip(there, table.columns)}
 
 
-def reorder_lines(path: Path, rows: np.ndarray, target: Path) -> None:
-    """Write the header of a table and these of its rows, in this order, to ``target``.
+def reorder_lines(path: Path, rows: np.ndarray, n_rows: int, target: Path) -> None:
+    """Write the header of a table and these of its ``n_rows`` rows, in this order, to ``target``.
 
     Raises UserError where a row has not a line of its own.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         breaks = _line_breaks(content)
         starts, ends = breaks[:-1] + 1, breaks[1:] + 1
-        if len(rows) and int(rows.max()) >= len(starts):
-            raise UserError(f"{path} has a cell of several lines: it is no result table of ours")
+        if len(starts) != n_rows:
+            raise UserError(
+                f"{path} has {n_rows} rows on {len(starts)} lines: a row must be one line; mend it,"
+                " or move it away"
+            )
         with open(target, "wb") as out:
             out.write(content[: breaks[0] + 1])
             for start, end in _runs(starts, ends, rows):

@@ -160,7 +160,7 @@ class ResultTable:
         kept = order[(order == last) | ~(says[last] | np.isin(ordered, again))]
         if len(kept) < n_rows or np.any(kept[1:] < kept[:-1]):
             with atomic_path(self.path) as temporary:
-                reorder_lines(self.path, kept, temporary)
+                reorder_lines(self.path, kept, n_rows, temporary)
 
     def _has_foreign_lines(self) -> bool:
         with (
