@@ -4,7 +4,8 @@ scikit-learn, on one thread.
     python -m benchmarks.probes
     python -m benchmarks.probes --datasets 87_glue_cola 96_spam_is --only ladder
 
-Three parts. ladder: SAE probes with ten k in the normal setting, our path solver against saga.
+Three parts. ladder: SAE probes with ten k in the normal setting, and with two k on 10, 20 and 143
+rows, our path solver against saga.
 baselines: the five baselines on activations widened to 3,584 dimensions (a fixed random ReLU
 layer), ours against scikit-learn's and XGBoost's plain classes. xgboost: the AUC of both on the
 activations as they are. Needs the demo's activations (`make demo`). Writes no results.
@@ -43,7 +44,7 @@ from utils.probes.scores import roc_auc, validation_folds
 from utils.runtime.errors import UserError
 from utils.runtime.progress import progress
 from utils.saes.store import SaeActivations
-from utils.settings import KS_NORMAL, Condition, TrainTest, split
+from utils.settings import KS_NORMAL, KS_OTHER, Condition, TrainTest, split
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -105,33 +106,41 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
             [1],
             ProbeOptions(solver=solver),
         )
-    rows = []
+    rows, few = [], []
     for name in progress(names, desc="path and saga", unit="dataset"):
         activations = SaeActivations(paths, MODEL, name, SAE_ID)
         normal = activations.condition(Condition("normal"))
-        seconds, aucs = {}, {}
-        for solver in ("path", "saga"):
-            started = time.perf_counter()
-            probes = fit_sae_probes(normal, KS_NORMAL, ProbeOptions(solver=solver))
-            seconds[solver] = time.perf_counter() - started
-            aucs[solver] = np.array([probe["test_auc"] for probe in probes])
-        difference = np.abs(aucs["path"] - aucs["saga"])
-        rows.append(
-            {
-                "dataset": name,
-                "path_s": seconds["path"],
-                "saga_s": seconds["saga"],
-                "ratio": seconds["saga"] / seconds["path"],
-                "mean_auc_difference": difference.mean(),
-                "largest": difference.max(),
-            }
-        )
-    table = pd.DataFrame(rows)
-    print(f"\nSAE probes, normal setting, k = 1 to 512, {SAE_ID}, one thread:")
-    print(table.to_string(index=False, float_format="{:.3f}".format))
-    print(f"median ratio {table['ratio'].median():.0f}")
-    hand_on(ladder_ratio=table["ratio"].median())
-    return table
+        rows.append({"dataset": name, **_path_and_saga(normal, KS_NORMAL)})
+        for n_train in (10, 20, 143):
+            scarce = activations.condition(Condition("scarcity", n_train))
+            few.append({"dataset": name, "rows": n_train, **_path_and_saga(scarce, KS_OTHER)})
+    tables = pd.DataFrame(rows), pd.DataFrame(few)
+    for table, what in zip(tables, ("normal setting, k = 1 to 512", "scarcity, k = 16 and 128")):
+        print(f"\nSAE probes, {what}, {SAE_ID}, one thread:")
+        print(table.to_string(index=False, float_format="{:.3f}".format))
+        ratios = table["ratio"]
+        print(f"median ratio {ratios.median():.0f} ({ratios.min():.0f} to {ratios.max():.0f})")
+    normal_ratio, few_ratio = (float(table["ratio"].median()) for table in tables)
+    hand_on(ladder_ratio=normal_ratio, few_rows_ratio=few_ratio)
+    return tables[0]
+
+
+def _path_and_saga(rows: TrainTest, ks: tuple[int, ...]) -> dict[str, float]:
+    """Seconds of both solvers, and how far their test AUCs are apart."""
+    seconds, aucs = {}, {}
+    for solver in ("path", "saga"):
+        started = time.perf_counter()
+        probes = fit_sae_probes(rows, ks, ProbeOptions(solver=solver))
+        seconds[solver] = time.perf_counter() - started
+        aucs[solver] = np.array([probe["test_auc"] for probe in probes])
+    difference = np.abs(aucs["path"] - aucs["saga"])
+    return {
+        "path_s": seconds["path"],
+        "saga_s": seconds["saga"],
+        "ratio": seconds["saga"] / seconds["path"],
+        "mean_auc_difference": difference.mean(),
+        "largest": difference.max(),
+    }
 
 
 def baselines(paths: Paths, names: list[str]) -> pd.DataFrame:

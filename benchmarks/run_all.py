@@ -28,7 +28,7 @@ from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import ROOT, atomic_path, write_json
 from utils.runtime.provenance import installed_versions
 
-PARTS = ("generate", "models", "probes", "scaling")
+PARTS = ("generate", "models", "probes", "scaling", "release", "reach")
 MOST_RUNS = 5  # that are kept
 QUOTING = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
 
@@ -62,7 +62,13 @@ LINES: list[tuple[str, str, Callable[[float], str]]] = [
         ),
         faster,
     ),
+    (
+        "models_share",
+        "its products, of this machine's own rate in products of that width",
+        "{:.0%}".format,
+    ),
     ("ladder_ratio", "SAE probes, ten k on a dataset, path solver against saga (median)", faster),
+    ("few_rows_ratio", "the same on 10 to 143 training rows, two k (median)", faster),
     (
         "baselines_ratio",
         "the five baselines on 1,024 x 3,584 against plain scikit-learn and XGBoost",
@@ -70,6 +76,11 @@ LINES: list[tuple[str, str, Callable[[float], str]]] = [
     ),
     ("scaling_processes", "the demo's SAE-probe sweep, two processes against one", faster),
     ("scaling_cluster", "the same, two workers of a Dask cluster against one", faster),
+    (
+        "reach_kills",
+        "parts of a cluster killed while it filled a made-up release, tables as of a quiet run",
+        "{:.0f} kills".format,
+    ),
 ]
 SHORT_PROBES = [
     "--datasets",
@@ -105,6 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         "models": folders,
         "probes": [*folders, *([] if args.full else SHORT_PROBES)],
         "scaling": folders,
+        "release": folders,
+        "reach": folders,
     }
     failures = Failures()
     about = {"machine": machine(), "versions": installed_versions(), "full": args.full}
@@ -205,6 +218,29 @@ def as_markdown(measured: dict[str, Any]) -> str:
             " of the datasets predicted "
         )
         text += f"{predicted:.0f} s ({predicted / seconds - 1:+.0%}).\n"
+    return text + release_table(measured)
+
+
+def release_table(measured: dict[str, Any]) -> str:
+    """What a made-up release took, stage by stage; "" where it was not measured."""
+    if "release" not in measured:
+        return ""
+    sizes = list(measured["release"])
+    text = (
+        "\n## A made-up release\n\n`make benchmark-release`: real names, row counts and tables,"
+        f" tiny arrays; SAEs x datasets {' and '.join(sizes)}, figures of the larger."
+        " Worker-seconds beside the fits, and the exponent with which they grow with the"
+        " rows.\n\n| stage | rows | first run | again | in fits | beside fits | growth |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    growths = measured.get("release_exponents", {})
+    for stage, m in measured["release"][sizes[-1]].items():
+        keeping = m["first"] * (m["n_jobs"] if m["in_fits"] else 1) - m["in_fits"]
+        growth = f"{growths[stage]:.2f}" if stage in growths else "–"
+        text += (
+            f"| {stage} | {m['n_rows']} | {m['first']:.1f} s | {m['again']:.1f} s |"
+            f" {m['in_fits']:.0f} s | {keeping:.1f} s | {growth} |\n"
+        )
     return text
 
 
