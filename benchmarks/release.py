@@ -7,7 +7,9 @@ Names, row counts and the shapes of the tables are those of a real study; arrays
 dimensions, 32 latents), so that what a stage takes beside its fits is book-keeping. Each stage runs
 as a user runs it, from nothing and again. Printed for each stage and size: seconds of both runs,
 worker-seconds in fits, what is left for a row, and the exponent with which that grew with the rows
-between the two sizes. Needs the texts (`make fetch-data`). Writes nothing but temporary files.
+between the two sizes. Of real shape is one SAE on all datasets with
+`--sizes 1x113 --shape 2304x16384 --stages generate "SAE probes"`. Needs the texts (`make
+fetch-data`). Writes nothing but temporary files.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -44,7 +47,16 @@ from utils.runtime.errors import UserError
 from utils.runtime.files import ROOT, write_json
 from utils.runtime.progress import progress
 
-MODEL, LAYER, D_MODEL, D_SAE = "made-up", 0, 8, 32
+MODEL, LAYER = "made-up", 0
+MOST_L0 = 100  # mean active latents of the made-up SAEs, or a quarter of them
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the made-up activations and SAEs."""
+
+    d_model: int = 8
+    d_sae: int = 32
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stages", nargs="+", choices=[stage.name for stage in STAGES], help="only these"
     )
+    parser.add_argument(
+        "--shape", type=shape, default=Shape(), metavar="WIDTHxLATENTS", help="of the SAEs"
+    )
     parser.add_argument("--n_jobs", type=cli.positive, default=default_n_jobs(), help="processes")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make it here and leave it")
     return parser
@@ -118,10 +133,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 def size(text: str) -> Size:
     """A flag's size."""
-    n_saes, _, n_datasets = text.partition("x")
-    if not (n_saes.isdigit() and n_datasets.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}: give SAEs x datasets, as in 34x113")
-    return Size(int(n_saes), int(n_datasets))
+    return Size(*_two_numbers(text, "34x113"))
+
+
+def shape(text: str) -> Shape:
+    """A flag's shape."""
+    return Shape(*_two_numbers(text, "2304x16384"))
+
+
+def _two_numbers(text: str, example: str) -> tuple[int, int]:
+    one, _, other = text.partition("x")
+    if not (one.isdigit() and other.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give two numbers, as in {example}")
+    return int(one), int(other)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,9 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     stages = [stage for stage in STAGES if not args.stages or stage.name in args.stages]
     for of_size in args.sizes:
         with tempfile.TemporaryDirectory() as temporary:
-            paths = made_up(
-                texts, args.keep / str(of_size) if args.keep else Path(temporary), of_size
-            )
+            place = args.keep / str(of_size) if args.keep else Path(temporary)
+            paths = made_up(texts, place, of_size, args.shape)
             for stage in stages:
                 of_size.stages[stage.name] = run_stage(paths, stage, args.n_jobs)
                 print_stage(of_size, stage.name)
@@ -170,7 +193,7 @@ def print_stage(of_size: Size, name: str) -> None:
     )
 
 
-def made_up(texts: Paths, folder: Path, of_size: Size) -> Paths:
+def made_up(texts: Paths, folder: Path, of_size: Size, of_shape: Shape = Shape()) -> Paths:
     """A model's activations on real texts and its SAEs, of random numbers.
 
     Raises UserError where there are too few datasets.
@@ -184,7 +207,7 @@ def made_up(texts: Paths, folder: Path, of_size: Size) -> Paths:
         return paths
     _link_texts(texts, paths, chosen)
     rng = np.random.default_rng(0)
-    info = LanguageModel(MODEL, None, D_MODEL, (LAYER,), LAYER)
+    info = LanguageModel(MODEL, None, of_shape.d_model, (LAYER,), LAYER)
     describe_model(info, paths)
     import torch
 
@@ -193,7 +216,8 @@ def made_up(texts: Paths, folder: Path, of_size: Size) -> Paths:
             if ood and existing_csv(paths.ood_texts(name)) is None:
                 continue
             dataset = load_ood(paths, name) if ood else load_dataset(paths, name)
-            rows = rng.normal(size=(len(dataset), D_MODEL)) + dataset.labels[:, None] * 0.3
+            rows = rng.normal(size=(len(dataset), of_shape.d_model))
+            rows[:, :8] += dataset.labels[:, None] * 0.3
             write_activations(
                 paths.model_activations(MODEL, name, hook_name(LAYER), ood),
                 torch.tensor(rows, dtype=torch.float32),
@@ -201,7 +225,7 @@ def made_up(texts: Paths, folder: Path, of_size: Size) -> Paths:
                 {"model_name": MODEL, "hook_name": hook_name(LAYER)},
             )
     for number in range(of_size.n_saes):
-        _write_sae(paths.saes(MODEL) / f"layer_{LAYER}" / "width_32" / f"average_l0_{number}", rng)
+        _write_sae(paths.saes(MODEL) / f"layer_{LAYER}" / f"sae_{number}", of_shape, rng)
     return paths
 
 
@@ -222,23 +246,25 @@ def _link_texts(texts: Paths, paths: Paths, chosen: list[str]) -> None:
     list_datasets.cache_clear()
 
 
-def _write_sae(folder: Path, rng: np.random.Generator) -> None:
+def _write_sae(folder: Path, of_shape: Shape, rng: np.random.Generator) -> None:
     """A ReLU SAE of random directions, in SAELens's folder format."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)
+    d_model, d_sae = of_shape.d_model, of_shape.d_sae
+    share = min(MOST_L0 / d_sae, 0.25)  # of the latents that are active on a row
     weights = {
-        "W_enc": rng.normal(size=(D_MODEL, D_SAE)),
-        "b_enc": np.full(D_SAE, -2.0),
-        "W_dec": rng.normal(size=(D_SAE, D_MODEL)),
-        "b_dec": np.zeros(D_MODEL),
+        "W_enc": rng.normal(size=(d_model, d_sae)) / math.sqrt(d_model),
+        "b_enc": np.full(d_sae, NormalDist().inv_cdf(share)),
+        "W_dec": np.zeros((d_sae, d_model)),
+        "b_dec": np.zeros(d_model),
     }
     save_file(
         {name: value.astype(np.float32) for name, value in weights.items()},
         folder / "sae_weights.safetensors",
     )
     config = {
-        "architecture": "standard", "d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32",
+        "architecture": "standard", "d_in": d_model, "d_sae": d_sae, "dtype": "float32",
         "apply_b_dec_to_input": False, "normalize_activations": "none",
         "metadata": {"hook_name": hook_name(LAYER), "model_name": MODEL},
     }  # fmt: skip
