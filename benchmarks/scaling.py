@@ -2,7 +2,7 @@
 and what was predicted.
 
     python -m benchmarks.scaling
-    python -m benchmarks.scaling --n_turns 1
+    python -m benchmarks.scaling --n_turns 2
 
 Runs the sweep (normal setting and scarcity, SAEs and controls, twelve seeds) in processes of this
 machine and on a Dask cluster of its own, with one and two workers in turns, and prints the ratios
@@ -43,7 +43,7 @@ CONTROLS = ("--controls", "raw_dims", "pca_dims")
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument(
-        "--n_turns", type=cli.positive, default=2, help="runs of each; the best counts"
+        "--n_turns", type=cli.positive, default=1, help="runs of each; the best counts"
     )
     parser.add_argument(
         "--without_cluster", action="store_true", help="only processes of this machine"

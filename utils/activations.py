@@ -15,6 +15,7 @@ from utils.datasets import (
     dataset_facts,
     load_dataset,
     load_ood,
+    text_codes,
     texts_fingerprint,
 )
 from utils.paths import Paths
@@ -22,7 +23,7 @@ from utils.readers.fingerprints import digest, file_fingerprint
 from utils.readers.pt_files import load_tensor, save_tensor
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import write_json
-from utils.settings import SEED, SPLIT_RULES, Condition, TrainTest, get_setting, split
+from utils.settings import SEED, SPLIT_RULES, Condition, TextCodes, TrainTest, get_setting, split
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +153,7 @@ class ModelRows:
     y: np.ndarray
     X_ood: Any = None
     y_ood: np.ndarray | None = None
+    texts: TextCodes | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -160,7 +162,8 @@ class ModelRows:
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         """The rows of a condition, [n, d_model]; the test rows of OOD are those of the OOD file."""
         drawn = split(condition, self.y, seed, ood_labels=self.y_ood)
-        return drawn.take(self.X, self.X_ood if get_setting(condition.setting).shifted else None)
+        shifted = get_setting(condition.setting).shifted
+        return drawn.take(self.X, self.X_ood if shifted else None, self.texts)
 
 
 def load_rows(
@@ -181,7 +184,7 @@ def load_rows(
         paths.model_activations(model_name, dataset, hook_name), texts, remedy, d_model
     )
     if not ood:
-        return ModelRows(X, texts.labels[: len(X)])
+        return ModelRows(X, texts.labels[: len(X)], texts=text_codes(paths, dataset, ood))
     shifted = load_ood(paths, dataset)
     X_ood = load_activations(
         paths.model_activations(model_name, dataset, hook_name, ood=True), shifted, remedy, d_model
@@ -191,4 +194,5 @@ def load_rows(
         raise UserError(
             f"{path} has {len(X_ood)} rows, {shifted.name} has {len(shifted)}: {remedy}"
         )
-    return ModelRows(X, texts.labels[: len(X)], X_ood, shifted.labels)
+    codes = text_codes(paths, dataset, ood)
+    return ModelRows(X, texts.labels[: len(X)], X_ood, shifted.labels, codes)

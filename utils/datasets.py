@@ -19,6 +19,7 @@ import pandas as pd
 from utils.paths import Paths
 from utils.runtime.errors import Failures, UserError, first_line, unknown_name
 from utils.runtime.remembered import Stamp, remembered, rules_of, stamp_of
+from utils.settings import TextCodes
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
@@ -322,6 +323,23 @@ def _load_ood(paths: Paths, name: str, _: tuple[Stamp | None, ...]) -> Dataset:
             " AUC needs both"
         )
     return Dataset(f"{name}_OOD", table["prompt"].tolist(), labels, classes, tuple(notes))
+
+
+def text_codes(paths: Paths, name: str, ood: bool) -> TextCodes:
+    """Numbers in place of a dataset's texts; with ``ood`` also of those of its OOD file.
+
+    Raises UserError as ``load_dataset`` and ``load_ood`` do.
+    """
+    return _text_codes(paths, name, ood, text_stamps(paths, name, ood))
+
+
+@lru_cache(maxsize=8)
+def _text_codes(paths: Paths, name: str, ood: bool, _: tuple[Stamp | None, ...]) -> TextCodes:
+    texts = load_dataset(paths, name).texts
+    shifted = load_ood(paths, name).texts if ood else []
+    numbers: dict[str, int] = {}
+    codes = np.array([numbers.setdefault(text, len(numbers)) for text in (*texts, *shifted)])
+    return TextCodes(codes[: len(texts)], codes[len(texts) :] if ood else None)
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,32 @@ class Split:
     test: np.ndarray
     y_train: np.ndarray
     y_test: np.ndarray
+    shifted: bool = False
 
-    def take(self, X: Any, X_test: Any = None) -> TrainTest:
+    def take(self, X: Any, X_test: Any = None, texts: TextCodes | None = None) -> TrainTest:
         """The split's rows of X [n_rows, n_columns]; its test rows of ``X_test`` where given."""
         tested = X if X_test is None else X_test
-        return TrainTest(X[self.train], self.y_train, tested[self.test], self.y_test)
+        fresh = self.fresh(texts)
+        return TrainTest(X[self.train], self.y_train, tested[self.test], self.y_test, fresh)
+
+    def fresh(self, texts: TextCodes | None) -> np.ndarray | None:
+        """bool [n_test]: test rows whose text is in no training row; None where the texts are not
+        known.
+        """
+        tested = texts and (texts.ood_rows if self.shifted else texts.rows)
+        if texts is None or tested is None:
+            return None
+        return ~np.isin(tested[self.test], texts.rows[self.train])
+
+
+@dataclass(frozen=True)
+class TextCodes:
+    """Numbers in place of texts, the same for the same text: of a dataset's rows [n_rows], and of
+    those of its OOD file where these are tested.
+    """
+
+    rows: np.ndarray
+    ood_rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +72,15 @@ class TrainTest:
     """What a probe is made from and scored on.
 
     ``X_train``, ``X_test``: [n, n_columns], both dense or both sparse (``csr_array``); ``y_train``,
-    ``y_test``: [n] in {0, 1}.
+    ``y_test``: [n] in {0, 1}; ``fresh``: bool [n_test], test rows whose text is in no training row,
+    None where the texts are not known.
     """
 
     X_train: Any
     y_train: np.ndarray
     X_test: Any
     y_test: np.ndarray
+    fresh: np.ndarray | None = None
 
 
 class ConditionRows(Protocol):
@@ -337,7 +360,7 @@ def split(
         return drawn
     if ood_labels is None:
         raise ValueError(f"the {setting.name} setting needs the labels of the OOD rows")
-    return Split(drawn.train, np.arange(len(ood_labels)), drawn.y_train, ood_labels)
+    return Split(drawn.train, np.arange(len(ood_labels)), drawn.y_train, ood_labels, shifted=True)
 
 
 @lru_cache(maxsize=64)  # every SAE of a dataset asks again

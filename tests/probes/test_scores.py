@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from utils.probes.scores import roc_auc, score_test_rows, validation_folds
 
@@ -58,3 +64,32 @@ def test_folds_by_number_of_rows(n, n_folds):
 def test_large_sets_validate_on_their_last_rows():
     assert validation_folds(np.arange(300) % 2)[0][1].tolist() == list(range(240, 300))
     assert len(validation_folds(np.arange(1024) % 2)[0][1]) == 100
+
+
+@pytest.mark.parametrize("digits", [0, 1, 17])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_precision_and_recall_equal_scikit_learns(digits, share):
+    rng = np.random.default_rng(digits)
+    for n in (20, 300, 2000):
+        y = (rng.random(n) < share).astype(int)
+        y[:2] = 0, 1
+        scores = (rng.normal(size=n) + y).round(digits)
+        found = score_test_rows(y, y, scores)
+        assert found["test_ap"] == pytest.approx(average_precision_score(y, scores))
+        false, true, _ = roc_curve(y, scores, drop_intermediate=False)
+        assert found["test_recall_1fpr"] == pytest.approx(true[false <= 0.01].max())
+
+
+def test_fresh_rows_are_scored_by_themselves_where_they_suffice():
+    rng = np.random.default_rng(0)
+    y = np.arange(100) % 2
+    scores = rng.normal(size=100) + y
+    fresh = np.arange(100) >= 60
+    found = score_test_rows(y, y, scores, fresh)
+    assert (found["n_fresh"], found["test_auc_fresh"]) == (40, roc_auc_score(y[60:], scores[60:]))
+    few = score_test_rows(y, y, scores, np.arange(100) >= 71)
+    assert few["n_fresh"] == 29
+    assert np.isnan(few["test_auc_fresh"])
+    one_class = score_test_rows(y, y, scores, y == 1)
+    assert np.isnan(one_class["test_auc_fresh"])
+    assert "n_fresh" not in score_test_rows(y, y, scores)

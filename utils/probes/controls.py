@@ -7,6 +7,8 @@ is the SAE.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -43,4 +45,4 @@ class ControlActivations:
         if self.control == "pca_dims":
             X_train, X_test = principal_components(X_train, X_test, min(X_train.shape))
         X_train, X_test = (csr_array(X.astype(np.float32)) for X in (X_train, X_test))
-        return TrainTest(X_train, rows.y_train, X_test, rows.y_test)
+        return replace(rows, X_train=X_train, X_test=X_test)

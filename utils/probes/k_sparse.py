@@ -199,7 +199,7 @@ def fit_sae_probes(rows: TrainTest, ks: Sequence[int], options: ProbeOptions) ->
             val_auc = roc_auc(y_train, fit.scores(train[:, :k]))
         results.append(
             {
-                **score_test_rows(rows.y_test, (scores > 0).astype(np.int64), scores),
+                **score_test_rows(rows.y_test, (scores > 0).astype(np.int64), scores, rows.fresh),
                 "val_auc": val_auc,
                 "k": k,
                 "C": C,

@@ -13,6 +13,8 @@ from utils.probes import compiled
 Fold = tuple[np.ndarray, np.ndarray]  # training rows, validation rows
 FEW_ROWS = 128  # below this, several folds in place of the last rows
 INNER_FOLDS = 3
+FEWEST_FRESH = 30  # rows for an AUC of their own
+MOST_ALARMS = 0.01  # share of class 0
 
 
 def roc_auc(y: np.ndarray, scores: np.ndarray) -> float:
@@ -39,9 +41,15 @@ def mean_over_folds(aucs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(aucs.T).mean(axis=1)
 
 
-def score_test_rows(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """test_f1 (weighted over the classes), test_acc and test_auc of predicted classes and scores
-    [n].
+def score_test_rows(
+    y: np.ndarray, predicted: np.ndarray, scores: np.ndarray, fresh: np.ndarray | None = None
+) -> dict[str, float]:
+    """What result tables say of predicted classes and scores [n] for y [n] in {0, 1}.
+
+    test_f1 (weighted over the classes), test_acc, test_auc; test_ap, average precision;
+    test_recall_1fpr, the largest share of class 1 found with at most 1 % of class 0 called so; and
+    test_auc_fresh over the n_fresh rows ``fresh`` (bool [n]), NaN where these are fewer than
+    FEWEST_FRESH or of one class.
     """
     f1 = 0.0
     for label in (0, 1):
@@ -50,10 +58,33 @@ def score_test_rows(y: np.ndarray, predicted: np.ndarray, scores: np.ndarray) ->
         if n_true and n_predicted:
             hits = int(((y == label) & (predicted == label)).sum())
             f1 += n_true / len(y) * 2 * hits / (n_true + n_predicted)
-    return {
+    said = {
         "test_f1": f1,
         "test_acc": float((y == predicted).mean()),
         "test_auc": roc_auc(y, scores),
+        **precision_and_recall(y, scores),
+    }
+    if fresh is not None:
+        enough = fresh.sum() >= FEWEST_FRESH and 0 < y[fresh].sum() < fresh.sum()
+        auc = roc_auc(y[fresh], scores[fresh]) if enough else float("nan")
+        said |= {"test_auc_fresh": auc, "n_fresh": int(fresh.sum())}
+    return said
+
+
+def precision_and_recall(y: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """test_ap and test_recall_1fpr of ``score_test_rows``; NaN where a class is missing."""
+    n_positive = int(y.sum())
+    if not 0 < n_positive < len(y):
+        return {"test_ap": float("nan"), "test_recall_1fpr": float("nan")}
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(y) - 1)
+    hits = np.cumsum(y[order])[ends]
+    alarms = ends + 1 - hits
+    precision, recall = hits / (ends + 1), hits / n_positive
+    few = alarms <= MOST_ALARMS * (len(y) - n_positive)
+    return {
+        "test_ap": float((np.diff(recall, prepend=0.0) * precision).sum()),
+        "test_recall_1fpr": float(recall[few].max(initial=0.0)),
     }
 
 

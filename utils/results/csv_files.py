@@ -39,7 +39,20 @@ TEXT = frozenset(
 )
 # columns of numbers that may look whole for thousands of rows
 FRACTIONS = frozenset(
-    {"test_f1", "test_acc", "test_auc", "val_auc", "C", "ratio", "frac", "corrupt_frac", "seconds"}
+    {
+        "test_f1",
+        "test_acc",
+        "test_auc",
+        "val_auc",
+        "C",
+        "ratio",
+        "frac",
+        "corrupt_frac",
+        "seconds",
+        "test_ap",
+        "test_recall_1fpr",
+        "test_auc_fresh",
+    }
 )
 # what an empty cell may look like in columns that hold no text
 EMPTY = ["", "nan", "NaN", "NA", "N/A", "null", "None"]

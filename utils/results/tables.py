@@ -240,13 +240,16 @@ SAE_PROBE_COLUMNS = (
     "reg_type",
     "binarize",
 )
+NEW_SCORES = ("test_ap", "test_recall_1fpr", "test_auc_fresh", "n_fresh")
 SAE_PROBE_EXTRAS = (
     "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
-    "converged", "n_train", "n_test", "n_tied_at_cut", "latents", MADE_FROM,
+    "converged", "n_train", "n_test", *NEW_SCORES, "n_tied_at_cut", "latents", MADE_FROM,
 )  # fmt: skip
 BASELINE_COLUMNS = ("dataset", "method")
 BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")
-BASELINE_EXTRAS = ("layer", "seed", "protocol", "C", "converged", "n_train", "n_test", MADE_FROM)
+BASELINE_EXTRAS = (
+    "layer", "seed", "protocol", "C", "converged", "n_train", "n_test", *NEW_SCORES, MADE_FROM,
+)  # fmt: skip
 
 
 def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:

@@ -19,7 +19,7 @@ from utils.results.csv_files import MADE_FROM, fault_at_end, read_table
 from utils.results.findings import Finding, Kind
 from utils.results.ood_evidence import Judgement, judge
 from utils.results.sources import Sources
-from utils.results.tables import PUBLISHED, baseline_table, sae_probe_table
+from utils.results.tables import NEW_SCORES, PUBLISHED, baseline_table, sae_probe_table
 from utils.runtime.errors import UserError, first_line
 from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
 
@@ -27,9 +27,11 @@ BASELINE, SAE, CONTROL = "baseline", "sae", "control"
 TIDY_COLUMNS = (
     "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type",
     "binarize", "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc",
-    "test_f1", "test_acc", "n_test", "converged", "n_nonzero",
+    "test_f1", "test_acc", "n_test", "converged", "n_nonzero", *NEW_SCORES,
 )  # fmt: skip
-SCORES = ("val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged", "n_nonzero")
+SCORES = (
+    "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged", "n_nonzero", *NEW_SCORES,
+)  # fmt: skip
 ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from utils.activations import read_description, source_fingerprint
-from utils.datasets import dataset_facts, load_dataset, load_ood
+from utils.datasets import dataset_facts, load_dataset, load_ood, text_codes
 from utils.names import named_width, set_stem
 from utils.paths import Paths
 from utils.readers.fingerprints import digest, file_fingerprint
@@ -291,6 +291,7 @@ class SaeActivations:
             or len(labels)
         ]
         self.ood_labels = load_ood(paths, dataset).labels if ood else None
+        self.texts = text_codes(paths, dataset, ood)
         self._rows: csr_array | None = None
 
     def require_hook(self, hook_name: str) -> None:
@@ -342,10 +343,10 @@ class SaeActivations:
         if get_setting(condition.setting).shifted:
             X_train, X_test = self._ood_rows(drawn, seed)
         elif self._rows is not None or self.normal.path("X_rest_sae").is_file():
-            return drawn.take(self.rows())
+            return drawn.take(self.rows(), texts=self.texts)
         else:
             X_train, X_test = self._original_split(condition, drawn, seed)
-        return TrainTest(X_train, drawn.y_train, X_test, drawn.y_test)
+        return TrainTest(X_train, drawn.y_train, X_test, drawn.y_test, drawn.fresh(self.texts))
 
     def _ood_rows(self, rows_of: Split, seed: int) -> tuple[csr_array, csr_array]:
         if self.ood.path("X_test_sae").is_file():

@@ -1,0 +1,82 @@
+"""Test rows whose text is in no training row: found as a count of the texts finds them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import MODEL, folder_flags, write_texts
+from sae_lens import SAE
+
+import generate_sae_activations_optimized as generator
+import train_baselines
+import train_sae_probes
+from utils.activations import load_rows, write_activations
+from utils.datasets import load_dataset, load_ood
+from utils.names import hook_name
+from utils.probes.controls import CONTROLS, ControlActivations
+from utils.results.tidy import load_results
+from utils.saes.store import SaeActivations
+from utils.settings import Condition, ConditionRows, split
+
+NAME, SAE_ID, LAYER = "1_first", "layer_2/mine", 2
+CONDITIONS = [Condition("normal"), Condition("scarcity", 20), Condition("OOD")]
+
+
+@pytest.fixture
+def ready(paths):
+    """Two rows of a text, and OOD texts of which half are training texts."""
+    write_texts(paths, [NAME], 400, ood=(NAME,))
+    table = pd.read_csv(paths.texts(NAME), dtype=str)
+    for label, part in table.groupby("target"):
+        table.loc[part.index, "prompt"] = [f"text {label} {i // 2}" for i in range(len(part))]
+    table.to_csv(paths.texts(NAME), index=False)
+    shifted = pd.read_csv(paths.ood_texts(NAME), dtype=str)
+    known = [f"text {label} {i}" for i, label in enumerate(shifted["target"])]
+    shifted["prompt"] = shifted["prompt"].where(np.arange(len(shifted)) % 2 == 0, known)
+    shifted.to_csv(paths.ood_texts(NAME), index=False)
+    rng = np.random.default_rng(0)
+    for ood in (False, True):
+        dataset = load_ood(paths, NAME) if ood else load_dataset(paths, NAME)
+        X = rng.normal(size=(len(dataset), 384)) + dataset.labels[:, None]
+        path = paths.model_activations(MODEL, NAME, hook_name(LAYER), ood)
+        write_activations(path, torch.tensor(X, dtype=torch.float32), dataset.texts, {})
+    config = {"architecture": "standard", "d_in": 384, "d_sae": 16, "dtype": "float32",
+              "device": "cpu", "metadata": {"hook_name": hook_name(LAYER)}}  # fmt: skip
+    sae: SAE = SAE.from_dict(config)
+    sae.save_model(paths.saes(MODEL) / SAE_ID)
+    assert generator.main(["--model_name", MODEL, *folder_flags(paths), "--setting", "all"]) == 0
+    return paths
+
+
+def counted(paths, condition: Condition) -> list[bool]:
+    dataset, shifted = load_dataset(paths, NAME), load_ood(paths, NAME)
+    drawn = split(condition, dataset.labels, ood_labels=shifted.labels)
+    trained = {dataset.texts[i] for i in drawn.train}
+    tested = shifted.texts if condition.setting == "OOD" else dataset.texts
+    return [tested[i] not in trained for i in drawn.test]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: c.setting)
+def test_every_side_of_a_comparison_has_the_same_fresh_rows(ready, condition):
+    expected = counted(ready, condition)
+    assert 0 < sum(expected) < len(expected)
+    ood = condition.setting == "OOD"
+    rows = load_rows(ready, MODEL, NAME, hook_name(LAYER), ood)
+    sides: list[ConditionRows] = [rows, SaeActivations(ready, MODEL, NAME, SAE_ID, ood)]
+    sides += [ControlActivations(control, rows) for control in CONTROLS]
+    for side in sides:
+        fresh = side.condition(condition).fresh
+        assert fresh is not None
+        assert fresh.tolist() == expected
+
+
+def test_every_new_row_says_it(ready):
+    flags = ["--model_name", MODEL, *folder_flags(ready), "--n_jobs", "1"]
+    assert train_baselines.main([*flags, "--method", "logreg", "--layers", "2"]) == 0
+    assert train_sae_probes.main([*flags, "--ks", "1", "16", "--controls", *CONTROLS]) == 0
+    tidy = load_results(ready, MODEL).tidy
+    assert len(tidy) == 1 + 2 * 3
+    assert (tidy["n_fresh"] == sum(counted(ready, CONDITIONS[0]))).all()
+    assert tidy[["test_ap", "test_recall_1fpr"]].notna().all().all()
