@@ -51,8 +51,10 @@ class Split:
         """bool [n_test]: test rows whose text is in no training row; None where the texts are not
         known.
         """
-        tested = texts and (texts.ood_rows if self.shifted else texts.rows)
-        if texts is None or tested is None:
+        if texts is None:
+            return None
+        tested = texts.ood_rows if self.shifted else texts.rows
+        if tested is None:
             return None
         return ~np.isin(tested[self.test], texts.rows[self.train])
 
