@@ -29,6 +29,7 @@ from utils.results.comparison import (
     compare,
     headline,
     of_protocol,
+    on_fresh_rows,
     protocols,
     val_test_gap,
 )
@@ -90,9 +91,12 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
     comparison, controls = compare(tidy), against_controls(of_shown)
+    fresh = compare(on_fresh_rows(tidy))
     table_path = paths.comparison_table(model_name)
     with atomic_path(table_path) as temporary:
-        comparison.to_csv(temporary, index=False, lineterminator="\n")
+        both = [comparison.assign(test_rows="all"), fresh.assign(test_rows="fresh")]
+        written = pd.concat([table for table in both if len(table)] or both)
+        written.to_csv(temporary, index=False, lineterminator="\n")
 
     multi_token, unusable = load_multi_token(paths, model_name)
     for finding in unusable:
@@ -107,6 +111,7 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     report = Report(
         model_name=model_name,
         comparison=comparison,
+        fresh=fresh,
         controls=controls,
         positive_control=positive_control(paths) if made_here(tidy) else pd.DataFrame(),
         gap=gap,
@@ -117,7 +122,7 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
         settings=run_settings(paths, model_name),
     )
     write_report(folder / "report.html", report)
-    print_summary(comparison, controls)
+    print_summary(comparison, fresh, controls)
     print(f"\nreport   {folder / 'report.html'}")
     print(f"figures  {folder} ({len(drawings)} as PNG and PDF)")
     print(f"table    {table_path}")
@@ -157,11 +162,15 @@ def run_settings(paths: Paths, model_name: str) -> dict[str, object]:
     return {"versions": distinct, "runs": shown} if shown else {}
 
 
-def print_summary(comparison: pd.DataFrame, controls: pd.DataFrame) -> None:
+def print_summary(comparison: pd.DataFrame, fresh: pd.DataFrame, controls: pd.DataFrame) -> None:
     if len(comparison):
         print("\nMean test AUC over matched datasets (each probe picked by validation AUC):")
         print(headline(comparison).to_string())
-        for answer in answers(comparison):
+        if len(fresh):
+            print("\nThe same on fresh test rows, whose text is in no training row:")
+            print(headline(fresh).to_string())
+            print()
+        for answer in answers(comparison, fresh):
             print(f"{answer['where']}: {answer['what']}")
     if len(controls):
         print("\nNormal setting, trained SAEs against untrained twins, by number of latents k:")

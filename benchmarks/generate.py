@@ -291,7 +291,11 @@ def generate(paths: Paths, names: list[str], *flags: str) -> Measured:
     )
     rates = [float(rate) for rate in re.findall(r"^layer_\S+ .* ([\d.]+)$", done.stdout, re.M)]
     # the ceiling before and after: other work on the machine can only lower a measurement
-    share = float(np.mean(rates)) * 1e9 / max(ceiling, product_rate(D_MODEL, torch.device("cpu")))
+    share = (
+        (float(np.mean(rates)) if rates else float("nan"))
+        * 1e9
+        / max(ceiling, product_rate(D_MODEL, torch.device("cpu")))
+    )
     return Measured(seconds, measured["read"], measured["peak"], share)
 
 

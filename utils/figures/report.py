@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from utils.figures.gallery import Drawing
 from utils.names import twin_id
-from utils.results.comparison import ALL, PROBES, TITLES, headline
+from utils.results.comparison import TITLES, headline, stated
 from utils.results.findings import Finding
 from utils.results.statistics import verdict
 from utils.runtime.files import atomic_path
@@ -60,11 +60,12 @@ WEIGHTS = {
 class Report:
     """What the page of one model shows; each table may be empty.
 
-    ``settings``: of the runs that made the tables.
+    ``fresh``: the comparison on fresh test rows; ``settings``: of the runs that made the tables.
     """
 
     model_name: str
     comparison: pd.DataFrame
+    fresh: pd.DataFrame
     controls: pd.DataFrame
     positive_control: pd.DataFrame
     gap: pd.DataFrame
@@ -93,10 +94,9 @@ def write_report(path: Path, report: Report) -> None:
     by_weight = {w: [f for f in report.findings if f.weight == w] for w in WEIGHTS}
     page = environment.get_template("report.html").render(
         model_name=report.model_name,
-        answers=answers(report.comparison),
-        headline=headline(report.comparison).reset_index().rename(columns=COLUMNS)
-        if len(report.comparison)
-        else None,
+        answers=answers(report.comparison, report.fresh),
+        headline=_by_setting(report.comparison),
+        fresh=_by_setting(report.fresh),
         twins=readable_columns(twins(report.controls)),
         controls=readable_columns(report.controls),
         positive_control=report.positive_control,
@@ -111,6 +111,12 @@ def write_report(path: Path, report: Report) -> None:
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _by_setting(comparison: pd.DataFrame) -> pd.DataFrame | None:
+    if not len(comparison):
+        return None
+    return headline(comparison).reset_index().rename(columns=COLUMNS)
 
 
 def readable_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -146,15 +152,18 @@ def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
     return twins(controls)[columns].rename(columns=COLUMNS)
 
 
-def answers(comparison: pd.DataFrame) -> list[dict[str, str]]:
-    """One sentence a setting: who is ahead, how sure that is, and what could have been seen."""
+def answers(comparison: pd.DataFrame, fresh: pd.DataFrame | None = None) -> list[dict[str, str]]:
+    """One sentence a setting: who is ahead, how sure that is, and what could have been seen; on
+    fresh test rows where they are known.
+    """
     if not len(comparison):
         return []
-    overall = comparison[(comparison["condition"] == ALL) & (comparison["contender"] == PROBES)]
-    several = overall["protocol"].nunique() > 1
+    rows = stated(comparison, comparison.iloc[:0] if fresh is None else fresh)
+    several = rows["protocol"].nunique() > 1
     sentences = []
-    for row in overall.to_dict("records"):
+    for row in rows.to_dict("records"):
         where = row["setting"] + (f", {row['protocol']} protocol" if several else "")
+        where += ", fresh test rows" if row["test_rows"] == "fresh" else ", all test rows"
         sentences.append({"where": where, "what": _answer(row)})
     return sentences
 

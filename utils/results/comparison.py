@@ -166,6 +166,28 @@ def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return tidy if kept.all() else tidy[kept]  # a copy of millions of rows is a gigabyte
 
 
+def on_fresh_rows(tidy: pd.DataFrame) -> pd.DataFrame:
+    """The probes that say what they score on fresh test rows, those whose text is in no training
+    row, with that score as their test_auc. They are still picked by the same val_auc.
+    """
+    fresh = tidy[tidy["test_auc_fresh"].notna()]
+    return fresh.assign(test_auc=fresh["test_auc_fresh"], n_test=fresh["n_fresh"])
+
+
+def stated(comparison: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
+    """What a report says in sentences: a row of SAE probes a setting and protocol, on fresh rows
+    (``fresh``: ``compare`` of these) where they are known, else on all; ``test_rows`` says which.
+    These are one family of tests.
+    """
+    tables = [fresh.assign(test_rows="fresh"), comparison.assign(test_rows="all")]
+    rows = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+    rows = rows[(rows["condition"] == ALL) & (rows["contender"] == PROBES)]
+    first = rows.drop_duplicates(["setting", "protocol"])
+    order = {name: i for i, name in enumerate(comparison["setting"].unique())}
+    first = first.sort_values("setting", key=lambda names: names.map(order), kind="stable")
+    return first.assign(p_holm=holm(first["p_wilcoxon"]))
+
+
 def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     """Per setting, protocol and condition (and "all" of them), a row a contender, against the
     quiver of baselines.

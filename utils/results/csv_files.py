@@ -126,26 +126,6 @@ def fault_at_end(path: Path) -> str:
     return "its last line has no line break; it is used, but may be cut off"
 
 
-class _Beginning(io.RawIOBase):
-    """The first ``n_bytes`` of a file."""
-
-    def __init__(self, path: Path, n_bytes: int) -> None:
-        self._file, self._left = open(path, "rb"), n_bytes  # noqa: SIM115
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._file.read(min(len(buffer), self._left))
-        buffer[: len(content)] = content
-        self._left -= len(content)
-        return len(content)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def _refused(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} cannot be read as a result table ({first_line(error)}): restore or delete it"
@@ -162,13 +142,20 @@ def _checked_header(path: Path) -> list[str]:
     return header
 
 
-def _batches(path: Path, convert: pa.csv.ConvertOptions) -> pa.Table:
-    """The columns that ``convert`` includes, read a block at a time."""
-    source = pa.PythonFile(_Beginning(path, whole_size(path)), mode="r")
+def _read(path: Path, convert: pa.csv.ConvertOptions) -> pa.Table:
+    """The columns that ``convert`` includes.
+
+    Never through a Python file: arrow's threads may still read ahead when Python ends.
+    """
+    whole = whole_size(path)
+    source = str(path) if whole == path.stat().st_size else pa.BufferReader(_beginning(path, whole))
     read = pa.csv.ReadOptions(block_size=BLOCK)
-    with pa.csv.open_csv(source, read, convert_options=convert) as reader:
-        batches = list(reader)
-        return pa.Table.from_batches(batches, reader.schema).unify_dictionaries()
+    return pa.csv.read_csv(source, read, convert_options=convert).unify_dictionaries()
+
+
+def _beginning(path: Path, n_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(n_bytes)
 
 
 def read_table(path: Path, leave_out: Collection[str] = ()) -> pd.DataFrame:
@@ -199,7 +186,7 @@ def _read_by_column(path: Path, header: list[str], of_words: Collection[str]) ->
         true_values=["True", "TRUE"], false_values=["False", "FALSE"],
     )  # fmt: skip
     columns: dict[str, pd.Series] = {}
-    for name, column in zip(header, _batches(path, convert).columns):
+    for name, column in zip(header, _read(path, convert).columns):
         if name in of_words:
             columns[name] = _as_words(column)
         elif pa.types.is_string(column.type):
@@ -230,17 +217,18 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 def _read_slowly(path: Path, header: list[str]) -> pd.DataFrame:
     """As pandas reads it: any mixture of cells."""
-    content = _Beginning(path, whole_size(path)).read()
+    content = _beginning(path, whole_size(path))
     # pandas 3 reads every digit by itself, and deprecates being asked to
     precise = int(pd.__version__.split(".")[0]) >= 3
     options: Any = {} if precise else {"float_precision": "round_trip"}
     return pd.read_csv(
-        io.BytesIO(content or b""),
+        io.BytesIO(content),
         encoding="utf-8-sig",
         usecols=header,
         dtype=dict.fromkeys(TEXT & set(header), object),
         keep_default_na=False,
         na_values={column: [""] if column in TEXT else EMPTY for column in header},
+        low_memory=False,  # one type a column
         **options,
     )
 
@@ -266,7 +254,7 @@ def read_as_text(path: Path, columns: Sequence[str]) -> dict[str, TextColumn]:
         convert = pa.csv.ConvertOptions(
             column_types=dict.fromkeys(there, _WORDS), include_columns=there
         )
-        table = _batches(path, convert)
+        table = _read(path, convert)
     except (ValueError, OSError, UnicodeDecodeError) as error:  # ArrowInvalid is a ValueError
         raise _refused(path, error) from error
     return {name: TextColumn(*_codes(column)) for name, column in zip(there, table.columns)}

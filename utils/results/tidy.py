@@ -19,7 +19,13 @@ from utils.results.csv_files import MADE_FROM, fault_at_end, read_table
 from utils.results.findings import Finding, Kind
 from utils.results.ood_evidence import Judgement, judge
 from utils.results.sources import Sources
-from utils.results.tables import NEW_SCORES, PUBLISHED, baseline_table, sae_probe_table
+from utils.results.tables import (
+    NEW_SCORES,
+    PUBLISHED,
+    SAE_PROBE_EXTRAS,
+    baseline_table,
+    sae_probe_table,
+)
 from utils.runtime.errors import UserError, first_line
 from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
 
@@ -32,6 +38,7 @@ TIDY_COLUMNS = (
 SCORES = (
     "val_auc", "test_auc", "test_f1", "test_acc", "n_test", "converged", "n_nonzero", *NEW_SCORES,
 )  # fmt: skip
+UNUSED = set(SAE_PROBE_EXTRAS) - set(TIDY_COLUMNS) - {MADE_FROM}  # columns of millions of rows
 ROUNDING = 1e-9  # published AUCs reach 1.0000000000000002
 
 
@@ -346,7 +353,7 @@ def _shifted_rows(tables: _Tables, path: Path, table: pd.DataFrame) -> tuple[pd.
 
 def _read_sae_table(path: Path, condition_column: str | None) -> pd.DataFrame:
     """A table of SAE probes, checked, its layers and SAE ids in one form."""
-    table = sae_probe_table(path, condition_column).read(leave_out=("latents",))
+    table = sae_probe_table(path, condition_column).read(leave_out=UNUSED)
     _check_scores(table, path, "k")
     table["layer"] = _layers(table, path)
     return _with_l0(table)
