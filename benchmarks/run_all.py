@@ -14,6 +14,7 @@ run takes ten minutes; --full takes larger sizes, hours.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def release_table(measured: dict[str, Any]) -> str:
     """What a made-up release took, stage by stage; "" where it was not measured."""
     if "release" not in measured:
         return ""
-    sizes = list(measured["release"])
+    sizes = sorted(measured["release"], key=lambda size: math.prod(map(int, size.split("x"))))
     text = (
         "\n## A made-up release\n\n`make benchmark-release`: real names, row counts and tables,"
         f" tiny arrays; SAEs x datasets {' and '.join(sizes)}, figures of the larger."
