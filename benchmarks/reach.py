@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.measurements import hand_on
-from benchmarks.release import MODEL, STAGES, Stage, made_up, size
+from benchmarks.release import STAGES, command_of, made_up, run, size
 from utils import cli
 from utils.paths import Paths
 from utils.runtime.errors import UserError
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         quiet = made_up(cli.paths_of(args), Path(folder), args.size)
         disturbed = replace(quiet, results_dir=Path(folder) / "disturbed")
-        run(quiet, STAGES[0], [])
+        run(quiet, STAGES[0])
         for stage in FILLED:
-            run(quiet, stage, [])
+            run(quiet, stage)
         cluster = Cluster(Path(folder), args.workers)
         try:
             killed = disturb(disturbed, cluster, args.kills, chance)
@@ -120,7 +120,7 @@ def disturb(paths: Paths, cluster: Cluster, n_kills: int, chance: random.Random)
         while True:
             cluster.ensure()
             process = subprocess.Popen(
-                command(paths, stage, ["--scheduler", cluster.address]),
+                [*command_of(paths, stage), "--scheduler", cluster.address],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
             )  # fmt: skip
             touched = False
@@ -151,19 +151,6 @@ def _runs_for(process: subprocess.Popen, seconds: float) -> bool:
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     return process.poll() is None
-
-
-def command(paths: Paths, stage: Stage, flags: list[str]) -> list[str]:
-    return [sys.executable, *stage.command, "--model_name", MODEL, *cli.folder_flags(paths), *flags]
-
-
-def run(paths: Paths, stage: Stage, flags: list[str]) -> None:
-    """Raises UserError when it fails."""
-    done = subprocess.run(
-        command(paths, stage, flags), capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    if done.returncode:
-        raise UserError(f"{stage.name} failed: {(done.stderr or done.stdout)[-1500:]}")
 
 
 def compare(quiet: Path, disturbed: Path) -> int:

@@ -271,21 +271,31 @@ def _write_sae(folder: Path, of_shape: Shape, rng: np.random.Generator) -> None:
     write_json(folder / "cfg.json", config)
 
 
+def command_of(paths: Paths, stage: Stage) -> list[str]:
+    """A stage's command, as a user gives it."""
+    return [sys.executable, *stage.command, "--model_name", MODEL, *cli.folder_flags(paths)]
+
+
+def run(paths: Paths, stage: Stage, *flags: str) -> float:
+    """Run a stage; the seconds that it took.
+
+    Raises UserError when it fails.
+    """
+    started = time.perf_counter()
+    command = [*command_of(paths, stage), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{stage.name} failed: {(done.stderr or done.stdout)[-1500:]}")
+    return time.perf_counter() - started
+
+
 def run_stage(paths: Paths, stage: Stage, n_jobs: int) -> Measured:
     """Run a stage twice, as a user does.
 
     Raises UserError when it fails.
     """
-    command = [sys.executable, *stage.command, "--model_name", MODEL, *cli.folder_flags(paths)]
-    if stage.table:
-        command += ["--n_jobs", str(n_jobs)]
-    seconds: list[float] = []
-    for _ in range(2):
-        started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        if done.returncode:
-            raise UserError(f"{stage.name} failed: {(done.stderr or done.stdout)[-1500:]}")
-        seconds.append(time.perf_counter() - started)
+    flags = ("--n_jobs", str(n_jobs)) if stage.table else ()
+    seconds = [run(paths, stage, *flags) for _ in range(2)]
     if not stage.table:
         return Measured(seconds[0], seconds[1], 0.0, n_rows_of_all(paths, stage), 1)
     kind, setting = stage.table.split()

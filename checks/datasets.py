@@ -17,16 +17,9 @@ from __future__ import annotations
 import argparse
 
 from utils import cli
-from utils.datasets import (
-    choose_datasets,
-    list_ood_datasets,
-    load_dataset,
-    load_ood,
-    other_kinds,
-    readable,
-)
+from utils.datasets import choose_datasets, list_ood_datasets, other_kinds, readable
 from utils.runtime.errors import Failures
-from utils.text_checks import KNOWN_UNFIT, TextCheck, check_ood_texts, check_texts, share_of_copies
+from utils.text_checks import KNOWN_UNFIT, TextCheck, known_check, known_ood_check, share_of_copies
 
 MAX_SHOWN = 20
 
@@ -50,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     with_ood = readable(
         paths, [name for name in list_ood_datasets(paths) if name in names], failures, ood=True
     )
-    checks = sorted(
-        (check_texts(load_dataset(paths, name)) for name in names), key=lambda check: -check.seen
-    )
+    checks = sorted((known_check(paths, name) for name in names), key=lambda check: -check.seen)
     for check in checks:
         if check.trouble:
             failures.add(f"{check.name} cannot be split: {check.trouble}")
@@ -61,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         print_table(shown, len(checks))
         print(summary(checks))
     for name in with_ood:
-        shifted = check_ood_texts(load_dataset(paths, name), load_ood(paths, name))
+        shifted = known_ood_check(paths, name)
         if shifted.n_shared:
             print(f"{name}: {shifted.n_shared} of its OOD texts are texts of the dataset itself")
         if shifted.n_in_both_classes:

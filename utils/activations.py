@@ -183,8 +183,9 @@ def load_rows(
     X = load_activations(
         paths.model_activations(model_name, dataset, hook_name), texts, remedy, d_model
     )
+    codes = text_codes(paths, dataset, ood)
     if not ood:
-        return ModelRows(X, texts.labels[: len(X)], texts=text_codes(paths, dataset, ood))
+        return ModelRows(X, texts.labels[: len(X)], texts=codes)
     shifted = load_ood(paths, dataset)
     X_ood = load_activations(
         paths.model_activations(model_name, dataset, hook_name, ood=True), shifted, remedy, d_model
@@ -194,5 +195,4 @@ def load_rows(
         raise UserError(
             f"{path} has {len(X_ood)} rows, {shifted.name} has {len(shifted)}: {remedy}"
         )
-    codes = text_codes(paths, dataset, ood)
     return ModelRows(X, texts.labels[: len(X)], X_ood, shifted.labels, codes)

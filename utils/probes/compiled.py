@@ -312,9 +312,9 @@ def _moved(
 def _line_search(
     X: np.ndarray, signed: np.ndarray, C: float, w: np.ndarray, z: np.ndarray,
     active: np.ndarray, sign: np.ndarray, step: np.ndarray,
-) -> tuple[float, float]:  # fmt: skip
-    """(the length taken, how much F fell): along the step, projected on its orthant, w is moved in
-    place; length 0 where nothing decreases F.
+) -> tuple[float, float, float]:  # fmt: skip
+    """(the length taken, how much F fell, from what): along the step, projected on its orthant, w
+    is moved in place; length 0 where nothing decreases F.
 
     Backwards where the step is too long, forwards where F falls further: after a change of C by a
     factor the tail of the loss asks for two or three times a Newton step.
@@ -351,7 +351,7 @@ def _line_search(
             break
     for j in range(m):
         w[active[j]] = best[j]
-    return best_t, best_fall
+    return best_t, best_fall, start
 
 
 @njit(cache=True)
@@ -433,8 +433,7 @@ def _solve(
         slope = np.append(gradient[active] + sign, total)
         hessian = _curvature(lapack, X, active, bend)
         step = _newton_step(lapack, hessian, slope, w[active], sign)
-        before = C * _loss(z, signed) + np.abs(w).sum()
-        t, fall = _line_search(X, signed, C, w, z, active, sign, step)
+        t, fall, before = _line_search(X, signed, C, w, z, active, sign, step)
         if t > 0:
             b += t * step[-1]
             z = _moved(X, np.zeros(len(z)), active, w[active], b)

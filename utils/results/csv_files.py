@@ -81,6 +81,7 @@ def whole_lines(content: bytes) -> bytes:
 
 
 def first_line_of(path: Path) -> bytes:
+    """With its line break, where it has one."""
     with open(path, "rb") as file:
         return file.readline()
 
