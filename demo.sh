@@ -30,7 +30,7 @@ stage 1. fetch texts and language model
 stage 2. texts to model activations, two layers
 "$RUN" generate_model_activations.py "${common[@]}" --datasets "${datasets[@]}" --max_rows 1500 --device "$DEVICE"
 stage 3. train two SAEs, and a control with random weights
-"$RUN" train_saes.py "${common[@]}" --layers 2 --widths 1024 4096 --control_width 4096 --n_tokens 150000 --device "$DEVICE"
+"$RUN" train_saes.py "${common[@]}" --layers 2 --widths 1024 4096 --n_tokens 150000 --device "$DEVICE"
 stage 4. model activations to SAE activations
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
 stage 5. baseline probes, both protocols

@@ -11,6 +11,8 @@ Writes data/sae_activations_{model}/{setting}_setting/{dataset}_{sae}_X_train_sa
 companions, sparse (see utils/saes/store.py). Scarcity, class imbalance and label noise draw their
 rows from the files of the normal setting, so for them the normal files are made; OOD encodes the
 out-of-distribution rows. SAEs are looked for in data/saes/{model}/{sae_id}, then on the hub.
+Each SAE is followed by its twins, which show what a probe owes to training: random directions with
+the SAE's mean L0, and random directions with its biases and thresholds (--controls none: no twins).
 Finished files stay; an interrupted run continues. Trains no probes: that is train_sae_probes.py.
 
 "Optimized" is over the original order of work, which --no-batch_mode keeps: load the SAE anew for
@@ -25,6 +27,7 @@ import json
 import random
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -40,7 +43,7 @@ from utils.datasets import (
     unlabelled_ood_files,
 )
 from utils.models import LanguageModel, get_model
-from utils.names import Layer, hook_name, layer_order, sae_stem
+from utils.names import TWINS, Layer, hook_name, layer_order, sae_stem, split_twin
 from utils.paths import Paths
 from utils.runtime.devices import available_memory, peak_memory, pick_device, return_freed_memory
 from utils.runtime.errors import Failures, UserError
@@ -56,6 +59,7 @@ from utils.saes.original_order import encode_dense, whole_sae, write_original_sp
 from utils.saes.plan import Job, Work, make_plan
 from utils.saes.run import Encoding, EncodingRun, Tally
 from utils.saes.store import Look, SaeFiles, made_from, stored_checks
+from utils.saes.twins import with_twins
 from utils.settings import NORMAL, SHIFTED, conditions, get_setting
 
 
@@ -86,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--randomize_order", action="store_true", help="work through the datasets in random order"
     )
+    cli.add_controls(parser, TWINS, "twins of each SAE that are encoded too")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     cli.add_device(parser)
     cli.add_scheduler(parser)
@@ -100,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     failures = Failures()
     choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, args.sae_release)
     layers = choose_saes(paths, info, choice, failures)
+    if args.batch_mode:  # the original order knows no twins
+        layers = with_twins(layers, cli.controls_of(args))
     datasets = [] if args.setting == SHIFTED.name else choose_datasets(paths, args.datasets)
     if args.randomize_order:
         random.shuffle(datasets)
@@ -160,7 +167,7 @@ def generate(
     # here the SAEs that fit into memory together share one reading; on a cluster each is a worker's
     # own
     by_sae = (
-        [[job.of(sae_id) for job in jobs if sae_id in job.sae_ids] for sae_id in layers]
+        [[job.of(ids) for job in jobs if ids & set(job.sae_ids)] for ids in families(layers)]
         if workers.scheduler
         else [jobs]
     )
@@ -176,6 +183,14 @@ def generate(
             failures.add(outcome.error)
     if not encoding.dry_run:
         write_checks(paths, info.name, list(layers))
+
+
+def families(sae_ids: Iterable[str]) -> list[set[str]]:
+    """Each SAE with its twins, whose cuts need what it has active."""
+    by_trained = defaultdict(set)
+    for sae_id in sae_ids:
+        by_trained[split_twin(sae_id)[0]].add(sae_id)
+    return list(by_trained.values())
 
 
 def encode(paths: Paths, info: LanguageModel, jobs: list[Job], encoding: Encoding) -> list[str]:
@@ -343,7 +358,7 @@ def print_table(tallies: dict[str, Tally], encoders: dict[str, Encoder], d_model
             f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {never_fired:12d}"
             f" {tally.seconds:8.1f} {rate:8.1f}"
         )
-        if named and not named / 3 <= mean_l0 <= 3 * named:
+        if named and not split_twin(sae_id)[1] and not named / 3 <= mean_l0 <= 3 * named:
             print(
                 f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}:"
                 " is it the right layer, hook and scaling?"

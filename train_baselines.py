@@ -1,14 +1,17 @@
-"""Model activations to baseline probes: logistic regression, PCA, k nearest neighbours, XGBoost and
-an MLP.
+"""Model activations to baseline probes: logistic regression, PCA, k nearest neighbours, XGBoost, an
+MLP, difference of means and LDA; and texts to probes on their words alone.
 
     python train_baselines.py --model_name gemma-2-9b --setting normal
+    python train_baselines.py --model_name gemma-2-9b --method text_only
     python train_baselines.py --model_name all-MiniLM-L6-v2 --setting scarcity \
         --conditions 10 53 198
 
 Appends to results/baseline_probes_{model}/{folder of the setting}/… as probes are done, and does
 only what is lacking there. The normal setting is done at every layer of the model, the others at
-its probe layer. Needs the files of generate_model_activations.py. Trains no SAE probes: that is
-train_sae_probes.py.
+its probe layer. Needs the files of generate_model_activations.py. The method text_only (TF-IDF and
+logistic regression, in results/text_probes/) needs no model: it says what the words alone tell.
+Where a model has read only the first rows of a dataset, text_only has the same rows. Trains no SAE
+probes: that is train_sae_probes.py.
 """
 
 from __future__ import annotations
@@ -19,16 +22,17 @@ from dataclasses import replace
 from itertools import product
 
 from utils import cli
-from utils.activations import ModelRows, load_rows
+from utils.activations import ModelRows, load_rows, rows_with_activations
 from utils.datasets import choose_datasets, dataset_size, readable
 from utils.models import get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
 from utils.probes.baselines import METHODS, Baseline, Machine, methods_of, trees_on
 from utils.probes.k_sparse import PROTOCOLS
+from utils.probes.words import PROBE, TEXT_ONLY, text_rows
 from utils.results.sources import Sources
 from utils.results.sweep import Sweep, SweepOptions, Task
-from utils.results.tables import baseline_table, lock_tables
+from utils.results.tables import baseline_table, lock_tables, text_table
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.settings import Condition, choose_conditions, conditions, get_setting
@@ -45,9 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method",
         nargs="+",
-        type=cli.one_of(tuple(METHODS)),
+        type=cli.one_of((*METHODS, TEXT_ONLY)),
         metavar="NAME",
-        help=f"which baselines, of {', '.join(METHODS)} (default: the setting's)",
+        help=f"which, of {', '.join((*METHODS, TEXT_ONLY))} (default: the setting's, {TEXT_ONLY})",
     )
     parser.add_argument(
         "--layers",
@@ -82,6 +86,76 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, failures: Failures) -> None:
     """Make the baselines of one setting that its tables lack."""
+    asked = [method for part in args.method or () for method in part]
+    methods = asked or (*methods_of(args.setting), TEXT_ONLY)
+    of_model = tuple(method for method in methods if method != TEXT_ONLY)
+    if TEXT_ONLY in methods:
+        train_on_texts(args, failures)
+    if of_model:
+        train_on_activations(args, of_model, failures)
+
+
+def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
+    """Make the probes on texts alone of one setting: of the rows that the model has read, or of
+    all where it has read none.
+    """
+    paths = cli.paths_of(args)
+    info, setting = get_model(args.model_name, paths), get_setting(args.setting)
+    names = choose_datasets(paths, args.datasets, ood=setting.shifted)
+    datasets = readable(paths, names, failures, ood=setting.shifted)
+    table = text_table(paths.text_table(setting.name), setting.sae_column)
+    with lock_tables([table]) as place:
+        made_now = Sources(paths, info.name)
+        title = f"words alone, {setting.name}"
+        sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
+        for dataset in datasets:
+            read = rows_with_activations(paths, info.name, dataset)
+            n_rows = dataset_size(paths, dataset) if read is None else read
+            made_from = made_now.of_texts(dataset, n_rows, setting)
+            base = {"dataset": dataset, "method": TEXT_ONLY, "n_rows": n_rows}
+            chosen = choose_conditions(setting.name, n_rows, args.conditions)
+            wanted: Wanted = defaultdict(list)
+            for seed, condition in product(cli.seeds_of(args), chosen):
+                row = {**base, **varied(condition), "seed": seed}
+                lacking = [
+                    protocol
+                    for protocol in dict.fromkeys(args.protocol)
+                    if sweep.lacks(table, {**row, "protocol": protocol}, made_from)
+                ]
+                if lacking:
+                    wanted[seed, condition].append((PROBE, lacking))
+            if wanted:
+                sweep.add(
+                    Task(f"words of {dataset}", table, (paths, base, dict(wanted)), made_from)
+                )
+        sweep.report()
+        sweep.fill(probe_texts, failures, place)
+
+
+def varied(condition: Condition) -> dict[str, object]:
+    """The column of a condition's value in tables of SAE probes and of texts."""
+    column = get_setting(condition.setting).sae_column
+    return {column: condition.label} if column else {}
+
+
+def probe_texts(paths: Paths, base: dict, wanted: Wanted) -> list[dict]:
+    """All wanted probes on the texts of one dataset."""
+    ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
+    counts = text_rows(paths, base["dataset"], base["n_rows"], ood)
+    rows = []
+    for (seed, condition), ((probe, protocols),) in wanted.items():
+        train_test = counts.condition(condition, seed)
+        n_train, n_test = len(train_test.y_train), len(train_test.y_test)
+        row = {**base, "seed": seed, "n_train": n_train, "n_test": n_test, **varied(condition)}
+        for protocol, scores in probe.by_protocol(train_test, seed, protocols).items():
+            rows.append({**row, "protocol": protocol, **scores})
+    return rows
+
+
+def train_on_activations(
+    args: argparse.Namespace, methods: tuple[str, ...], failures: Failures
+) -> None:
+    """Make the probes on model activations of one setting."""
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
     setting = get_setting(args.setting)
@@ -93,8 +167,6 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         )
         for layer in args.layers or info.layers_of(setting)
     }
-    asked = [method for part in args.method or () for method in part]
-    methods = asked or methods_of(setting.name)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
     seeds = cli.seeds_of(args)

@@ -7,26 +7,38 @@ five settings.
 
 Appends to results/sae_probes_{model}/{setting}_setting/all_metrics.csv as probes are done, and does
 only what that table lacks. Needs the files of generate_sae_activations_optimized.py; what is
-missing is listed at the end. `--controls raw_dims pca_dims` adds the same probe on raw dimensions
-and on principal components of the model activations, at the SAEs' layers. Trains no baselines: that
-is train_baselines.py.
+missing is listed at the end. Beside each SAE its controls are probed (utils/probes/controls.py): k
+raw dimensions and k principal components of the model activations, the SAE's twins, and its latents
+with shuffled labels. `--controls none` leaves them out; `reconstruction` and `error` are made when
+they are asked for. Trains no baselines: that is train_baselines.py.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from utils import cli
-from utils.activations import load_rows
+from utils.activations import ModelRows, load_rows
 from utils.datasets import choose_datasets, dataset_size, readable
-from utils.models import get_model
-from utils.names import Layer, hook_name, layer_order
+from utils.models import LanguageModel, get_model
+from utils.names import OF_LATENTS, Layer, hook_name, layer_order, split_twin, trained_id, twin_of
 from utils.paths import Paths
-from utils.probes.controls import CONTROLS, ControlActivations, control_id
+from utils.probes.controls import (
+    CONTROLS,
+    DENSE,
+    FITS,
+    K_SHUFFLED,
+    OF_LAYER,
+    ControlActivations,
+    DecodedActivations,
+    control_id,
+)
 from utils.probes.k_sparse import (
     PROTOCOLS,
     REG_TYPES,
@@ -42,12 +54,15 @@ from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import Failures, UserError
-from utils.saes.catalog import SaeChoice, choose_saes, is_control
-from utils.saes.store import SaeActivations, stored_checks
+from utils.saes.catalog import SaeChoice, choose_saes, find_sae, is_control, open_sae
+from utils.saes.encoder import Decoder
+from utils.saes.store import SaeActivations, SaeFiles, stored_checks
 from utils.settings import (
     NORMAL,
+    SHIFTED,
     Condition,
     ConditionRows,
+    Setting,
     choose_conditions,
     conditions,
     get_setting,
@@ -90,13 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=[PROTOCOLS[0]],
         help="rank latents on all training rows, or inside each fold (nested)",
     )
-    parser.add_argument(
-        "--controls",
-        nargs="+",
-        choices=CONTROLS,
-        default=[],
-        help="probe these too, chosen as latents are, from model activations",
-    )
+    defaults = tuple(name for name, control in CONTROLS.items() if control.by_default)
+    cli.add_controls(parser, tuple(CONTROLS), "probe these too", defaults)
     parser.add_argument(
         "--export_saebench",
         action="store_true",
@@ -130,26 +140,32 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     ]
     choice = SaeChoice(args.target_sae_id, args.layers, args.hook_name, args.sae_release)
     layers = choose_saes(paths, info, choice, failures)
-    probed = sources(layers, paths.saes(info.name), args.controls)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
+    controls = cli.controls_of(args)
+    probed = sources(layers, paths.saes(info.name), controls, ks)
+    probed = made_here(paths, info, setting, probed, datasets)
     table = sae_probe_table(paths.sae_probe_table(info.name, setting.name), setting.sae_column)
     with lock_tables([table]) as place:
         title = f"SAE probes, {info.name}, {setting.name}"
         made_now = Sources(paths, info.name)
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
+        # what reads the same files is one task
+        together: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
         for dataset, source in product(datasets, probed):
-            base = {"dataset": dataset, **source}
+            base = {"dataset": dataset, **source.columns}
             chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
             made_from = made_now.of(base, setting)
             wanted = defaultdict(list)
-            for option, condition, k in product(options, chosen, ks):
+            of_source = list(dict.fromkeys(map(source.options, options)))
+            for option, condition, k in product(of_source, chosen, source.ks):
                 if sweep.lacks(table, published_row(base, condition, k, option), made_from):
                     wanted[option, condition].append(k)
             if wanted:
-                arguments = (paths, info.name, base, dict(wanted))
-                label = f"{dataset} with {source['sae_id']}"
-                sweep.add(Task(label, table, arguments, made_from))
+                together[dataset, source.reads()].append(Wanted(base, dict(wanted), made_from))
+        for (dataset, read), of_files in together.items():
+            label = f"{dataset} with {read}"
+            sweep.add(Task(label, table, (paths, info.name, of_files), of_files[0].made_from))
         sweep.report()
         if sweep.tasks:
             warm_up()
@@ -163,59 +179,164 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
             print(f"SAEBench  {path}")
 
 
-def sources(layers: dict[str, Layer], sae_dir: Path, controls: list[str]) -> list[dict]:
-    """What is probed: {sae_id, layer, method} of each SAE and control at the SAEs' layers."""
-    probed = [
-        {
-            "sae_id": sae_id,
-            "layer": layer,
-            # an SAE with random weights is a control too, and a method of its own
-            "method": "random_sae_probe" if is_control(sae_dir / sae_id) else "sae_probe",
-        }
-        for sae_id, layer in layers.items()
-    ]
+@dataclass(frozen=True)
+class Source:
+    """What is probed: the columns sae_id, layer and method of its rows, and its numbers of latents
+    (None: it has none). ``control``: its name among CONTROLS; None for an SAE.
+    """
+
+    columns: dict[str, Any]
+    ks: list[int | None]
+    control: str | None = None
+
+    def reads(self) -> str:
+        """Whose files of a dataset it reads."""
+        sae_id = str(self.columns["sae_id"])
+        return trained_id(sae_id) if self.control == "shuffled" else sae_id
+
+    def options(self, options: ProbeOptions) -> ProbeOptions:
+        """How its probe is made, where this is asked for."""
+        if self.columns["method"] not in DENSE:
+            return options
+        return ProbeOptions("l2", solver="lbfgs", protocol=options.protocol, seed=options.seed)
+
+
+def sources(
+    layers: dict[str, Layer], sae_dir: Path, controls: list[str], ks: list[int]
+) -> list[Source]:
+    """Each SAE followed by its own controls, then those of the SAEs' layers."""
+    probed = []
+    for sae_id, layer in layers.items():
+        # an SAE with random weights is a control too, and a method of its own
+        untrained = is_control(sae_dir / sae_id)
+        method = "random_sae_probe" if untrained else "sae_probe"
+        probed.append(Source({"sae_id": sae_id, "layer": layer, "method": method}, [*ks]))
+        for name in controls if not untrained else ():
+            control = CONTROLS[name]
+            if control.of != "layer":
+                own: list[int | None] = [*ks]
+                if control.method in DENSE:
+                    own = [None]
+                elif name == "shuffled":
+                    own = [K_SHUFFLED if K_SHUFFLED in ks else ks[len(ks) // 2]]
+                columns = {"sae_id": twin_of(sae_id, name), "layer": layer}
+                probed.append(Source({**columns, "method": control.method}, own, name))
     read = sorted(set(layers.values()), key=layer_order)
-    return probed + [
-        {"sae_id": control_id(control, layer), "layer": layer, "method": control}
-        for layer, control in product(read, controls)
-    ]
+    for layer, name in product(read, controls):
+        if CONTROLS[name].of == "layer":
+            columns = {"sae_id": control_id(name, layer), "layer": layer, "method": name}
+            probed.append(Source(columns, [*ks], name))
+    return probed
 
 
-def published_row(base: dict, condition: Condition, k: int, options: ProbeOptions) -> dict:
+def made_here(
+    paths: Paths, info: LanguageModel, setting: Setting, probed: list[Source], names: list[str]
+) -> list[Source]:
+    """The sources that can be probed, with a line for the kinds of control that cannot: they are
+    made without being asked for, and some files are not everybody's.
+    """
+    kept: list[Source] = []
+    absent: dict[str, int] = defaultdict(int)
+    for source in probed:
+        if source.control is None or _is_there(paths, info, setting, source, names):
+            kept.append(source)
+        else:
+            absent[source.control] += 1
+    for control, n in absent.items():
+        what = {
+            "layer": "there are no model activations",
+            "twin": "`make generate-sae-acts-optimized` makes the twins' activations",
+            "latents": "their decoder or the model activations are not at hand",
+        }[CONTROLS[control].of]
+        print(f"left out: control {control} of {n} SAE{'s' if n > 1 else ''} or layers: {what}")
+    return kept
+
+
+def _is_there(
+    paths: Paths, info: LanguageModel, setting: Setting, source: Source, names: list[str]
+) -> bool:
+    """Whether a control has its files for any of the datasets."""
+    kind, columns = CONTROLS[str(source.control)].of, source.columns
+    hook = hook_name(columns["layer"])
+    folder = SHIFTED.name if setting.shifted else NORMAL.name
+    sae_id = str(columns["sae_id"])
+    activations = any(paths.model_activations(info.name, name, hook).is_file() for name in names)
+    if kind == "layer":
+        return activations
+    if kind == "twin":
+        return any(SaeFiles(paths, info.name, folder, name, sae_id).description() for name in names)
+    if columns["method"] not in DENSE:
+        return True
+    with suppress(UserError):
+        on_disk = find_sae(paths.saes(info.name), trained_id(sae_id)) is not None
+        return activations and on_disk and decoder_of(paths, info.name, sae_id) is not None
+    return False
+
+
+def decoder_of(paths: Paths, model_name: str, sae_id: str) -> Decoder | None:
+    """The decoder of a control's SAE."""
+    return open_sae(paths, model_name, trained_id(sae_id)).decoder
+
+
+def published_row(base: dict, condition: Condition, k: int | None, options: ProbeOptions) -> dict:
     """The columns of a row that say what it is."""
     row = {**base, **asdict(options), "k": k}
     column = get_setting(condition.setting).sae_column
     return {**row, column: condition.label} if column else row
 
 
-def probe_dataset(
-    paths: Paths,
-    model_name: str,
-    base: dict,
-    wanted: dict[tuple[ProbeOptions, Condition], list[int]],
-) -> list[dict]:
-    """All wanted probes of one dataset and SAE; its files are read once."""
-    name, sae_id = base["dataset"], base["sae_id"]
-    ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
-    activations: ConditionRows
-    if base["method"] in CONTROLS:
-        width = get_model(model_name, paths).width_at(base["layer"])
-        rows = load_rows(paths, model_name, name, hook_name(base["layer"]), ood, width)
-        activations = ControlActivations(base["method"], rows)
-    else:
-        activations = SaeActivations(paths, model_name, name, sae_id, ood)
-        activations.require_hook(hook_name(base["layer"]))
+@dataclass(frozen=True)
+class Wanted:
+    """Probes to make of one source and dataset: the columns that they share, their ``ks`` by
+    options and condition, and what they are made from.
+    """
+
+    base: dict[str, Any]
+    ks: dict[tuple[ProbeOptions, Condition], list]
+    made_from: str | None = None
+
+
+def probe_dataset(paths: Paths, model_name: str, of_files: list[Wanted]) -> list[dict]:
+    """All wanted probes of one dataset on the same files, which are read once."""
+    ood = any(get_setting(condition.setting).shifted for w in of_files for _, condition in w.ks)
+    activations = rows_of(paths, model_name, of_files[0].base, ood)
     made = []
-    for (options, condition), ks in wanted.items():
-        if condition not in conditions(condition.setting, len(activations.labels)):
-            continue  # fewer rows have activations than have texts
-        for result in fit_sae_probes(activations.condition(condition, options.seed), ks, options):
-            made.append({**published_row(base, condition, result["k"], options), **result})
+    for wanted in of_files:
+        fit = FITS.get(wanted.base["method"], fit_sae_probes)
+        for (options, condition), ks in wanted.ks.items():
+            if condition not in conditions(condition.setting, len(activations.labels)):
+                continue  # fewer rows have activations than have texts
+            for result in fit(activations.condition(condition, options.seed), ks, options):
+                made.append(
+                    {**published_row(wanted.base, condition, result["k"], options), **result}
+                )
     if not made:
         raise UserError(
             f"only {len(activations.labels)} rows have activations: too few for what was asked"
         )
     return made
+
+
+def rows_of(paths: Paths, model_name: str, base: dict, ood: bool) -> ConditionRows:
+    """What the probe of a source sees of a dataset.
+
+    Raises UserError when files are missing or do not fit.
+    """
+    name, sae_id, method, layer = (base[c] for c in ("dataset", "sae_id", "method", "layer"))
+    width = get_model(model_name, paths).width_at(layer)
+
+    def of_model() -> ModelRows:
+        return load_rows(paths, model_name, name, hook_name(layer), ood, width)
+
+    if method in OF_LAYER:
+        return ControlActivations(method, of_model())
+    control = split_twin(sae_id)[1]
+    with_files = trained_id(sae_id) if control in OF_LATENTS else sae_id
+    latents = SaeActivations(paths, model_name, name, with_files, ood)
+    latents.require_hook(hook_name(layer))
+    if method not in DENSE:
+        return latents
+    return DecodedActivations(method, open_sae(paths, model_name, with_files), of_model(), latents)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""Train small SAEs with SAELens on the token activations of a language model, and an untrained
-control.
+"""Train small SAEs with SAELens on the token activations of a language model.
 
-    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 \
-        --widths 1024 4096 --control_width 4096
+    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 --widths 1024 4096
     python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 \
         --widths 16384 --n_tokens 2000000 --device cuda
 
 Writes data/saes/{model}/layer_{layer}/width_{width}/topk_{k}/ in SAELens's own format (cfg.json,
 sae_weights.safetensors), with training.json beside it: variance explained, mean L0 and dead latents
-on tokens kept out of the training. The control, …/random_topk_{k}, has the same shape and input
-centring but keeps its random initial weights: what a probe reads from it, it does not owe to
-training. Texts on which a probe may be tested are left out of the training. SAEs that are there
-stay. Meant for a laptop-sized demonstration; to train a large SAE use SAELens itself.
+on tokens kept out of the training. Texts on which a probe may be tested are left out of the
+training. SAEs that are there stay. Meant for a laptop-sized demonstration; to train a large SAE use
+SAELens itself.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.activations import read_description
+from utils.activations import rows_with_activations
 from utils.datasets import (
     choose_datasets,
     existing_csv,
@@ -70,11 +67,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="latents of each SAE to train (d_sae)",
     )
     parser.add_argument(
-        "--control_width",
-        type=cli.positive,
-        help="latents of the untrained control (default: none)",
-    )
-    parser.add_argument(
         "--k_active",
         type=cli.positive,
         default=32,
@@ -100,11 +92,6 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
     layer = info.probe_layer if args.layer is None else args.layer
-    if args.control_width is not None and args.control_width not in args.widths:
-        raise UserError(
-            f"--control_width {args.control_width} must be one of --widths {args.widths}: the"
-            " control has a trained twin"
-        )
     if args.k_active > min(args.widths):
         raise UserError(
             f"--k_active {args.k_active} is more than the {min(args.widths)} latents of the"
@@ -114,12 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     wanted = {
         width: sae_folder(paths, info.name, layer, width, args.k_active) for width in args.widths
     }
-    control = (
-        sae_folder(paths, info.name, layer, args.control_width, args.k_active, control=True)
-        if args.control_width
-        else None
-    )
-    folders = [*wanted.values(), *([control] if control else [])]
+    folders = list(wanted.values())
     source = training_source(paths, info, layer, args)
     todo = [folder for folder in folders if not is_done(folder, source)]
     print(
@@ -137,9 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         sae = SaeToTrain(info.name, layer, args.k_active, args.n_epochs, args.seed, device, source)
         for width, folder in wanted.items():
             if folder in todo:
-                make_sae(tokens, folder, sae, width, train=True)
-        if control in todo and control is not None:
-            make_sae(tokens, control, sae, args.control_width, train=False)
+                make_sae(tokens, folder, sae, width)
     return 0
 
 
@@ -159,12 +139,9 @@ class SaeToTrain:
     made_from: str
 
 
-def sae_folder(
-    paths: Paths, model_name: str, layer: Layer, width: int, k_active: int, control: bool = False
-) -> Path:
+def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active: int) -> Path:
     """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
-    sae_id = make_sae_id(layer, width, k_active, prefix="random_" if control else "")
-    return paths.saes(model_name) / sae_id
+    return paths.saes(model_name) / make_sae_id(layer, width, k_active)
 
 
 def training_source(
@@ -177,17 +154,8 @@ def training_source(
     shifted = [existing_csv(paths.ood_texts(name)) for name in list_ood_datasets(paths)]
     files = [file_fingerprint(path) for path in (*texts, *shifted) if path is not None]
     flags = [args.k_active, args.n_tokens, args.n_epochs, args.seed]
-    tested = {name: tested_rows(paths, info.name, name) for name in list_datasets(paths)}
+    tested = {name: rows_with_activations(paths, info.name, name) for name in list_datasets(paths)}
     return digest([model_identity(info, paths), hook_name(layer), flags, files, tested])
-
-
-def tested_rows(paths: Paths, model_name: str, dataset: str) -> int | None:
-    """The first rows of a dataset that have model activations, on which a probe may be tested; -1:
-    all of them, None: none.
-    """
-    files = sorted(paths.model_activations_folder(model_name).glob(f"{dataset}_*.pt"))
-    counts = [read_description(file).get("n_rows", -1) for file in files]
-    return None if not counts else -1 if -1 in counts else max(counts)
 
 
 def is_done(folder: Path, source: str) -> bool:
@@ -217,10 +185,9 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
     shifted = {text for name in list_ood_datasets(paths) for text in load_ood(paths, name).texts}
     tested = set(shifted)
     for name in list_datasets(paths):
-        n_rows = tested_rows(paths, model_name, name)
+        n_rows = rows_with_activations(paths, model_name, name)
         if n_rows is not None:
-            texts = load_dataset(paths, name).texts
-            tested.update(texts if n_rows < 0 else texts[:n_rows])
+            tested.update(load_dataset(paths, name).texts[:n_rows])
     distinct = dict.fromkeys(
         text for name in chosen for text in load_dataset(paths, name).texts if text not in tested
     )
@@ -284,9 +251,7 @@ def batches(tokens: torch.Tensor, generator: torch.Generator) -> Iterator[torch.
             yield tokens[order[start : start + BATCH_TOKENS]]
 
 
-def make_sae(
-    tokens: torch.Tensor, folder: Path, wanted: SaeToTrain, width: int, train: bool
-) -> None:
+def make_sae(tokens: torch.Tensor, folder: Path, wanted: SaeToTrain, width: int) -> None:
     """Make one SAE, and move its finished folder into place."""
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -307,31 +272,27 @@ def make_sae(
         apply_b_dec_to_input=True,
         rescale_acts_by_decoder_norm=False,  # with it, encoding would need the decoder
         metadata=SAEMetadata(
-            model_name=wanted.model_name,
-            hook_name=hook_name(wanted.layer),
-            seed=wanted.seed,
-            control=None if train else "random",
+            model_name=wanted.model_name, hook_name=hook_name(wanted.layer), seed=wanted.seed
         ),
     )
     sae = TopKTrainingSAE(cfg)
     with torch.no_grad():
         sae.b_dec.copy_(mean * scale)
-    if train:
-        generator = torch.Generator().manual_seed(wanted.seed)
-        scaled = training * scale
-        n_samples = int(len(training) * wanted.n_epochs)
-        trainer_cfg = SAETrainerConfig(
-            total_training_samples=n_samples // BATCH_TOKENS * BATCH_TOKENS,
-            train_batch_size_samples=BATCH_TOKENS,
-            lr=LEARNING_RATE,
-            lr_end=LEARNING_RATE / 10,
-            lr_warm_up_steps=20,
-            lr_decay_steps=n_samples // BATCH_TOKENS // 5,
-            device=wanted.device,
-            dead_feature_window=100,
-        )
-        trainer = SAETrainer(trainer_cfg, sae, batches(scaled, generator))
-        sae = trainer.fit()
+    generator = torch.Generator().manual_seed(wanted.seed)
+    scaled = training * scale
+    n_samples = int(len(training) * wanted.n_epochs)
+    trainer_cfg = SAETrainerConfig(
+        total_training_samples=n_samples // BATCH_TOKENS * BATCH_TOKENS,
+        train_batch_size_samples=BATCH_TOKENS,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE / 10,
+        lr_warm_up_steps=20,
+        lr_decay_steps=n_samples // BATCH_TOKENS // 5,
+        device=wanted.device,
+        dead_feature_window=100,
+    )
+    trainer = SAETrainer(trainer_cfg, sae, batches(scaled, generator))
+    sae = trainer.fit()
     sae.fold_activation_norm_scaling_factor(scale)
     figures = measure(sae, held_out.to(wanted.device))
     with atomic_folder(folder) as temporary:
@@ -341,13 +302,12 @@ def make_sae(
             {
                 **figures,
                 "n_tokens": len(training),
-                "n_epochs": wanted.n_epochs * train,
+                "n_epochs": wanted.n_epochs,
                 "made_from": wanted.made_from,
             },
         )
-    kind = "trained" if train else "untrained control"
     print(
-        f"{kind}: {folder} ({figures['variance_explained']:.0%} of variance explained,"
+        f"trained: {folder} ({figures['variance_explained']:.0%} of variance explained,"
         f" {figures['dead_latents']} dead latents)"
     )
 

@@ -4,32 +4,34 @@
     python visualize.py --model_name all-MiniLM-L6-v2 --setting scarcity
 
 Reads the tables of train_baselines.py and train_sae_probes.py, or the paper's published ones, or
-both. Writes results/comparison_{model}.csv, figures/{model}/*.png and *.pdf and
-figures/{model}/report.html, and prints the headline table. A figure whose table is missing is left
-out, with a line that says so.
+both. Writes results/comparison_{model}.csv, results/datasets_{model}.csv, figures/{model}/*.png and
+*.pdf and figures/{model}/report.html, and prints the headline table. A figure whose table is
+missing is left out, with a line that says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from utils import cli
 from utils.figures.gallery import Material, draw_all, gallery
-from utils.figures.report import Report, answers, short_controls, write_report
+from utils.figures.report import Report, answers, write_report
 from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.audit import audit
 from utils.results.comparison import (
+    Comparisons,
     against_controls,
     by_sae,
-    compare,
+    compare_all,
     headline,
     of_protocol,
-    on_fresh_rows,
     protocols,
     val_test_gap,
 )
@@ -41,6 +43,8 @@ from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.runtime.files import atomic_path, locked
 from utils.runtime.provenance import read_run_settings
 from utils.settings import SETTINGS
+
+LINE = 80  # characters of a terminal
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -90,19 +94,17 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
-    comparison, controls = compare(tidy), against_controls(of_shown)
-    fresh = compare(on_fresh_rows(tidy))
+    comparisons, controls = compare_all(tidy, shown), against_controls(of_shown)
     table_path = paths.comparison_table(model_name)
-    with atomic_path(table_path) as temporary:
-        both = [comparison.assign(test_rows="all"), fresh.assign(test_rows="fresh")]
-        written = pd.concat([table for table in both if len(table)] or both)
-        written.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(table_path, comparisons.table())
+    write_table(paths.datasets_table(model_name), comparisons.datasets)
 
     multi_token, unusable = load_multi_token(paths, model_name)
     for finding in unusable:
         failures.add(finding.what)
     gap = val_test_gap(tidy)
-    of_table = comparison[comparison["protocol"] == shown]
+    of_table = comparisons.all_rows
+    of_table = of_table[of_table["protocol"] == shown]
     material = Material(of_shown, of_table, gap, multi_token)
     folder = paths.figures(model_name)
     drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
@@ -110,8 +112,7 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
         print(f"left out: {line}")
     report = Report(
         model_name=model_name,
-        comparison=comparison,
-        fresh=fresh,
+        comparisons=comparisons,
         controls=controls,
         positive_control=positive_control(paths) if made_here(tidy) else pd.DataFrame(),
         gap=gap,
@@ -122,10 +123,15 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
         settings=run_settings(paths, model_name),
     )
     write_report(folder / "report.html", report)
-    print_summary(comparison, fresh, controls)
+    print_summary(comparisons)
     print(f"\nreport   {folder / 'report.html'}")
     print(f"figures  {folder} ({len(drawings)} as PNG and PDF)")
     print(f"table    {table_path}")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def made_here(tidy: pd.DataFrame) -> bool:
@@ -162,19 +168,26 @@ def run_settings(paths: Paths, model_name: str) -> dict[str, object]:
     return {"versions": distinct, "runs": shown} if shown else {}
 
 
-def print_summary(comparison: pd.DataFrame, fresh: pd.DataFrame, controls: pd.DataFrame) -> None:
-    if len(comparison):
+def print_summary(tables: Comparisons) -> None:
+    if len(tables.all_rows):
         print("\nMean test AUC over matched datasets (each probe picked by validation AUC):")
-        print(headline(comparison).to_string())
-        if len(fresh):
+        print_headline(tables.all_rows)
+        if len(tables.fresh):
             print("\nThe same on fresh test rows, whose text is in no training row:")
-            print(headline(fresh).to_string())
-            print()
-        for answer in answers(comparison, fresh):
-            print(f"{answer['where']}: {answer['what']}")
-    if len(controls):
-        print("\nNormal setting, trained SAEs against untrained twins, by number of latents k:")
-        print(short_controls(controls).to_string(index=False, float_format="{:.3f}".format))
+            print_headline(tables.fresh)
+        print()
+        for answer in answers(tables):
+            for line in (f"{answer['where']}: {answer['what']}", *answer["further"]):
+                print(textwrap.fill(line, LINE, subsequent_indent="  "))
+
+
+def print_headline(table: pd.DataFrame) -> None:
+    """The headline, a table a protocol, narrow enough for a terminal."""
+    for protocol, rows in table.groupby("protocol", sort=False):
+        shown = headline(rows)
+        if table["protocol"].nunique() > 1:
+            shown.columns.name = f"{protocol} protocol"
+        print(shown.to_string(line_width=LINE))
 
 
 if __name__ == "__main__":

@@ -94,16 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 def stages() -> dict[str, list[list[str]]]:
     """The commands of each stage, without folders."""
     model = ["--model_name", MODEL]
-    train = [
-        "train_saes.py",
-        *model,
-        "--widths",
-        "4096",
-        "--control_width",
-        "4096",
-        "--n_tokens",
-        "150000",
-    ]
+    train = ["train_saes.py", *model, "--widths", "4096", "--n_tokens", "150000"]
     baselines, probes = (
         ["train_baselines.py", *model],
         ["train_sae_probes.py", *model, "--controls", "pca_dims"],

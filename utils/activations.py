@@ -98,6 +98,20 @@ def rows_fingerprint(
     return digest(sources)
 
 
+def rows_with_activations(paths: Paths, model_name: str, dataset: str) -> int | None:
+    """The first rows of a dataset that have activations of a model; None where there are none.
+
+    Raises UserError when texts or a description cannot be read.
+    """
+    files = sorted(paths.model_activations_folder(model_name).glob(f"{dataset}_*.pt"))
+    counts = [read_description(file).get("n_rows") for file in files]
+    if not counts:
+        return None
+    # files of others have all rows
+    size = dataset_facts(paths, dataset).n_rows
+    return max(size if n is None else n for n in counts)
+
+
 def load_activations(
     path: Path, dataset: Dataset, remedy: str, d_model: int | None = None
 ) -> np.ndarray:

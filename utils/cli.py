@@ -71,6 +71,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 EVERY = "all"
+NO_CONTROLS = "none"
 
 
 def add_setting(
@@ -158,6 +159,35 @@ def add_saes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", nargs="+", type=layer, metavar="N", help="only SAEs of these layers or hooks"
     )
+
+
+def add_controls(
+    parser: argparse.ArgumentParser,
+    names: tuple[str, ...],
+    what: str,
+    defaults: tuple[str, ...] | None = None,
+) -> None:
+    """``--controls``: ``defaults`` (None: all) unless others, or none, are asked for."""
+    parser.add_argument(
+        "--controls",
+        nargs="+",
+        choices=[*names, EVERY, NO_CONTROLS],
+        default=list(names if defaults is None else defaults),
+        help=f"{what} (all: all of them; none: none)",
+    )
+    parser.set_defaults(known_controls=names)
+
+
+def controls_of(args: argparse.Namespace) -> list[str]:
+    """The controls that --controls asks for.
+
+    Raises UserError where "none" stands beside others.
+    """
+    if NO_CONTROLS in args.controls and len(args.controls) > 1:
+        raise UserError("--controls none stands alone")
+    if EVERY in args.controls:
+        return list(args.known_controls)
+    return [name for name in dict.fromkeys(args.controls) if name != NO_CONTROLS]
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -328,6 +358,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, object]:
         "n_jobs",
         "scheduler",
         "randomize_order",
+        "known_controls",
         "overwrite",
     }
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}

@@ -25,6 +25,10 @@ HOOK_POINTS = (
 )
 
 
+RANDOM, SOFT_FROZEN = TWINS = ("random", "soft_frozen")  # controls of an SAE's own shape
+OF_LATENTS = ("shuffled", "reconstruction", "error")  # controls made from an SAE's latents
+
+
 def hook_name(layer: Layer) -> str:
     """TransformerLens's name of a layer.
 
@@ -83,14 +87,14 @@ def layer_folder(layer: Layer) -> str:
     return layer if isinstance(layer, str) else f"layer_{layer}"
 
 
-def make_sae_id(layer: Layer, width: int, k_active: int, prefix: str = "") -> str:
+def make_sae_id(layer: Layer, width: int, k_active: int) -> str:
     """The id of a TopK SAE that we train, as Gemma Scope names its own: layer, width, sparsity.
 
-    >>> make_sae_id(2, 4096, 32), make_sae_id("blocks.3.hook_mlp_out", 1000, 8, "random_")
-    ('layer_2/width_4k/topk_32', 'blocks.3.hook_mlp_out/width_1000/random_topk_8')
+    >>> make_sae_id(2, 4096, 32), make_sae_id("blocks.3.hook_mlp_out", 1000, 8)
+    ('layer_2/width_4k/topk_32', 'blocks.3.hook_mlp_out/width_1000/topk_8')
     """
     named = short_number(width) if width % 1024 == 0 else str(width)
-    return f"{layer_folder(layer)}/width_{named.lower()}/{prefix}topk_{k_active}"
+    return f"{layer_folder(layer)}/width_{named.lower()}/topk_{k_active}"
 
 
 def sae_stem(sae_id: str) -> str:
@@ -171,13 +175,33 @@ def named_l0(sae_id: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def twin_id(control_id: str) -> str:
-    """The id of the trained SAE whose shape an untrained one has.
+def twin_of(sae_id: str, kind: str) -> str:
+    """The id of an SAE's twin, or of another control made from its latents.
 
-    >>> twin_id("layer_2/width_4k/random_topk_32")
-    'layer_2/width_4k/topk_32'
+    >>> twin_of("layer_2/width_4k/topk_32", RANDOM)
+    'layer_2/width_4k/topk_32+random'
     """
-    return control_id.replace("random_", "", 1)
+    return f"{sae_id}+{kind}"
+
+
+def split_twin(sae_id: str) -> tuple[str, str | None]:
+    """(the SAE's id, the kind of its control); None for an SAE itself.
+
+    >>> split_twin("layer_2/width_4k/topk_32+random"), split_twin("layer_2/a+b")
+    (('layer_2/width_4k/topk_32', 'random'), ('layer_2/a+b', None))
+    """
+    base, plus, kind = sae_id.rpartition("+")
+    return (base, kind) if plus and kind in (*TWINS, *OF_LATENTS) else (sae_id, None)
+
+
+def trained_id(control_id: str) -> str:
+    """The id of the trained SAE that a control belongs to.
+
+    >>> trained_id("layer_2/width_4k/topk_32+random"), trained_id("layer_2/width_4k/random_topk_32")
+    ('layer_2/width_4k/topk_32', 'layer_2/width_4k/topk_32')
+    """
+    base, kind = split_twin(control_id)
+    return base if kind else control_id.replace("random_", "", 1)
 
 
 def sae_family(sae_id: str) -> str:

@@ -122,6 +122,14 @@ class Paths:
         name = f"layer{layer}_results.csv" if by_layer else "all_results.csv"
         return self.baseline_folder(model_name, setting) / name
 
+    def text_table(self, setting: str) -> Path:
+        """Of the probes on texts alone, which need no model."""
+        folder = get_setting(setting).baseline_folder
+        return self.results_dir / "text_probes" / folder / "all_results.csv"
+
+    def datasets_table(self, model_name: str) -> Path:
+        return self.results_dir / f"datasets_{model_name}.csv"
+
     def comparison_table(self, model_name: str) -> Path:
         return self.results_dir / f"comparison_{model_name}.csv"
 

@@ -64,7 +64,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "train_saes",
-            ("--widths", "64", "--control_width", "64", "--k_active", "8", "--n_tokens", "8000"),
+            ("--widths", "64", "--k_active", "8", "--n_tokens", "8000"),
             ("data/saes",),
         ),
         Stage(

@@ -57,13 +57,13 @@ STAGES = {
     "generator": (
         "generate_sae_activations_optimized",
         MODEL,
-        ["--setting", "normal", "--device", "cpu"],
+        ["--setting", "normal", "--device", "cpu", "--controls", "none"],
     ),
     "generator mine": ("generate_sae_activations_optimized", "mine", []),
     "train_sae_probes": (
         "train_sae_probes",
         MODEL,
-        ["--ks", "4", "--n_jobs", "1", "--target_sae_id", SAE_ID],
+        ["--ks", "4", "--n_jobs", "1", "--target_sae_id", SAE_ID, "--controls", "none"],
     ),
     "train_baselines": (
         "train_baselines",

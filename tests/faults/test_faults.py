@@ -63,12 +63,18 @@ def flags(paths, *more: str) -> list[str]:
     return ["--model_name", MODEL, *folder_flags(paths), *more]
 
 
+def encode(paths) -> int:
+    return generator.main(flags(paths, "--setting", "normal", "--controls", "none"))
+
+
 def probe(paths, *more: str) -> int:
-    return train_sae_probes.main(flags(paths, "--ks", "4", "--n_jobs", "1", *more))
+    return train_sae_probes.main(
+        flags(paths, "--ks", "4", "--n_jobs", "1", "--controls", "none", *more)
+    )
 
 
 def test_overwrite_keeps_the_old_row_when_the_new_one_cannot_be_made(ready):
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     assert probe(ready) == 0
     before = ready.sae_probe_table(MODEL, "normal").read_bytes()
     path = ready.sae_activations(MODEL, "normal", set_stem(NAMES[0], SAE_ID), "X_train_sae")
@@ -82,22 +88,22 @@ def test_overwrite_keeps_the_old_row_when_the_new_one_cannot_be_made(ready):
 
 
 def test_another_sae_under_the_same_id_is_encoded_anew(ready, capsys):
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     write_sae(ready, seed=1)
     capsys.readouterr()
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     assert "0 done, 2 to do" in capsys.readouterr().out
 
 
 def test_the_remedy_for_a_broken_file_mends_it(ready, capsys):
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     path = ready.sae_activations(MODEL, "normal", set_stem(NAMES[0], SAE_ID), "X_test_sae")
     path.write_bytes(path.read_bytes()[:500])
     assert probe(ready) == 1
     assert f"{path} cannot be read" in (said := capsys.readouterr().err)
     assert "delete it, then `make generate-sae-acts-optimized" in said
     path.unlink()
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     assert probe(ready) == 0
 
 
@@ -105,7 +111,7 @@ def test_nan_weights_are_refused_and_other_saes_encoded(ready, capsys):
     write_sae(ready, W_enc=float("nan"))
     sae = TopKSAE(TopKSAEConfig(d_in=384, d_sae=100, k=8))
     sae.save_model(ready.saes(MODEL) / "layer_2" / "good")
-    assert generator.main(flags(ready, "--setting", "normal")) == 1
+    assert encode(ready) == 1
     assert "NaN or infinite weights in latents 0 to" in capsys.readouterr().err
     assert (
         len(list(ready.sae_activations_folder(MODEL, "normal").glob("*_2_good_X_rest_sae.pt"))) == 2
@@ -113,7 +119,7 @@ def test_nan_weights_are_refused_and_other_saes_encoded(ready, capsys):
 
 
 def test_a_dataset_named_twice_is_done_once(ready):
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     assert probe(ready, "--datasets", NAMES[0], NAMES[0]) == 0
     assert len(pd.read_csv(ready.sae_probe_table(MODEL, "normal"))) == 1
 
@@ -128,7 +134,7 @@ def test_a_dataset_named_twice_is_done_once(ready):
 )
 def test_one_bad_text_file_does_not_stop_the_others(ready, capsys, main, content):
     if main is train_sae_probes.main:
-        assert generator.main(flags(ready, "--setting", "normal")) == 0
+        assert encode(ready) == 0
     ready.texts(NAMES[0]).write_bytes(content)
     clear_caches()
     more = ["--method", "knn", "--layer", "2"] if main is train_baselines.main else []
@@ -142,7 +148,7 @@ def test_a_broken_description_is_named(ready, capsys, content):
     ready.model_activations(MODEL, NAMES[0], "blocks.2.hook_resid_post").with_suffix(
         ".json"
     ).write_text(content)
-    assert generator.main(flags(ready, "--setting", "normal")) == 1
+    assert encode(ready) == 1
     assert "delete it" in capsys.readouterr().err
     assert len(list(ready.sae_activations_folder(MODEL, "normal").glob("*_X_rest_sae.pt"))) == 1
 
@@ -165,7 +171,7 @@ def test_odd_sae_settings_do_not_break_a_run(ready, change):
 def test_an_sae_of_another_width_leaves_the_others_alone(ready, capsys):
     sae = TopKSAE(TopKSAEConfig(d_in=768, d_sae=100, k=8))
     sae.save_model(ready.saes(MODEL) / "layer_2" / "a_wide")
-    assert generator.main(flags(ready, "--setting", "normal")) == 1
+    assert encode(ready) == 1
     assert "layer_2/a_wide reads activations of width 768" in capsys.readouterr().err
     assert len(list(ready.sae_activations_folder(MODEL, "normal").glob("*_2_s_X_rest_sae.pt"))) == 2
 
@@ -180,7 +186,7 @@ def test_saes_below_a_hidden_folder_are_found(tmp_path):
     ("column", "value"), [("test_auc", 17.0), ("k", "many"), ("layer", "foo"), ("val_auc", "x")]
 )
 def test_a_wrong_cell_in_a_table_is_named(ready, column, value):
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     assert probe(ready) == 0
     path = ready.sae_probe_table(MODEL, "normal")
     table = pd.read_csv(path).astype({column: object})
@@ -216,11 +222,11 @@ def test_bad_flags_are_refused_before_any_work(ready, arguments, capsys):
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_so_and_continues_to_the_same_table(ready, tmp_path, number):
-    assert generator.main(flags(ready, "--setting", "normal")) == 0
+    assert encode(ready) == 0
     command = [
         sys.executable,
         str(ROOT / "train_sae_probes.py"),
-        *flags(ready, "--setting", "scarcity", "--n_jobs", "2"),
+        *flags(ready, "--setting", "scarcity", "--n_jobs", "2", "--controls", "none"),
     ]
     run = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
@@ -234,6 +240,7 @@ def test_a_stopped_run_says_so_and_continues_to_the_same_table(ready, tmp_path, 
         assert run.returncode == 130
         assert "the same command continues" in said
     assert "Traceback" not in said
-    assert train_sae_probes.main(flags(ready, "--setting", "scarcity", "--n_jobs", "1")) == 0
+    again = flags(ready, "--setting", "scarcity", "--n_jobs", "1", "--controls", "none")
+    assert train_sae_probes.main(again) == 0
     table = sae_probe_table(ready.sae_probe_table(MODEL, "scarcity"), "num_train")
     assert len(table.read()) == len(table.done()) == 2 * 2 * 15

@@ -11,7 +11,7 @@ from utils.figures.report import Report, answers, cell, write_report
 from utils.figures.side_experiments import relabelling
 from utils.figures.style import LOOKS, NoData, one_panel, small_multiples
 from utils.paths import Paths
-from utils.results.comparison import TITLES, compare, on_fresh_rows, val_test_gap
+from utils.results.comparison import TITLES, Comparisons, compare, on_fresh_rows, val_test_gap
 from utils.results.findings import Finding, Kind
 from utils.results.tidy import TIDY_COLUMNS
 from utils.runtime.errors import Failures, UserError
@@ -105,7 +105,7 @@ def test_relabelling_without_its_table_says_so():
 def report(**parts) -> Report:
     names = ("controls", "positive_control", "gap", "each_sae")
     nothing = compare(table().iloc[:0])
-    tables = {"comparison": nothing, "fresh": nothing, **dict.fromkeys(names, EMPTY)}
+    tables = {"comparisons": Comparisons(nothing), **dict.fromkeys(names, EMPTY)}
     rest: dict = {"drawings": [], "left_out": [], "findings": [], "settings": {}}
     return Report(**{"model_name": "m", **tables, **rest, **parts})
 
@@ -133,7 +133,7 @@ def test_texts_of_strangers_appear_as_text(paths: Paths, tmp_path):
 
 
 def test_the_answer_says_who_is_ahead_by_how_much():
-    (answer,) = answers(compare(table()), compare(table().iloc[:0]))
+    (answer,) = answers(Comparisons(compare(table())))
     assert answer["where"] == "normal, all test rows"
     assert "SAE probes are 0.103 AUC below the best baseline" in answer["what"]
 
@@ -144,7 +144,7 @@ def test_the_answer_is_about_fresh_rows_where_they_are_known():
     ours.loc[ours["kind"] == "baseline", "test_auc_fresh"] -= 0.1  # those remember more
     theirs = table().assign(setting="class_imbalance", condition=0.5, test_auc_fresh=np.nan)
     both = pd.concat([theirs, ours], ignore_index=True)
-    first, second = answers(compare(both), compare(on_fresh_rows(both)))
+    first, second = answers(Comparisons(compare(both), compare(on_fresh_rows(both))))
     assert first["where"] == "class_imbalance, all test rows"
     assert "0.103 AUC below" in first["what"]
     assert second["where"] == "normal, fresh test rows"

@@ -211,5 +211,5 @@ def test_ood_bars_keep_the_only_baseline_and_every_dataset():
     (axes,) = study.ood_bars(picks, {}).axes
     names = axes.get_legend_handles_labels()[1]
     assert names[:2] == ["best baseline", "SAE probe"]
-    assert "random-SAE control" in names
+    assert "random twin" in names
     assert [label.get_text() for label in axes.get_yticklabels()] == DATASETS

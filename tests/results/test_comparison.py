@@ -9,7 +9,15 @@ import pandas as pd
 import pytest
 
 from utils.figures.report import answers
-from utils.results.comparison import against_controls, by_sae, compare, headline, pick, val_test_gap
+from utils.results.comparison import (
+    Comparisons,
+    against_controls,
+    by_sae,
+    compare,
+    headline,
+    pick,
+    val_test_gap,
+)
 from utils.results.statistics import verdict
 
 
@@ -126,8 +134,8 @@ def test_controls_stay_out_of_the_quivers():
     rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.6, 0.6)]
     rows += [probe("a", "control", "random_sae_probe", 0.99, 0.99)]
     wide = headline(compare(pd.DataFrame(rows)))
-    assert wide.loc["normal", "baselines + SAE"] == "0.600"
-    assert wide.loc["normal", "random-SAE control"] == "0.990"
+    assert wide.loc["baselines + SAE", "normal"] == "0.600"
+    assert wide.loc["random twin", "normal"] == "0.990"
 
 
 def test_a_control_that_lacks_decisions_takes_none_from_the_others():
@@ -209,7 +217,7 @@ def test_a_clear_difference_is_clear_and_has_the_right_sign(sae, expected):
     assert verdict(row.to_dict()) == expected
     ahead, behind = (row["wins"], row["losses"]) if sae > 0 else (row["losses"], row["wins"])
     assert (ahead, behind) == (8, 0)
-    (answer,) = answers(compare(pd.DataFrame(eight_datasets(sae))))
+    (answer,) = answers(Comparisons(compare(pd.DataFrame(eight_datasets(sae)))))
     assert f"AUC {expected} the best baseline" in answer["what"]
     assert ("surely ahead" if sae > 0 else "surely behind") in answer["what"]
     assert f"Ahead on {8 if sae > 0 else 0} of 8 datasets" in answer["what"]
@@ -224,7 +232,7 @@ def test_what_eight_datasets_cannot_see_is_said():
         rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.8 + rng.normal() / 10, k=16))
     table = compare(pd.DataFrame(rows))
     row = table.set_index("contender").loc["sae_only"]
-    (answer,) = answers(table)
+    (answer,) = answers(Comparisons(table))
     assert "cannot tell from none" in answer["what"]
     assert f"8 datasets can show a difference of {row['mde']:.3f} or more" in answer["what"]
     assert 0.05 < row["mde"] < 0.3
@@ -271,7 +279,7 @@ def test_logreg_alone_is_the_best_baseline_and_stands_once():
     rows += [probe(d, "sae", "sae_probe", 0.5, 0.7, k=16) for d in "abcdef"]
     table = compare(pd.DataFrame(rows))
     assert "logreg" not in set(table["contender"])
-    assert "best baseline (logreg alone)" in answers(table)[0]["what"]
+    assert "best baseline (logreg alone)" in answers(Comparisons(table))[0]["what"]
 
 
 def control_rows() -> list[dict]:
@@ -323,9 +331,9 @@ def test_each_sae_is_picked_by_validation_and_keeps_its_sign():
 def test_numbers_over_fewer_datasets_say_so():
     rows = [row for row in control_rows() if row["method"] != "raw_dims" or row["dataset"] == "a"]
     wide = headline(compare(pd.DataFrame(rows)))
-    assert wide.loc["normal", "raw dimensions"] == "0.600 (of 1)"
-    assert wide.loc["normal", "SAE probe"] == "0.935"
-    assert wide.loc["normal", "n_datasets"] == 8
+    assert wide.loc["raw dimensions", "normal"] == "0.600 (of 1)"
+    assert wide.loc["SAE probe", "normal"] == "0.935"
+    assert wide.loc["datasets", "normal"] == "8"
 
 
 def test_copies_of_a_dataset_in_seeds_are_no_datasets():

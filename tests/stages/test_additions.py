@@ -104,7 +104,9 @@ def test_a_new_format_of_saes_is_found_encoded_probed_and_counted(paths):
             == 0
         )
         table = pd.read_csv(paths.sae_probe_table(MODEL, "normal"))
-        assert set(table["sae_id"]) == {"layer_2/toy"}
+        own = {f"layer_2/toy+{name}" for name in ("random", "soft_frozen", "shuffled")}
+        of_layer = {"layer_2/raw_dims", "layer_2/pca_dims"}
+        assert set(table["sae_id"]) == {"layer_2/toy", *own, *of_layer}
         stored = torch.load(
             paths.sae_activations_folder(MODEL, "normal") / "1_first_2_toy_X_train_sae.pt",
             weights_only=True,

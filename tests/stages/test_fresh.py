@@ -15,7 +15,7 @@ import train_sae_probes
 from utils.activations import load_rows, write_activations
 from utils.datasets import load_dataset, load_ood
 from utils.names import hook_name
-from utils.probes.controls import CONTROLS, ControlActivations
+from utils.probes.controls import OF_LAYER, ControlActivations
 from utils.results.tidy import load_results
 from utils.saes.store import SaeActivations
 from utils.settings import Condition, ConditionRows, split
@@ -65,7 +65,7 @@ def test_every_side_of_a_comparison_has_the_same_fresh_rows(ready, condition):
     ood = condition.setting == "OOD"
     rows = load_rows(ready, MODEL, NAME, hook_name(LAYER), ood)
     sides: list[ConditionRows] = [rows, SaeActivations(ready, MODEL, NAME, SAE_ID, ood)]
-    sides += [ControlActivations(control, rows) for control in CONTROLS]
+    sides += [ControlActivations(control, rows) for control in OF_LAYER]
     for side in sides:
         fresh = side.condition(condition).fresh
         assert fresh is not None
@@ -75,8 +75,10 @@ def test_every_side_of_a_comparison_has_the_same_fresh_rows(ready, condition):
 def test_every_new_row_says_it(ready):
     flags = ["--model_name", MODEL, *folder_flags(ready), "--n_jobs", "1"]
     assert train_baselines.main([*flags, "--method", "logreg", "--layers", "2"]) == 0
-    assert train_sae_probes.main([*flags, "--ks", "1", "16", "--controls", *CONTROLS]) == 0
+    assert train_sae_probes.main([*flags, "--ks", "1", "16", "--controls", "all"]) == 0
+    assert train_baselines.main([*flags, "--method", "text_only"]) == 0
     tidy = load_results(ready, MODEL).tidy
-    assert len(tidy) == 1 + 2 * 3
+    # SAE, two twins, raw dimensions and components at two k; shuffled, reconstruction, error; words
+    assert len(tidy) == 1 + 2 * 5 + 3 + 1
     assert (tidy["n_fresh"] == sum(counted(ready, CONDITIONS[0]))).all()
     assert tidy[["test_ap", "test_recall_1fpr"]].notna().all().all()

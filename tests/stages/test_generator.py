@@ -73,7 +73,9 @@ def write(paths, name, rng, ood=False):
 
 
 def generate(paths, *flags) -> int:
-    return generator.main(["--model_name", MODEL, *folder_flags(paths), "--device", "cpu", *flags])
+    twins = [] if "--controls" in flags else ["--controls", "none"]
+    common = ["--model_name", MODEL, *folder_flags(paths), "--device", "cpu", *twins]
+    return generator.main([*common, *flags])
 
 
 def outputs(paths) -> dict[str, np.ndarray]:

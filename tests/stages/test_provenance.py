@@ -57,6 +57,7 @@ def write_sae(paths, seed: int) -> None:
 
 def encode(paths) -> int:
     flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "normal", "--device", "cpu"]
+    flags += ["--controls", "none"]
     return generate_sae_activations_optimized.main(flags)
 
 

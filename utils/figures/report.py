@@ -8,13 +8,22 @@ import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from utils.figures.gallery import Drawing
-from utils.names import twin_id
-from utils.results.comparison import TITLES, headline, stated
+from utils.names import RANDOM, split_twin
+from utils.results.comparison import (
+    ALL,
+    PROBES,
+    TITLES,
+    WORDS_SUFFICE,
+    Comparisons,
+    headline,
+    stated,
+)
 from utils.results.findings import Finding
 from utils.results.statistics import verdict
 from utils.runtime.files import atomic_path
@@ -60,12 +69,11 @@ WEIGHTS = {
 class Report:
     """What the page of one model shows; each table may be empty.
 
-    ``fresh``: the comparison on fresh test rows; ``settings``: of the runs that made the tables.
+    ``settings``: of the runs that made the tables.
     """
 
     model_name: str
-    comparison: pd.DataFrame
-    fresh: pd.DataFrame
+    comparisons: Comparisons
     controls: pd.DataFrame
     positive_control: pd.DataFrame
     gap: pd.DataFrame
@@ -82,7 +90,8 @@ def write_report(path: Path, report: Report) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = cell
-    comparison = readable_columns(report.comparison)
+    tables = report.comparisons
+    comparison = readable_columns(tables.all_rows)
     figures = [
         {
             "name": drawing.name,
@@ -94,9 +103,16 @@ def write_report(path: Path, report: Report) -> None:
     by_weight = {w: [f for f in report.findings if f.weight == w] for w in WEIGHTS}
     page = environment.get_template("report.html").render(
         model_name=report.model_name,
-        answers=answers(report.comparison, report.fresh),
-        headline=_by_setting(report.comparison),
-        fresh=_by_setting(report.fresh),
+        answers=answers(tables),
+        datasets=dataset_table(tables.datasets),
+        against=readable_columns(
+            tables.against.assign(control=tables.against["control"].map(TITLES))
+            if len(tables.against)
+            else tables.against
+        ),
+        needed=_by_setting(tables.needed),
+        headline=_by_setting(tables.all_rows),
+        fresh=_by_setting(tables.fresh),
         twins=readable_columns(twins(report.controls)),
         controls=readable_columns(report.controls),
         positive_control=report.positive_control,
@@ -138,11 +154,15 @@ def said(row: dict) -> str:
 
 
 def twins(controls: pd.DataFrame) -> pd.DataFrame:
-    """Each trained SAE against its untrained twin; where there is none, all comparisons."""
+    """Each SAE against its random twin; where there is none, all comparisons."""
     if not len(controls):
         return controls
-    of_twins = controls[controls["control"].map(twin_id) == controls["SAE"]]
+    of_twins = controls[controls["control"].map(_is_random_twin)]
     return of_twins if len(of_twins) else controls
+
+
+def _is_random_twin(control: str) -> bool:
+    return split_twin(control)[1] == RANDOM or "random_" in control
 
 
 def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
@@ -152,39 +172,97 @@ def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
     return twins(controls)[columns].rename(columns=COLUMNS)
 
 
-def answers(comparison: pd.DataFrame, fresh: pd.DataFrame | None = None) -> list[dict[str, str]]:
-    """One sentence a setting: who is ahead, how sure that is, and what could have been seen; on
-    fresh test rows where they are known.
+def answers(tables: Comparisons) -> list[dict[str, Any]]:
+    """For each setting, in sentences: who is ahead, how sure that is, and what could have been
+    seen; on fresh test rows where they are known; then against words alone and the random twin.
     """
-    if not len(comparison):
+    if not len(tables.all_rows):
         return []
-    rows = stated(comparison, comparison.iloc[:0] if fresh is None else fresh)
+    rows = stated(tables.all_rows, tables.fresh)
     several = rows["protocol"].nunique() > 1
-    sentences = []
+    sentences: list[dict[str, Any]] = []
     for row in rows.to_dict("records"):
         where = row["setting"] + (f", {row['protocol']} protocol" if several else "")
         where += ", fresh test rows" if row["test_rows"] == "fresh" else ", all test rows"
-        sentences.append({"where": where, "what": _answer(row)})
+        further = [*_against_controls(row, tables.against), *_words(row, tables)]
+        sentences.append({"where": where, "what": _answer(row), "further": further})
     return sentences
 
 
 def _answer(row: dict) -> str:
     n = f"{row['n_datasets']:.0f} dataset{'s' if row['n_datasets'] > 1 else ''}"
-    side = "above" if row["mean_difference"] > 0 else "below"
     alone = f" ({row['baselines']} alone)" if len(row["baselines"].split()) == 1 else ""
-    known = f"SAE probes are {abs(row['mean_difference']):.3f} AUC {side} the best baseline{alone}"
-    if pd.notna(row["ci_low"]):
-        known += f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+    known = f"SAE probes are {_behind_or_ahead(row)} the best baseline{alone}"
+    ahead = f"Ahead on {row['wins']:.0f} of {n}, behind on {row['losses']:.0f}"
+    return f"{known}{_interval(row)}: {_hedge(row)}. {ahead}."
+
+
+def _behind_or_ahead(row: dict) -> str:
+    side = "above" if row["mean_difference"] > 0 else "below"
+    return f"{abs(row['mean_difference']):.3f} AUC {side}"
+
+
+def _interval(row: dict) -> str:
+    if pd.isna(row["ci_low"]):
+        return ""
+    return f" (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+
+
+def _hedge(row: dict) -> str:
+    """How sure a difference is, and what these datasets could have shown."""
+    n = f"{row['n_datasets']:.0f} dataset{'s' if row['n_datasets'] > 1 else ''}"
     visible = f"{n} can show a difference of {row['mde']:.3f} or more"
-    hedge = {
+    return {
         "above": "surely ahead",
         "below": "surely behind",
-        "perhaps above": "perhaps ahead: with several settings compared it is not sure",
-        "perhaps below": "perhaps behind: with several settings compared it is not sure",
+        "perhaps above": "perhaps ahead: with several comparisons it is not sure",
+        "perhaps below": "perhaps behind: with several comparisons it is not sure",
         "no difference seen": f"a difference this data cannot tell from none; {visible}",
         "too few datasets": f"{n} are too few for a verdict",
     }[verdict(row)]
-    return f"{known}: {hedge}. Ahead on {row['wins']:.0f} of {n}, behind on {row['losses']:.0f}."
+
+
+def _against_controls(row: dict, against: pd.DataFrame) -> list[str]:
+    """SAE probes against words alone and the twins, each in a sentence."""
+    if not len(against):
+        return []
+    same = (against["setting"] == row["setting"]) & (against["protocol"] == row["protocol"])
+    titles = {"text_only": "words alone", "random_sae": "their random twins"}
+    return [
+        f"They are {_behind_or_ahead(other)} {titles[str(other['control'])]}{_interval(other)}:"
+        f" {_hedge(other)}."
+        for other in against[same].to_dict("records")
+        if other["control"] in titles
+    ]
+
+
+def _words(row: dict, tables: Comparisons) -> list[str]:
+    """On how many datasets words suffice, and how SAE probes do on the others."""
+    if not len(tables.datasets):
+        return []
+    marks = tables.datasets.loc[tables.datasets["setting"] == row["setting"], "words"].dropna()
+    if not len(marks):
+        return []
+    n_words = int((marks == WORDS_SUFFICE).sum())
+    said_of_words = f"Words suffice on {n_words} of {len(marks)} datasets"
+    needed = tables.needed
+    if len(needed):
+        same = (needed["setting"] == row["setting"]) & (needed["protocol"] == row["protocol"])
+        needed = needed[same & (needed["condition"] == ALL) & (needed["contender"] == PROBES)]
+    if not n_words or not len(needed):
+        return [f"{said_of_words}."]
+    other = needed.iloc[0].to_dict()
+    others = f"on the other {other['n_datasets']:.0f} SAE probes are {_behind_or_ahead(other)}"
+    return [f"{said_of_words}; {others} the best baseline{_interval(other)}: {_hedge(other)}."]
+
+
+def dataset_table(datasets: pd.DataFrame) -> pd.DataFrame:
+    """The table by dataset as it is shown: hard datasets for words first."""
+    if not len(datasets):
+        return datasets
+    columns = ["setting", "dataset", "words", *(n for n in TITLES if n in datasets), "test_rows"]
+    shown = datasets[columns].rename(columns={**TITLES, "test_rows": "test rows"})
+    return shown.rename(columns={"words": "are words enough?"})
 
 
 def known_answer(table: pd.DataFrame) -> str:

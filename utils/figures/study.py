@@ -49,10 +49,17 @@ from utils.results.tidy import BASELINE, CONTROL, SAE
 from utils.runtime.units import short_number
 from utils.settings import NORMAL, get_setting
 
-CONTROL_OF = {"random_sae_probe": "random_sae", "raw_dims": "raw_dims", "pca_dims": "pca_dims"}
+# of the method of a control's rows, who it is in LOOKS
+CONTROL_OF = {
+    "random_sae_probe": "random_sae",
+    "soft_frozen_probe": "soft_frozen",
+    "raw_dims": "raw_dims",
+    "pca_dims": "pca_dims",
+    "shuffled_labels": "shuffled",
+}
 MOST_CURVES = 8  # of SAEs: more are one curve, with their range
 MOST_PANELS = 12  # of datasets
-BAR_ORDER = (BASELINES, "quiver_with_sae", "logreg", PROBES, "twin_sae", "random_sae")
+BAR_ORDER = (BASELINES, "quiver_with_sae", "logreg", PROBES, "text_only", "random_sae")
 
 
 def setting_bars(comparison: pd.DataFrame) -> Figure:
@@ -205,7 +212,7 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     """
     if not {BASELINES, PROBES} <= set(picks):
         raise NoData("the normal setting lacks baselines or SAE probes")
-    names = [name for name in (BASELINES, PROBES, "twin_sae", "random_sae") if name in picks]
+    names = [name for name in (BASELINES, PROBES, "random_sae", "text_only") if name in picks]
     figure, axes = one_panel(4.6, 4.6)
     for name in reversed(names[1:]):
         # a point a dataset: the mean of its layers and seeds
@@ -290,7 +297,7 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     if not {BASELINES, PROBES} <= set(picks):
         raise NoData("OOD lacks baselines or SAE probes")
     baseline = "logreg" if "logreg" in picks else BASELINES
-    names = [baseline, PROBES, *(n for n in ("twin_sae", "random_sae") if n in picks)]
+    names = [baseline, PROBES, *(n for n in ("random_sae", "text_only") if n in picks)]
     # a control that lacks datasets takes none from the others
     picks = {**picks, **matched({name: picks[name] for name in names[:2]})}
     datasets = list(dict.fromkeys(picks[PROBES]["dataset"]))

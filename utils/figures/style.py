@@ -38,6 +38,11 @@ LOOKS = {
     "random_sae": Look("#8C8C8C", "x", "xx"),
     "raw_dims": Look("#000000", "+", "++"),
     "pca_dims": Look("#CC79A7", "*", "**"),
+    "text_only": Look("#F0E442", "P", "O"),
+    "soft_frozen": Look("#555555", "1", "x."),
+    "reconstruction": Look("#882255", "<", "o"),
+    "error": Look("#AA4499", ">", "||"),
+    "shuffled": Look("#BBBBBB", "2", "oo"),
 }
 SAE_MARKERS = ("^", "v", "<", ">", "d", "p", "h", "o")
 SAE_COLORS = (

@@ -1,5 +1,5 @@
-"""The five baseline probes on model activations, by the paper's rules: logreg, pca, knn, xgboost,
-mlp.
+"""Baseline probes on model activations: the paper's five by its rules (logreg, pca, knn, xgboost,
+mlp), and two that cost next to nothing (diff_of_means, lda).
 
 Each takes dense rows [n, d_model] and a seed, and returns test_f1, test_acc, test_auc and val_auc.
 This module does not import torch: its workers run XGBoost, and the two in one process crash on
@@ -12,7 +12,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -269,16 +269,83 @@ def mlp(rows: TrainTest, seed: int = SEED) -> dict:
     }
 
 
+def diff_of_means(rows: TrainTest, seed: int = SEED) -> dict:
+    """The direction from the mean of class 0 to that of class 1; the threshold is half way."""
+    return _closed_form(mean_direction, rows, seed)
+
+
+def lda(rows: TrainTest, seed: int = SEED) -> dict:
+    """Linear discriminant analysis on standardised activations, its covariance shrunk by Ledoit and
+    Wolf's rule.
+    """
+    X_train, X_test = standardised(rows.X_train, rows.X_test)
+    standard = replace(rows, X_train=X_train, X_test=X_test)
+    return _closed_form(discriminant, standard, seed)
+
+
+def _closed_form(
+    fit: Callable[[np.ndarray, np.ndarray], LinearFit], rows: TrainTest, seed: int
+) -> dict:
+    """Scores of a fit that has nothing to choose."""
+    X, y = rows.X_train, rows.y_train
+    aucs = [
+        roc_auc(y[val], fit(X[train], y[train]).scores(X[val]))
+        for train, val in validation_folds(y, seed)
+    ]
+    final = fit(X, y)
+    val_auc = float(np.mean(aucs)) if aucs else roc_auc(y, final.scores(X))
+    return {**_linear_scores(final, rows.X_test, rows), "val_auc": val_auc, "converged": True}
+
+
+def mean_direction(X: np.ndarray, y: np.ndarray) -> LinearFit:
+    """The difference of the class means of X [n, d]; scores are 0 half way between them."""
+    means = [X[y == label].mean(axis=0, dtype=np.float64) for label in (0, 1)]
+    direction = means[1] - means[0]
+    return LinearFit(direction, -float(direction @ (means[0] + means[1])) / 2, True, "means")
+
+
+def discriminant(X: np.ndarray, y: np.ndarray, shrinkage: float | None = None) -> LinearFit:
+    """Fisher's direction for X [n, d]: the inverse of the shrunk covariance within classes times
+    the difference of means; ``shrinkage`` None: Ledoit and Wolf's.
+
+    Solved in the span of the rows where these are fewer than the columns: a d x d matrix is never
+    made.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    start = mean_direction(X, y)
+    centred = X.astype(np.float64)
+    for label in (0, 1):
+        centred[y == label] -= centred[y == label].mean(axis=0)
+    n, d = centred.shape
+    variance = float((centred**2).sum()) / (n * d)
+    if variance == 0:  # a row a class, or rows all alike
+        return start
+    if shrinkage is None:
+        shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
+    ridge, scale = shrinkage * variance, (1 - shrinkage) / n
+    ridge = max(ridge, 1e-12 * variance)
+    if n < d:
+        inner = ridge * np.eye(n) + scale * (centred @ centred.T)
+        part = np.linalg.solve(inner, centred @ start.coef)
+        coef = (start.coef - scale * (centred.T @ part)) / ridge
+    else:
+        coef = np.linalg.solve(ridge * np.eye(d) + scale * (centred.T @ centred), start.coef)
+    middle = (X[y == 0].mean(axis=0) + X[y == 1].mean(axis=0)) / 2
+    return LinearFit(coef, -float(coef @ middle), True, "lda")
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A baseline: its name in tables, its function, and how figures show it (None: as ``looks``
-    finds).
+    finds). ``of_paper``: one of the paper's five.
     """
 
     name: str
     fit: Callable[..., dict]  # of rows and a seed; ``grows_trees``: and of a Machine
     look: Look | None = None
     grows_trees: bool = False
+    of_paper: bool = True
 
     def scores(self, rows: TrainTest, seed: int, on: Machine = ONE_THREAD) -> dict:
         """What the baseline scores under the paper's protocol."""
@@ -341,6 +408,8 @@ METHODS: dict[str, Baseline] = {
         Baseline("knn", knn, Look("#009E73", "P", "")),
         Baseline("xgboost", xgboost, Look("#CC79A7", "X", "xx"), grows_trees=True),
         Baseline("mlp", mlp, Look("#0072B2", "D", "\\\\")),
+        Baseline("diff_of_means", diff_of_means, Look("#661100", "d", "++"), of_paper=False),
+        Baseline("lda", lda, Look("#6699CC", "*", "**"), of_paper=False),
     )
 }
 SPARE_LOOKS = (
@@ -383,6 +452,11 @@ def trees_on(asked: str, device: str) -> str:
 def methods_of(setting: str) -> tuple[str, ...]:
     """The baselines of a setting: the paper's choice, or all that there are."""
     return get_setting(setting).baselines or tuple(METHODS)
+
+
+def paper_methods(setting: str) -> list[str]:
+    """Those of the paper alone, which published tables have."""
+    return [name for name in methods_of(setting) if METHODS[name].of_paper]
 
 
 def _linear_scores(fit: LinearFit, X_test: np.ndarray, rows: TrainTest) -> dict:

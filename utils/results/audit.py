@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.datasets import dataset_size, list_datasets
 from utils.paths import Paths
-from utils.probes.baselines import methods_of
+from utils.probes.baselines import paper_methods
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.comparison import BASELINES, PROBES, contenders, matched, of_protocol, protocols
 from utils.results.findings import Finding, Kind
@@ -141,7 +141,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
                 findings.append(Finding(Kind.MISSING, "doubt", f"{setting}, {name}", what))
         if kind == BASELINE:
             for layer, group in of_kind.groupby("layer", sort=False):
-                absent = [m for m in methods_of(setting) if m not in set(group["method"])]
+                absent = [m for m in paper_methods(setting) if m not in set(group["method"])]
                 if absent:
                     what = (
                         f"{' and '.join(absent)} of the paper's baselines are absent: the best"

@@ -12,15 +12,17 @@ Means, wins and intervals give each dataset one vote, whatever the number of its
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from utils.names import twin_id
+from utils.names import trained_id
+from utils.probes.controls import OF_LAYER
 from utils.probes.k_sparse import PROTOCOLS
+from utils.probes.words import TEXT_ONLY
 from utils.results.statistics import TIE, dataset_means, describe_difference, holm
-from utils.results.tidy import BASELINE, CONTROL, SAE
+from utils.results.tidy import BASELINE, CONTROL, SAE, TEXT
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def _of_method(kind: str, method: str) -> Callable[[pd.DataFrame], pd.Series]:
 def _twins(rows: pd.DataFrame) -> pd.Series:
     """Probes of the trained SAEs that an untrained one has its shape from."""
     random = rows.loc[rows["method"] == "random_sae_probe", "sae_id"].dropna().unique()
-    return (rows["kind"] == SAE) & rows["sae_id"].isin([twin_id(str(name)) for name in random])
+    return (rows["kind"] == SAE) & rows["sae_id"].isin([trained_id(str(name)) for name in random])
 
 
 BASELINES, PROBES = "quiver_baselines", "sae_only"  # who is always compared
@@ -58,17 +60,24 @@ CONTENDERS: dict[str, Contender] = {
         Contender("quiver_with_sae", "baselines + SAE", _of_kind(BASELINE, SAE)),
         Contender(PROBES, "SAE probe", _of_kind(SAE)),
         Contender("logreg", "logreg", _of_method(BASELINE, "logreg")),
-        Contender("twin_sae", "twin of the control", _twins, control=True),
+        Contender(TEXT_ONLY, "text only", _of_kind(TEXT), control=True),
+        Contender("twin_sae", "SAEs that have a twin", _twins, control=True),
+        Contender("random_sae", "random twin", _of_method(CONTROL, "random_sae_probe"), True),
         Contender(
-            "random_sae", "random-SAE control", _of_method(CONTROL, "random_sae_probe"), True
+            "soft_frozen", "soft-frozen twin", _of_method(CONTROL, "soft_frozen_probe"), True
         ),
         Contender("raw_dims", "raw dimensions", _of_method(CONTROL, "raw_dims"), True),
         Contender("pca_dims", "principal components", _of_method(CONTROL, "pca_dims"), True),
+        Contender("reconstruction", "SAE reconstruction", _of_method(CONTROL, "reconstruction"),
+                  True),
+        Contender("error", "SAE error", _of_method(CONTROL, "error"), True),
+        Contender("shuffled", "shuffled labels", _of_method(CONTROL, "shuffled_labels"), True),
     )
-}
+}  # fmt: skip
 TITLES = {name: contender.title for name, contender in CONTENDERS.items()}
 CORE = tuple(name for name, contender in CONTENDERS.items() if not contender.control)
 CONTROLS = tuple(name for name, contender in CONTENDERS.items() if contender.control)
+TWIN_CONTENDERS = ("random_sae", "soft_frozen")
 DECISION = ["setting", "condition", "dataset", "layer", "seed"]
 ALL = "all"
 COLUMNS = (
@@ -109,12 +118,13 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     All SAE probes of a decision compete, whatever their solver, penalty and selection; ``audit``
     says where these are mixed. Where logistic regression is the only baseline it is the best one,
-    and stands once.
+    and stands once; so do SAEs that all have a twin.
     """
     rows = tidy.dropna(subset=["test_auc"])
     masks = {name: contender.rows(rows) for name, contender in CONTENDERS.items()}
-    if (masks["logreg"] == masks[BASELINES]).all():
-        del masks["logreg"]
+    for narrower, wider in (("logreg", BASELINES), ("twin_sae", PROBES)):
+        if (masks[narrower] == masks[wider]).all():
+            del masks[narrower]
     picks = {name: pick(rows[mask]) for name, mask in masks.items() if mask.any()}
     if {BASELINES, PROBES} <= set(picks):
         picks["quiver_with_sae"] = _rankable(
@@ -156,13 +166,15 @@ def protocols(tidy: pd.DataFrame) -> list[str]:
 
 
 def of_protocol(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """The rows of a protocol: probes on latents and controls, and baselines; the paper's baselines
-    in settings that have none of the protocol.
+    """The rows of a protocol: probes on latents and controls, baselines and probes on texts; the
+    paper's, in settings that have none of the protocol.
     """
-    baseline = tidy["kind"] == BASELINE
     mine = tidy["protocol"] == protocol
-    lacking = ~tidy["setting"].isin(tidy.loc[baseline & mine, "setting"].unique())
-    kept = mine | (baseline & lacking & (tidy["protocol"] == PROTOCOLS[0]))
+    kept = mine
+    for kind in (BASELINE, TEXT):
+        of_kind = tidy["kind"] == kind
+        lacking = ~tidy["setting"].isin(tidy.loc[of_kind & mine, "setting"].unique())
+        kept = kept | (of_kind & lacking & (tidy["protocol"] == PROTOCOLS[0]))
     return tidy if kept.all() else tidy[kept]  # a copy of millions of rows is a gigabyte
 
 
@@ -170,8 +182,101 @@ def on_fresh_rows(tidy: pd.DataFrame) -> pd.DataFrame:
     """The probes that say what they score on fresh test rows, those whose text is in no training
     row, with that score as their test_auc. They are still picked by the same val_auc.
     """
+    if "test_auc_fresh" not in tidy:
+        return tidy.iloc[:0]
     fresh = tidy[tidy["test_auc_fresh"].notna()]
     return fresh.assign(test_auc=fresh["test_auc_fresh"], n_test=fresh["n_fresh"])
+
+
+def on_fresh_where_known(tidy: pd.DataFrame) -> pd.DataFrame:
+    """``on_fresh_rows`` in the settings that have such rows, all rows in the others."""
+    fresh = on_fresh_rows(tidy)
+    others = tidy[~tidy["setting"].isin(fresh["setting"].unique())]
+    return pd.concat([fresh, others]) if len(others) else fresh
+
+
+def against(tidy: pd.DataFrame) -> pd.DataFrame:
+    """The SAE probe against each control, over all conditions: a row a setting, protocol and
+    control, matched; columns setting, protocol, control, both mean test AUCs and those of
+    ``describe_difference``. An SAE is compared with its own twins.
+    """
+    rows = []
+    for setting, of_setting in tidy.groupby("setting", sort=False):
+        for protocol in protocols(of_setting):
+            picks = contenders(of_protocol(of_setting, protocol))
+            for name in CONTROLS:
+                if name == "twin_sae" or name not in picks or PROBES not in picks:
+                    continue
+                own = "twin_sae" if name in TWIN_CONTENDERS and "twin_sae" in picks else PROBES
+                sides = matched({"sae": picks[own], "control": picks[name]})
+                if len(sides["sae"]):
+                    what = {"setting": setting, "protocol": protocol, "control": name}
+                    both = _side_by_side(sides["sae"], sides["control"], ("SAE probe", "control's"))
+                    rows.append({**what, **both})
+    return _with_holm(pd.DataFrame(rows))
+
+
+WORDS_SUFFICE, MODEL_NEEDED = "words suffice", "model needed"
+NEAR = 0.01  # AUC that words may be behind the best probe of a model and still suffice
+
+
+def by_dataset(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """A row a setting and dataset: mean test AUC of each contender over its decisions, on fresh
+    test rows where both probes and words are known there, else on all (``test_rows``).
+
+    ``words``: WORDS_SUFFICE where text only is within NEAR of the better of best baseline and SAE
+    probe, or above, else MODEL_NEEDED; None where there is no probe on texts.
+    """
+    of_shown = of_protocol(tidy, protocol)
+    tables = [
+        _by_dataset(rows).assign(test_rows=name)
+        for name, rows in (("fresh", on_fresh_rows(of_shown)), ("all", of_shown))
+        if len(rows)
+    ]
+    table = pd.concat([part for part in tables if len(part)] or [pd.DataFrame()])
+    if not len(table):
+        return table
+    if TEXT_ONLY not in table:
+        table[TEXT_ONLY] = np.nan
+    ours = table[[name for name in (BASELINES, PROBES) if name in table]]
+    known = table[TEXT_ONLY].notna() & ours.notna().all(axis=1)
+    suffice = table[TEXT_ONLY] >= ours.max(axis=1) - NEAR
+    table["words"] = np.where(suffice, WORDS_SUFFICE, MODEL_NEEDED)
+    table["words"] = table["words"].where(known, None)
+    # fresh rows come first, but for datasets of which too little is known there
+    order = table["words"].isna().to_numpy().argsort(kind="stable")
+    table = table.iloc[order].drop_duplicates(["setting", "dataset"])
+    return table.sort_values(["setting", "dataset"], kind="stable").reset_index(drop=True)
+
+
+def _by_dataset(rows: pd.DataFrame) -> pd.DataFrame:
+    tables = []
+    for setting, of_setting in rows.groupby("setting", sort=False):
+        picks = contenders(of_setting)
+        shared = _core(picks) if {BASELINES, PROBES} <= set(picks) else {}
+        for name in CONTROLS:
+            if name in picks and shared:
+                shared[name] = matched({name: picks[name], PROBES: shared[PROBES]})[name]
+        means = {
+            name: picked.groupby("dataset")["test_auc"].mean() for name, picked in shared.items()
+        }
+        if means:
+            table = pd.DataFrame(means).rename_axis("dataset").reset_index()
+            sizes = shared[PROBES].groupby("dataset")["n_test"].mean()
+            table["n_test"] = table["dataset"].map(sizes)
+            tables.append(table.assign(setting=setting))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def needing_a_model(tidy: pd.DataFrame, datasets: pd.DataFrame) -> pd.DataFrame:
+    """The rows of datasets, setting by setting, whose labels the words alone do not tell; of
+    ``datasets``, what ``by_dataset`` says.
+    """
+    if not len(datasets):
+        return tidy.iloc[:0]
+    needed = datasets[datasets["words"] == MODEL_NEEDED]
+    kept = pd.MultiIndex.from_frame(needed[["setting", "dataset"]])
+    return tidy[pd.MultiIndex.from_frame(tidy[["setting", "dataset"]]).isin(kept)]
 
 
 def stated(comparison: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
@@ -215,6 +320,43 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     stated = (table["condition"] == ALL) & (table["contender"] == PROBES)
     p = table["p_wilcoxon"]
     return table.assign(p_holm=holm(p).where(~stated, holm(p[stated]).reindex(table.index)))
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All that a report says of who is ahead; each table may be empty.
+
+    ``all_rows``: of ``compare``; ``fresh``: the same on fresh test rows; ``needed``: the same on
+    the datasets whose labels words alone do not tell, on fresh rows where they are known, as
+    ``against`` is, of the function of that name; ``datasets``: of ``by_dataset``.
+    """
+
+    all_rows: pd.DataFrame
+    fresh: pd.DataFrame = field(default_factory=pd.DataFrame)
+    needed: pd.DataFrame = field(default_factory=pd.DataFrame)
+    against: pd.DataFrame = field(default_factory=pd.DataFrame)
+    datasets: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def table(self) -> pd.DataFrame:
+        """The comparisons as one table; ``test_rows`` and ``datasets`` tell them apart."""
+        every = [
+            self.all_rows.assign(test_rows="all", datasets="all"),
+            self.fresh.assign(test_rows="fresh", datasets="all"),
+            self.needed.assign(test_rows="fresh where known", datasets=MODEL_NEEDED),
+        ]
+        return pd.concat([table for table in every if len(table)] or every[:1])
+
+
+def compare_all(tidy: pd.DataFrame, protocol: str) -> Comparisons:
+    """Every comparison of a model's probes; ``protocol``: whose picks tell datasets apart."""
+    datasets, known = by_dataset(tidy, protocol), on_fresh_where_known(tidy)
+    return Comparisons(
+        compare(tidy),
+        compare(on_fresh_rows(tidy)),
+        compare(on_fresh_where_known(needing_a_model(tidy, datasets))),
+        against(known),
+        datasets,
+    )
 
 
 def _core(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -343,8 +485,8 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Normal setting, for each k, a row an SAE and a control that it is compared with: an untrained
-    SAE with its trained twin, raw dimensions and principal components with each SAE at their layer.
+    """Normal setting, for each k, a row an SAE and a control that it is compared with: its own, and
+    raw dimensions and principal components of its layer.
 
     Each side has one probe a decision, so that neither is the best of more. Columns: k, SAE,
     control, both mean test AUCs, and the columns of ``describe_difference``.
@@ -360,8 +502,7 @@ def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
         controls = of_k[of_k["kind"] == CONTROL].drop_duplicates("sae_id")
         for control in controls.sort_values("sae_id").to_dict("records"):
             name = str(control["sae_id"])
-            of_an_sae = control["method"] == "random_sae_probe"
-            for sae_id in [twin_id(name)] if of_an_sae else trained:
+            for sae_id in trained if control["method"] in OF_LAYER else [trained_id(name)]:
                 if sae_id not in picks:
                     continue
                 pair = matched({"sae": picks[sae_id], "control": picks[name]})
@@ -425,20 +566,24 @@ def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """Setting (and protocol, where there are two) by contender: mean test AUC over datasets, as
-    text, and over how many. A number over fewer datasets than its row says has its own in brackets.
+    """Contender by setting (and protocol, where there are two): mean test AUC over datasets, as
+    text, with the numbers of datasets and pairs below. A number over fewer datasets than its column
+    says has its own in brackets.
     """
     overall = table[table["condition"] == ALL]
-    index = ["setting", "protocol"] if overall["protocol"].nunique() > 1 else ["setting"]
-    of_probes = overall[overall["contender"] == PROBES].set_index(index)
-    n = of_probes[["n_datasets", "n_pairs"]]
-    shown = []
-    for row in overall.to_dict("records"):
-        own = n.loc[tuple(row[name] for name in index) if len(index) > 1 else row[index[0]]]
-        auc = f"{row['mean_test_auc']:.3f}"
-        if (row["n_datasets"], row["n_pairs"]) != (own["n_datasets"], own["n_pairs"]):
-            auc += f" (of {row['n_datasets']})"
-        shown.append({**{name: row[name] for name in [*index, "contender"]}, "auc": auc})
-    wide = pd.DataFrame(shown).pivot(index=index, columns="contender", values="auc").fillna("–")
-    wide = wide[[name for name in TITLES if name in wide.columns]].rename(columns=TITLES)
-    return n[[]].join(wide).join(n)
+    several = overall["protocol"].nunique() > 1
+    columns: dict[str, dict[str, str]] = {}
+    for (setting, protocol), rows in overall.groupby(["setting", "protocol"], sort=False):
+        of_probes = rows.set_index("contender").loc[PROBES]
+        column = columns.setdefault(f"{setting}, {protocol}" if several else str(setting), {})
+        for row in rows.to_dict("records"):
+            auc = f"{row['mean_test_auc']:.3f}"
+            if row["n_datasets"] != of_probes["n_datasets"]:
+                auc += f" (of {row['n_datasets']})"
+            column[TITLES[row["contender"]]] = auc
+        column["datasets"], column["pairs"] = (
+            f"{of_probes[name]:.0f}" for name in ("n_datasets", "n_pairs")
+        )
+    wide = pd.DataFrame(columns).fillna("–")
+    order = [*(title for title in TITLES.values() if title in wide.index), "datasets", "pairs"]
+    return wide.loc[order]

@@ -16,7 +16,7 @@ from utils.datasets import dataset_facts, dataset_size, list_datasets, list_ood_
 from utils.models import LanguageModel
 from utils.names import Layer, hook_name, named_width, set_stem
 from utils.paths import Paths
-from utils.probes.baselines import methods_of
+from utils.probes.baselines import paper_methods
 from utils.results.findings import Kind
 from utils.results.tidy import BASELINE, SAE, load_results
 from utils.runtime.errors import UserError
@@ -245,9 +245,13 @@ def _results(
 ) -> None:
     n_conditions = {name: len(conditions(setting, inventory.sizes[name])) for name in names}
     n_layers = len(info.layers_of(get_setting(setting)))
-    methods = methods_of(setting)
+    methods = paper_methods(setting)
     baselines = (
-        rows[(rows["kind"] == BASELINE) & rows["dataset"].isin(names)] if len(rows) else rows
+        rows[
+            (rows["kind"] == BASELINE) & rows["dataset"].isin(names) & rows["method"].isin(methods)
+        ]
+        if len(rows)
+        else rows
     )
     key = ["dataset", "condition", "layer", "method"]
     done = len(baselines.drop_duplicates(key)) if len(baselines) else 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from utils.activations import rows_fingerprint
-from utils.names import hook_name
+from utils.datasets import dataset_facts
+from utils.names import OF_LATENTS, hook_name, split_twin, trained_id
 from utils.paths import Paths
-from utils.probes.controls import CONTROLS
+from utils.probes.controls import OF_LAYER
+from utils.probes.words import WORD_RULES
+from utils.readers.fingerprints import digest
 from utils.runtime.errors import UserError
 from utils.saes.store import Look, SaeFiles, latents_fingerprint
-from utils.settings import NORMAL, SHIFTED, Setting
+from utils.settings import NORMAL, SHIFTED, SPLIT_RULES, Setting
 
 
 class Sources:
@@ -26,8 +29,10 @@ class Sources:
         inputs are not there or cannot be read: then nothing can be compared.
         """
         sae_id = row.get("sae_id")
-        if not isinstance(sae_id, str) or row["method"] in CONTROLS:
+        if not isinstance(sae_id, str) or row["method"] in OF_LAYER:
             sae_id = ""
+        elif split_twin(sae_id)[1] in OF_LATENTS:
+            sae_id = trained_id(sae_id)
         about = (row["dataset"], hook_name(row["layer"]), sae_id, setting.shifted)
         if about not in self._seen:
             try:
@@ -35,6 +40,23 @@ class Sources:
             except UserError:  # the task that makes the row will say what is wrong
                 self._seen[about] = None
         return self._seen[about]
+
+    def of_texts(self, dataset: str, n_rows: int, setting: Setting) -> str | None:
+        """As ``of``, of a probe on a dataset's first ``n_rows`` texts alone."""
+        about = (dataset, n_rows, setting.shifted)
+        if about not in self._seen:
+            try:
+                self._seen[about] = self._find_texts(*about)
+            except UserError:
+                self._seen[about] = None
+        return self._seen[about]
+
+    def _find_texts(self, dataset: str, n_rows: int, shifted: bool) -> str:
+        sources: list[str | int] = [SPLIT_RULES, WORD_RULES]
+        sources.append(dataset_facts(self.paths, dataset, n_rows=n_rows).texts_and_labels)
+        if shifted:
+            sources.append(dataset_facts(self.paths, dataset, ood=True).texts_and_labels)
+        return digest(sources)
 
     def _find(self, dataset: str, hook: str, sae_id: str, shifted: bool) -> str | None:
         if not sae_id:

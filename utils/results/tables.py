@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.probes.words import TEXT_ONLY
 from utils.results.csv_files import (
     EMPTY,
     MADE_FROM,
@@ -243,7 +244,8 @@ SAE_PROBE_COLUMNS = (
 NEW_SCORES = ("test_ap", "test_recall_1fpr", "test_auc_fresh", "n_fresh")
 SAE_PROBE_EXTRAS = (
     "method", "protocol", "latent_selection", "solver", "seed", "C", "n_nonzero", "fitted_by",
-    "converged", "n_train", "n_test", *NEW_SCORES, "n_tied_at_cut", "latents", MADE_FROM,
+    "converged", "n_train", "n_test", *NEW_SCORES, "n_tied_at_cut", "latents", "test_auc_sd",
+    MADE_FROM,
 )  # fmt: skip
 BASELINE_COLUMNS = ("dataset", "method")
 BASELINE_SCORES = ("test_f1", "test_acc", "test_auc", "val_auc")
@@ -299,3 +301,15 @@ def baseline_table(path: Path, condition_column: str | None, layer: object) -> R
         key[condition_column] = None
     key |= {"seed": 42, "protocol": "paper"}
     return ResultTable(path, (*BASELINE_COLUMNS, *varied, *BASELINE_SCORES, *BASELINE_EXTRAS), key)
+
+
+def text_table(path: Path, condition_column: str | None) -> ResultTable:
+    """The table of probes on texts alone, of any model's rows: a dataset's first ``n_rows``."""
+    key: dict[str, object] = {"dataset": None, "method": TEXT_ONLY, "n_rows": None}
+    if condition_column:
+        key[condition_column] = None
+    key |= {"seed": 42, "protocol": "paper"}
+    varied = (condition_column,) if condition_column else ()
+    extras = tuple(name for name in BASELINE_EXTRAS if name != "layer")
+    columns = ("dataset", "method", "n_rows", *varied, *BASELINE_SCORES, *extras)
+    return ResultTable(path, columns, key)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from utils.activations import rows_with_activations
+from utils.datasets import dataset_size
 from utils.models import get_model
 from utils.names import Layer, parse_layer
 from utils.paths import Paths
@@ -25,11 +27,12 @@ from utils.results.tables import (
     SAE_PROBE_EXTRAS,
     baseline_table,
     sae_probe_table,
+    text_table,
 )
 from utils.runtime.errors import UserError, first_line
 from utils.settings import NO_CONDITION, NORMAL, SETTINGS, SHIFTED, get_setting
 
-BASELINE, SAE, CONTROL = "baseline", "sae", "control"
+BASELINE, SAE, CONTROL, TEXT = "baseline", "sae", "control", "text"
 TIDY_COLUMNS = (
     "setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "reg_type",
     "binarize", "latent_selection", "solver", "protocol", "seed", "val_auc", "test_auc",
@@ -59,9 +62,10 @@ def load_results(
 ) -> Results:
     """All probes of a model, each table read once.
 
-    ``kind`` is baseline, sae or control (an SAE with random weights, raw dimensions, principal
-    components). ``condition`` is the varied value, or "all". A table that cannot be read is a
-    finding, and the others are used.
+    ``kind`` is baseline, sae, control (an SAE with random weights, raw dimensions, principal
+    components, …) or text (a probe on the texts alone, whose rows stand once for each layer).
+    ``condition`` is the varied value, or "all". A table that cannot be read is a finding, and the
+    others are used.
     """
     tables = _Tables(paths, model_name)
     frames: list[pd.DataFrame] = []
@@ -77,6 +81,10 @@ def load_results(
             frame, of_table = _current(tables.sources, frame)
             findings += of_table
             frames.append(frame.reindex(columns=list(TIDY_COLUMNS)))
+    for setting in settings:
+        with_texts, of_table = tables.texts(setting, frames)
+        frames += [with_texts.reindex(columns=list(TIDY_COLUMNS))] if len(with_texts) else []
+        findings += of_table
     if not frames:
         return Results(pd.DataFrame(columns=list(TIDY_COLUMNS)), findings)
     tidy = pd.concat(frames, ignore_index=True)
@@ -188,6 +196,49 @@ class _Tables:
         if key not in self._read:
             self._read[key] = _sae_probes(self, setting)
         return self._read[key]
+
+    def texts(self, setting: str, others: list[pd.DataFrame]) -> tuple[pd.DataFrame, list[Finding]]:
+        """The probes on the texts that this model has read, a row for each layer at which
+        ``others`` have probes of the dataset, and what was found about them.
+        """
+        row = get_setting(setting)
+        path = existing(self.paths.text_table(setting))
+        if path is None:
+            return pd.DataFrame(), []
+        try:
+            table = text_table(path, row.sae_column).read()
+            _check_scores(table, path, "n_rows", layers=False)
+        except UserError as error:
+            return pd.DataFrame(), [Finding(Kind.UNREADABLE, "wrong", "tables", str(error))]
+        findings = _torn(path)
+        read = {name: self._n_rows(name) for name in table["dataset"].unique()}
+        table = table[table["n_rows"] == table["dataset"].map(read)]
+        now = table["dataset"].map(
+            {name: self.sources.of_texts(name, n, row) for name, n in read.items() if n}
+        )
+        stale = table[MADE_FROM].notna() & now.notna() & (table[MADE_FROM] != now)
+        if stale.any():
+            what = f"{int(stale.sum())} probes on texts alone were made from other texts"
+            remedy = "they are left out; `make train-baselines` makes them again"
+            findings.append(Finding(Kind.STALE, "doubt", "tables", f"{what}: {remedy}"))
+            table = table[~stale]
+        condition = table[row.sae_column].round(4) if row.sae_column else NO_CONDITION
+        table = table.assign(kind=TEXT, setting=setting, condition=condition)
+        of_setting = [frame[frame["setting"] == setting] for frame in others]
+        pairs = pd.concat(
+            [frame[["dataset", "layer"]] for frame in of_setting] or
+            [pd.DataFrame(columns=["dataset", "layer"])]
+        ).drop_duplicates()  # fmt: skip
+        if not len(pairs):
+            return table.assign(layer=TEXT), findings
+        return table.merge(pairs, on="dataset"), findings
+
+    def _n_rows(self, dataset: str) -> int | None:
+        try:
+            read = rows_with_activations(self.paths, self.model_name, dataset)
+            return dataset_size(self.paths, dataset) if read is None else read
+        except UserError:  # texts that are gone
+            return None
 
 
 def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFrame, list[Finding]]:
@@ -419,8 +470,9 @@ def is_auc(number: float) -> bool:
     return -ROUNDING <= number <= 1 + ROUNDING
 
 
-def _check_scores(table: pd.DataFrame, path: Path, *numbers: str) -> None:
-    for column in ("dataset", "layer", "val_auc", "test_auc", *numbers):
+def _check_scores(table: pd.DataFrame, path: Path, *numbers: str, layers: bool = True) -> None:
+    needed = ("dataset", *(("layer",) if layers else ()), "val_auc", "test_auc", *numbers)
+    for column in needed:
         if column not in table.columns:
             raise UserError(
                 f"{path} lacks the column {column}; it has {', '.join(map(str, table.columns))}"

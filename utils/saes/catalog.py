@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.models import LanguageModel, get_model
-from utils.names import Layer, layer_order, sae_layer, sae_stem
+from utils.names import Layer, layer_order, sae_layer, sae_stem, split_twin
 from utils.paths import Paths
 from utils.readers.fingerprints import files_fingerprint, folder_fingerprint
 from utils.runtime.errors import Failures, UserError, unknown_name
@@ -19,6 +19,7 @@ from utils.saes.formats import FILE_FORMATS, FORMATS, format_of
 from utils.saes.hooks import layer_read_by
 from utils.saes.one_file import companions, is_one_file
 from utils.saes.releases import as_released
+from utils.saes.twins import make_twin
 
 # model types that put a norm behind attention and MLP
 NORMED = ("gemma2", "gemma3", "olmo2", "olmo3")
@@ -157,7 +158,7 @@ def _norms_parts(paths: Paths, info: LanguageModel) -> bool:
 
 def release_used(paths: Paths, info: LanguageModel, sae_id: str, asked: str | None) -> str:
     """The release whose files, scaling and overrides ``open_sae`` takes; "its files" for none."""
-    if asked or find_sae(paths.saes(info.name), sae_id):
+    if asked or find_sae(paths.saes(info.name), split_twin(sae_id)[0]):
         return asked or "its files"
     return info.sae_release or "its files"
 
@@ -169,6 +170,9 @@ def open_sae(paths: Paths, model_name: str, sae_id: str, release: str | None = N
     Raises UserError when it is nowhere to be had or is of a kind that cannot be read.
     """
     sae_dir = paths.saes(model_name)
+    trained, twin = split_twin(sae_id)
+    if twin:
+        return make_twin(open_sae(paths, model_name, trained, release), twin)
     path = find_sae(sae_dir, sae_id)
     if path is None:
         release = release or get_model(model_name, paths).sae_release

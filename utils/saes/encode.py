@@ -135,7 +135,8 @@ def encode_block(encoder: Encoder, block: EncoderBlock, x: torch.Tensor) -> Nonz
         return rows.reshape(-1), columns.reshape(-1).cpu() + block.start, values.reshape(-1).cpu()
     threshold = block.vectors.get("threshold")
     # JumpReLU applies ReLU too: a negative threshold lets nothing negative through
-    return _nonzero(pre > (0 if threshold is None else threshold.clamp(min=0)), pre, block.start)
+    floor = encoder.cut if threshold is None else threshold.clamp(min=encoder.cut)
+    return _nonzero(pre > floor, pre, block.start)
 
 
 def _nonzero(keep: torch.Tensor, values: torch.Tensor, start: int) -> Nonzeros:

@@ -23,6 +23,19 @@ NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """Where an SAE's decoder stands: ``W_dec`` [d_sae, d_model], or [d_model, d_sae] where not
+    ``latents_first``, and ``b_dec`` [d_model], which is added. ``rescaled``: latents were
+    multiplied by the lengths of these directions.
+    """
+
+    W_dec: WeightArray
+    b_dec: np.ndarray | None = None
+    latents_first: bool = True
+    rescaled: bool = False
+
+
+@dataclass(frozen=True)
 class Encoder:
     """What an SAE's encoder is, and where its weights stand; no weights are in memory.
 
@@ -45,6 +58,9 @@ class Encoder:
     k_active: int = 0  # latents a TopK SAE keeps of a row
     W_dec: WeightArray | None = None  # only where pre-activations are scaled by the decoder's norms
     load: Callable[[torch.device], Any] | None = None
+    decoder: Decoder | None = None  # None: not known, or not of the activations that were read
+    matches_l0: bool = False  # a twin, whose ``cut`` is set on each dataset
+    cut: float = 0.0  # what is not above it does not fire
     only_release_says: str = ""  # what neither the files say nor, so far, a release has said
 
     @property

@@ -8,7 +8,7 @@ tensors only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.readers.pt_files import state_dict
-from utils.readers.weight_files import stored_arrays
+from utils.readers.weight_files import WeightArray, stored_arrays
 from utils.runtime.errors import UserError, first_line, unknown_name
-from utils.saes.encoder import ARCHITECTURES, SAE_LENS, Encoder, checked, need, read_json
+from utils.saes.encoder import ARCHITECTURES, SAE_LENS, Decoder, Encoder, checked, need, read_json
 from utils.saes.one_file import one_file_hook, open_one_file
 from utils.saes.releases import with_model_kwargs
 
@@ -95,6 +95,19 @@ def _trained_on(cfg: dict) -> object:
     return (metadata if isinstance(metadata, dict) else cfg).get("model_from_pretrained_kwargs")
 
 
+def _decoder(
+    arrays: Mapping[str, WeightArray], shape: tuple[int, ...], name: str = "W_dec",
+    bias: str = "b_dec", **how: bool
+) -> Decoder | None:  # fmt: skip
+    """The decoder among an SAE's arrays; None where it is absent or of another shape than
+    ``shape``.
+    """
+    W_dec = arrays.get(name)
+    if W_dec is None or W_dec.shape != shape:
+        return None
+    return Decoder(W_dec, arrays[bias].read() if bias in arrays else None, **how)
+
+
 def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
     """Gemma Scope's params.npz: JumpReLU, no input bias (as SAELens's gemma_2 loader reads it)."""
     arrays = stored_arrays(folder / "params.npz")
@@ -114,6 +127,7 @@ def open_gemma_scope(folder: Path, sae_id: str) -> Encoder:
             W_enc,
             vectors=vectors,
             input_scale=scale,
+            decoder=_decoder(arrays, W_enc.shape[::-1]),
         ),
         folder,
     )
@@ -236,6 +250,9 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
             normalize_activations=normalization,
             k_active=int(cfg.get("k") or 0),
             W_dec=arrays["W_dec"] if rescaled else None,
+            decoder=None
+            if transcoder
+            else _decoder(arrays, W_enc.shape[::-1], rescaled=bool(rescaled)),
         ),
         folder,
     )
@@ -368,8 +385,21 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
             vectors=vectors,
             b_dec=arrays[input_bias_name].read() if input_bias_name and subtract else None,
             k_active=k_active,
+            decoder=_dictionary_decoder(arrays, kind, (d_sae, d_model), "decoder_norms" in vectors),
         ),
         folder,
+    )
+
+
+def _dictionary_decoder(
+    arrays: Mapping[str, WeightArray], kind: str, shape: tuple[int, int], rescaled: bool
+) -> Decoder | None:
+    """The decoder of an SAE of dictionary_learning, d_sae by d_model or transposed."""
+    bias = "decoder.bias" if kind == "AutoEncoderNew" else DICTIONARIES[kind][3] or "b_dec"
+    if "W_dec" in arrays:
+        return _decoder(arrays, shape, bias=bias)
+    return _decoder(
+        arrays, shape[::-1], "decoder.weight", bias, latents_first=False, rescaled=rescaled
     )
 
 
@@ -407,6 +437,7 @@ def open_sparsify(folder: Path, sae_id: str) -> Encoder:
             vectors={"b_enc": arrays["encoder.bias"].read()},
             b_dec=None if cfg.get("transcode") else arrays["b_dec"].read(),
             k_active=int(cfg.get("k") or 0),
+            decoder=None if cfg.get("transcode") else _decoder(arrays, W_enc.shape),
         ),
         folder,
     )

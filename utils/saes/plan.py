@@ -44,12 +44,12 @@ class Job:
     def n_rows(self) -> int:
         return self.n_dataset_rows + self.n_ood_rows
 
-    def of(self, sae_id: str) -> Job:
-        """The part of the job that one SAE has in it."""
+    def of(self, sae_ids: set[str]) -> Job:
+        """The part of the job that some SAEs have in it."""
         return replace(
             self,
-            normal=[i for i in self.normal if i == sae_id],
-            ood=[i for i in self.ood if i == sae_id],
+            normal=[i for i in self.normal if i in sae_ids],
+            ood=[i for i in self.ood if i in sae_ids],
         )
 
 

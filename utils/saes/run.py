@@ -9,7 +9,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +17,9 @@ import numpy as np
 
 from utils.activations import ModelRows, load_rows
 from utils.models import LanguageModel
-from utils.names import hook_name
+from utils.names import hook_name, split_twin, trained_id
 from utils.paths import Paths
-from utils.readers.sparse_files import SparseRows, to_csr
+from utils.readers.sparse_files import SparseRows, load_sparse, to_csr
 from utils.runtime.errors import UserError
 from utils.runtime.files import temporary_name
 from utils.saes.catalog import release_used
@@ -31,12 +31,14 @@ from utils.saes.encode import (
     check_device,
     concatenate,
     new_partials,
+    process_input,
     read_block,
     rows_per_product,
 )
 from utils.saes.encoder import Encoder, require_width
 from utils.saes.plan import Job, Work
 from utils.saes.store import Look, SaeFiles, made_from
+from utils.saes.twins import above, exact_cut, low_cut
 from utils.settings import NORMAL, SHIFTED, Condition, split
 
 T = TypeVar("T")
@@ -71,10 +73,20 @@ class Tally:
 
 @dataclass
 class Loaded:
-    """A job with its activations and labels."""
+    """A job with its activations and labels.
+
+    ``wanted``: {a twin's id: active latents that its SAE has on all training rows together};
+    ``cut``: {a twin's id: its encoder for this job}.
+    """
 
     job: Job
     rows: ModelRows
+    wanted: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, Encoder] = field(default_factory=dict)
+
+    def train(self) -> np.ndarray:
+        """The training rows of the normal setting."""
+        return split(Condition(NORMAL.name), self.rows.y).train
 
     def pieces(self) -> list[np.ndarray]:
         return [self.rows.X] if self.rows.X_ood is None else [self.rows.X, self.rows.X_ood]
@@ -115,6 +127,7 @@ class EncodingRun:
         self.n_product = rows_per_product(self.device, encoding.batch_size)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self._trusted: set[str] = set()
+        self._n_active: dict[tuple[str, str], int] = {}  # of SAEs that have twins, by dataset
         self._look = Look(paths, info.name)  # what was read, whatever comes to stand there
         self._writer = ThreadPoolExecutor(1)  # writes while the next rows are encoded
         self._written: deque[Future[str | None]] = deque()
@@ -173,6 +186,11 @@ class EncodingRun:
                 continue
             for sae_id in (i for i in job.sae_ids if i in blocks):
                 started = time.monotonic()
+                try:
+                    self._cut(sae_id, loaded)
+                except UserError as error:
+                    failures.append(str(error))
+                    continue
                 partials = self._new_partials(sae_id, loaded)
                 for block in blocks[sae_id]:
                     self._add(sae_id, block, loaded, partials, bar)
@@ -188,10 +206,13 @@ class EncodingRun:
         for chunk in work.chunks:
             loaded = []
             for _, found in ahead(self._read, chunk):
-                if isinstance(found, UserError):
-                    failures.append(str(found))
-                else:
+                try:
+                    if isinstance(found, UserError):
+                        raise found
+                    self._cut(sae_id, found)
                     loaded.append(found)
+                except UserError as error:
+                    failures.append(str(error))
             partials = [self._new_partials(sae_id, one) for one in loaded]
             for _, block in ahead(
                 lambda span: read_block(encoder, *span, self.device),
@@ -227,8 +248,12 @@ class EncodingRun:
                 for job, loaded in ahead(
                     self._read, [job for job in work.jobs if job.dataset not in failures]
                 ):
-                    if isinstance(loaded, UserError):
-                        failures[job.dataset] = str(loaded)
+                    try:
+                        if isinstance(loaded, UserError):
+                            raise loaded
+                        self._cut(sae_id, loaded)
+                    except UserError as error:
+                        failures[job.dataset] = str(error)
                         continue
                     partials = self._new_partials(sae_id, loaded)
                     for block in blocks:
@@ -242,6 +267,7 @@ class EncodingRun:
                 if isinstance(loaded, UserError):
                     lines.append(str(loaded))
                     continue
+                self._cut(sae_id, loaded)
                 partials = self._new_partials(sae_id, loaded)
                 for number in range(len(passes)):
                     _unspill(waiting / f"{job.dataset}.{number}.npz", partials)
@@ -249,6 +275,39 @@ class EncodingRun:
         finally:
             shutil.rmtree(waiting, ignore_errors=True)
         return lines
+
+    def _cut(self, sae_id: str, loaded: Loaded) -> None:
+        """Set a twin's cut for a job: a low one first, because the exact one shows when all its
+        latents are there.
+
+        Raises UserError where nothing says how many latents its SAE has active.
+        """
+        import torch
+
+        encoder = self.encoders[sae_id]
+        if not encoder.matches_l0:
+            return
+        n_wanted = self._active_under(trained_id(sae_id), loaded)
+        x = process_input(encoder, torch.from_numpy(loaded.rows.X[loaded.train()])).numpy()
+        loaded.wanted[sae_id] = n_wanted
+        loaded.cut[sae_id] = replace(encoder, cut=low_cut(x, encoder.d_sae, n_wanted))
+
+    def _active_under(self, sae_id: str, loaded: Loaded) -> int:
+        """Active latents of an SAE on the training rows of a job together."""
+        known = self._n_active.get((sae_id, loaded.job.dataset))
+        if known is not None:
+            return known
+        files = SaeFiles(self.paths, self.info.name, NORMAL.name, loaded.job.dataset, sae_id)
+        path = files.path("X_train_sae")
+        if not files.description():
+            raise UserError(
+                f"{loaded.job.dataset}: a twin has as many active latents as its SAE, {sae_id},"
+                " which is not encoded in the normal setting: do that first, or both together"
+            )
+        return int(load_sparse(path, "make it again").nnz)
+
+    def _encoder(self, sae_id: str, loaded: Loaded) -> Encoder:
+        return loaded.cut.get(sae_id, self.encoders[sae_id])
 
     def _new_partials(self, sae_id: str, loaded: Loaded) -> list[list[PartialRows]]:
         return [
@@ -264,7 +323,7 @@ class EncodingRun:
         partials: list[list[PartialRows]],
         bar: Any,
     ) -> None:
-        encoder = self.encoders[sae_id]
+        encoder = self._encoder(sae_id, loaded)
         if sae_id not in self._trusted:
             check_device(encoder, block, loaded.rows.X, self.device)
             self._trusted.add(sae_id)
@@ -279,6 +338,13 @@ class EncodingRun:
         encoded: list[SparseRows] = [
             concatenate([partial.finish() for partial in of_piece]) for of_piece in partials
         ]
+        train = loaded.train()
+        if sae_id in loaded.wanted:
+            cut = exact_cut(encoded[0], train, loaded.wanted[sae_id])
+            encoded = [above(rows, cut) for rows in encoded]
+        elif split_twin(sae_id)[1] is None:
+            active = int(np.diff(encoded[0].indptr)[train].sum())
+            self._n_active[sae_id, loaded.job.dataset] = active
         self._count(sae_id, encoded)
         lines = self._wait_for_writing(MOST_WAITING - 1)
         self._written.append(self._writer.submit(self._write, sae_id, loaded, encoded))

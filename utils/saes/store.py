@@ -23,7 +23,7 @@ from scipy.sparse import csr_array, vstack
 
 from utils.activations import read_description, source_fingerprint
 from utils.datasets import dataset_facts, load_dataset, load_ood, text_codes
-from utils.names import named_width, set_stem
+from utils.names import named_width, set_stem, split_twin
 from utils.paths import Paths
 from utils.readers.fingerprints import digest, file_fingerprint
 from utils.readers.pt_files import load_tensor, save_tensor
@@ -31,6 +31,7 @@ from utils.readers.sparse_files import load_sparse, save_sparse
 from utils.runtime.errors import UserError
 from utils.runtime.files import write_json, written_together
 from utils.saes.catalog import find_sae, sae_fingerprint
+from utils.saes.twins import TWIN_RULES
 from utils.settings import (
     NORMAL,
     SEED,
@@ -188,6 +189,10 @@ class Look:
         return self._once(self._sae, sae_id)
 
     def _sae(self, sae_id: str) -> str | None:
+        trained, twin = split_twin(sae_id)
+        if twin:
+            fingerprint = self.sae(trained)
+            return digest([fingerprint, twin, TWIN_RULES]) if fingerprint else None
         on_disk = find_sae(self.paths.saes(self.model_name), sae_id)
         return sae_fingerprint(on_disk) if on_disk else None
 
