@@ -12,8 +12,10 @@ from utils.figures.report import answers
 from utils.results.comparison import (
     Comparisons,
     against_controls,
+    by_dataset,
     by_sae,
     compare,
+    compare_all,
     headline,
     pick,
     val_test_gap,
@@ -353,3 +355,54 @@ def test_a_control_without_weights_beats_no_sae():
         rows.append(probe(dataset, "control", "random_sae_probe", 0.9, 0.5, **control))
     (row,) = against_controls(pd.DataFrame(rows)).to_dict("records")
     assert (row["wins"], row["ties"], row["losses"], row["n_empty"]) == (0, 7, 0, 7)
+
+
+def words_table() -> pd.DataFrame:
+    """Eight datasets; on the first four the words tell as much as any probe."""
+    rows = []
+    for i, dataset in enumerate("abcdefgh"):
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.80 + i / 1000))
+        rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.76 + i / 500, k=16))
+        rows.append(probe(dataset, "text", "text_only", 0.9, 0.80 if i < 4 else 0.6))
+        twin = {"k": 16, "sae_id": "s+random"}
+        rows.append(probe(dataset, "control", "random_sae_probe", 0.9, 0.7 + i / 300, **twin))
+    return pd.DataFrame(rows)
+
+
+def test_words_suffice_where_they_are_within_a_hundredth():
+    table = by_dataset(words_table(), "paper").set_index("dataset")
+    assert table["words"].tolist() == ["words suffice"] * 4 + ["model needed"] * 4
+    assert table.loc["e", "text_only"] == 0.6
+    assert table.loc["e", "random_sae"] == pytest.approx(0.7 + 4 / 300)
+    assert set(table["test_rows"]) == {"all"}
+    # what a probe of the model tells no better than chance allows, words tell too
+    near = words_table().replace({"test_auc": {0.6: 0.795}})
+    found = by_dataset(near, "paper").set_index("dataset")["words"]
+    assert found["f"] == "words suffice"  # 0.805 against 0.795
+    assert found["h"] == "model needed"  # 0.807
+
+
+def test_fresh_rows_decide_where_they_are_known():
+    table = words_table().assign(n_fresh=50.0, test_auc_fresh=lambda t: t["test_auc"])
+    words = table["kind"] == "text"
+    table.loc[words & (table["dataset"] == "a"), "test_auc_fresh"] = 0.5
+    table.loc[words & (table["dataset"] == "b"), "test_auc_fresh"] = np.nan
+    found = by_dataset(table, "paper").set_index("dataset")
+    assert found["words"].tolist()[:3] == ["model needed", "words suffice", "words suffice"]
+    assert found["test_rows"].tolist()[:3] == ["fresh", "all", "fresh"]
+
+
+def test_the_report_says_words_and_twins():
+    tables = compare_all(words_table(), "paper")
+    assert tables.needed.set_index("contender").loc["sae_only", "n_datasets"] == 4
+    versus = tables.against.set_index("control")
+    gap = np.mean([0.76 + i / 500 - (0.7 + i / 300) for i in range(8)])
+    assert versus.loc["random_sae", "mean_difference"] == pytest.approx(gap)
+    words = np.mean([0.76 + i / 500 - (0.8 if i < 4 else 0.6) for i in range(8)])
+    assert versus.loc["text_only", "mean_difference"] == pytest.approx(words)
+    (answer,) = answers(tables)
+    first, second, third = answer["further"]
+    assert f"{abs(words):.3f} AUC above words alone" in first
+    assert f"{gap:.3f} AUC above their random twins" in second
+    assert "surely ahead" in second
+    assert third.startswith("Words suffice on 4 of 8 datasets; on the other 4 SAE probes are")

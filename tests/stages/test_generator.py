@@ -96,7 +96,7 @@ def assert_alike(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("order", ["resident", "rows", "blocks"])
 @pytest.mark.parametrize("batch_size", ["16", "128"])
 def test_every_order_of_work_gives_the_same_latents(ready, monkeypatch, order, batch_size):
-    assert generate(ready) == 0
+    assert generate(ready, "--controls", "all") == 0
     expected = outputs(ready)
     for path in ready.sae_activations_root(MODEL).glob("*/*.*"):
         path.unlink()
@@ -111,7 +111,7 @@ def test_every_order_of_work_gives_the_same_latents(ready, monkeypatch, order, b
     monkeypatch.setattr(encoding_plan, "_work", forced)
     if order != "resident":  # one SAE at a time
         monkeypatch.setattr(encoding_plan, "_fits", lambda group, *_: False)
-    assert generate(ready, "--batch_size", batch_size) == 0
+    assert generate(ready, "--batch_size", batch_size, "--controls", "all") == 0
     assert_alike(outputs(ready), expected)
     assert not list(ready.sae_activations_root(MODEL).glob(".waiting*"))
 

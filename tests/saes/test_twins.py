@@ -1,0 +1,117 @@
+"""Twins and decoders against SAELens's own objects, brute force, and counting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+from scipy.sparse import csr_array
+from test_formats import BUILDERS, CPU, D_MODEL, D_SAE, assert_same, ours, random_sae, rows
+
+from utils.names import RANDOM, SOFT_FROZEN, twin_of
+from utils.readers.sparse_files import to_csr
+from utils.saes.catalog import open_sae
+from utils.saes.decode import lost, reconstruct
+from utils.saes.encode import encode_all, read_block
+from utils.saes.twins import CHUNK, RandomDirections, above, exact_cut, low_cut
+
+MODEL = "all-MiniLM-L6-v2"
+
+
+def saved(paths, kind: str, **cfg) -> SAE:
+    sae = random_sae(kind, **cfg)
+    sae.save_model(paths.saes(MODEL) / "layer_2" / kind)
+    return SAE.load_from_disk(paths.saes(MODEL) / "layer_2" / kind)
+
+
+def dense(encoder, x: np.ndarray) -> np.ndarray:
+    block = read_block(encoder, 0, encoder.d_sae, CPU)
+    return to_csr(encode_all(encoder, [block], x, CPU), encoder.d_sae).toarray()
+
+
+def test_directions_do_not_depend_on_the_block_and_have_length_one():
+    directions = RandomDirections((2 * CHUNK + 30, 24), 7)
+    whole = directions.read()
+    assert np.allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-6)
+    for start, stop in ((0, 5), (CHUNK - 3, CHUNK + 4), (10, 2 * CHUNK + 30)):
+        assert np.array_equal(directions.rows(start, stop), whole[start:stop])
+    # uniform: means and products of different directions are near zero
+    assert np.abs(whole.mean(axis=0)).max() < 0.04
+    assert not np.allclose(whole[:50], RandomDirections((50, 24), 8).read())
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_soft_frozen_twin_is_the_sae_with_other_directions(paths, kind):
+    sae = saved(paths, kind)
+    encoder = open_sae(paths, MODEL, twin_of(f"layer_2/{kind}", SOFT_FROZEN))
+    assert encoder.W_enc is not None
+    directions = encoder.W_enc.read()
+    trained = sae.W_enc.detach().numpy().T
+    assert np.allclose(
+        np.linalg.norm(directions, axis=1), np.linalg.norm(trained, axis=1), rtol=1e-5
+    )
+    assert np.abs((directions * trained).sum(axis=1)).mean() < 0.5 * (trained**2).sum(axis=1).mean()
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.from_numpy(directions.T))
+        expected = sae.encode(torch.from_numpy(rows(30))).numpy()
+    assert_same(dense(encoder, rows(30)), expected)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_random_twin_has_the_saes_mean_l0_on_the_training_rows(paths, kind):
+    sae = saved(paths, kind)
+    x, train = rows(200), np.arange(150)
+    with torch.no_grad():
+        n_wanted = int((sae.encode(torch.from_numpy(x))[:150] != 0).sum())
+    encoder = open_sae(paths, MODEL, twin_of(f"layer_2/{kind}", RANDOM))
+    centred = x - sae.b_dec.detach().numpy()
+    plain = np.maximum(centred @ encoder.W_enc.read().T, 0)
+    if not encoder.matches_l0:
+        found = dense(encoder, x)
+        assert (found != 0).sum(axis=1).max() <= 7
+        assert np.allclose(np.sort(found)[:, -7:], np.sort(plain)[:, -7:], atol=1e-5)
+        return
+    low = replace(encoder, cut=low_cut(centred[train], D_SAE, n_wanted))
+    block = read_block(low, 0, D_SAE, CPU)
+    some = encode_all(low, [block], x, CPU)
+    found = to_csr(above(some, exact_cut(some, train, n_wanted)), D_SAE).toarray()
+    spare = (dense(low, x)[train] != 0).sum()
+    assert (found[train] != 0).sum() == min(n_wanted, spare)
+    # the strongest values, those of a plain product
+    cut = np.sort(plain[train].ravel())[-n_wanted - 1]
+    assert np.allclose(found, np.where(plain > cut, plain, 0), atol=1e-5)
+
+
+def test_twins_of_an_sae_that_only_sae_lens_knows_have_no_biases_to_keep(paths):
+    encoder = open_sae_through_sae_lens(paths)
+    assert dense(encoder, rows(5)).shape == (5, D_SAE)
+
+
+def open_sae_through_sae_lens(paths):
+    saved(paths, "standard")
+    encoder = open_sae(paths, MODEL, "layer_2/standard")
+    from utils.saes.encoder import SAE_LENS
+    from utils.saes.twins import has_twin, make_twin
+
+    whole = replace(encoder, architecture=SAE_LENS, W_enc=None)
+    assert not has_twin(whole, SOFT_FROZEN)
+    return make_twin(whole, RANDOM)
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_reconstruction_and_error_equal_sae_lens(paths, kind, normalize, monkeypatch):
+    monkeypatch.setattr("utils.saes.decode.BLOCK_BYTES", 4 * D_MODEL * 13)  # several blocks
+    sae = saved(paths, kind, normalize_activations=normalize)
+    x = rows(40)
+    with torch.no_grad():
+        expected = sae(torch.from_numpy(x)).numpy()
+    encoder = open_sae(paths, MODEL, f"layer_2/{kind}")
+    latents = csr_array(ours(paths, f"layer_2/{kind}", x, D_SAE))
+    found = reconstruct(encoder, latents, x)
+    scale = np.abs(expected).max()
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
+    assert np.allclose(lost(encoder, latents, x), x - expected, rtol=1e-4, atol=1e-5 * scale)
