@@ -1,12 +1,15 @@
-"""Train small SAEs with SAELens on the token activations of a language model.
+"""Train small SAEs with SAELens on the activations of a language model.
 
-    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 --widths 1024 4096
-    python train_saes.py --model_name all-MiniLM-L6-v2 --layer 2 \
-        --widths 16384 --n_tokens 2000000 --device cuda
+    python train_saes.py --model_name all-MiniLM-L6-v2 --layers 2 --widths 1024
+    python train_saes.py --model_name gemma-2-2b --layers 12 --widths 16384 \
+        --n_samples 2000000 --device cuda
+
+An SAE is trained on what it will encode: on tokens where a probe reads the last token of a text, on
+the vectors of texts (the mean over a text's tokens) where it reads that (--trained_on).
 
 Writes data/saes/{model}/layer_{layer}/width_{width}/topk_{k}/ in SAELens's own format (cfg.json,
 sae_weights.safetensors), with training.json beside it: variance explained, mean L0 and dead latents
-on tokens kept out of the training. Texts on which a probe may be tested are left out of the
+on activations kept out of the training. Texts on which a probe may be tested are left out of the
 training. SAEs that are there stay. Meant for a laptop-sized demonstration; to train a large SAE use
 SAELens itself.
 """
@@ -15,10 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from utils import cli
 from utils.activations import rows_with_activations
@@ -44,20 +52,26 @@ from utils.settings import NORMAL, Condition, split
 if TYPE_CHECKING:
     import torch
 
-BATCH_TOKENS = 512
+BATCH = 512  # activations in a step
 LEARNING_RATE = 1e-3
-HELD_OUT_TOKENS = 8192  # for the figures in training.json
+HELD_OUT = 8192  # for the figures in training.json: at most these, and a tenth of all
+TRAINED_ON = ("tokens", "texts")
+# activations to collect, and passes over them, where no flag says otherwise
+N_SAMPLES = {"tokens": 250_000, "texts": 16_000}
+N_EPOCHS = {"tokens": 1.0, "texts": 20.0}
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
     parser.add_argument(
-        "--layer",
         "--layers",
-        dest="layer",
-        type=int,
-        help="block whose residual stream is encoded (default: the model's probe layer)",
+        "--layer",
+        dest="layers",
+        nargs="+",
+        type=cli.layer,
+        metavar="N",
+        help="blocks or hooks whose activations are encoded (default: the model's probe layer)",
     )
     parser.add_argument(
         "--widths",
@@ -73,9 +87,26 @@ def make_parser() -> argparse.ArgumentParser:
         help="latents active on a token (the TopK SAE's own k)",
     )
     parser.add_argument(
-        "--n_tokens", type=cli.positive, default=250_000, help="tokens to collect for training"
+        "--trained_on",
+        choices=TRAINED_ON,
+        help="single tokens, or vectors of texts (default: what probes of the model read)",
     )
-    parser.add_argument("--n_epochs", type=float, default=1.0, help="passes over these tokens")
+    parser.add_argument(
+        "--n_samples",
+        "--n_tokens",
+        dest="n_samples",
+        type=cli.positive,
+        help="tokens or texts to train on (default: 250,000 tokens, 16,000 texts)",
+    )
+    parser.add_argument(
+        "--n_epochs", type=float, help="passes over them (default: 1 over tokens, 20 over texts)"
+    )
+    parser.add_argument(
+        "--max_characters",
+        type=cli.positive,
+        metavar="N",
+        help="leave out longer texts, which take longest to read",
+    )
     parser.add_argument(
         "--corpus",
         nargs="+",
@@ -91,51 +122,90 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
-    layer = info.probe_layer if args.layer is None else args.layer
+    layers = list(dict.fromkeys(args.layers or [info.probe_layer]))
     if args.k_active > min(args.widths):
         raise UserError(
             f"--k_active {args.k_active} is more than the {min(args.widths)} latents of the"
             " smallest SAE"
         )
-
-    wanted = {
-        width: sae_folder(paths, info.name, layer, width, args.k_active) for width in args.widths
+    training = Training.of(args, info)
+    folders = {
+        (layer, width): sae_folder(paths, info.name, layer, width, args.k_active)
+        for layer, width in product(layers, args.widths)
     }
-    folders = list(wanted.values())
-    source = training_source(paths, info, layer, args)
-    todo = [folder for folder in folders if not is_done(folder, source)]
+    sources = {layer: training_source(paths, info, layer, training) for layer in layers}
+    todo = {
+        (layer, width): folder
+        for (layer, width), folder in folders.items()
+        if not is_done(folder, sources[layer])
+    }
+    where = ", ".join(map(str, layers))
     print(
-        f"{info.name} layer {layer}: {len(folders)} SAEs, {len(folders) - len(todo)} done,"
+        f"{info.name} layer {where}: {len(folders)} SAEs, {len(folders) - len(todo)} done,"
         f" {len(todo)} to do"
     )
     if not todo:
         return 0
 
-    device = pick_device(args.device)
-    with locked(paths.saes(info.name), layer_folder(layer)):
-        texts = training_texts(paths, info.name, args.corpus, args.seed)
-        model = HookedModel(info, [hook_name(layer)], paths, device)
-        tokens = collect_tokens(model, hook_name(layer), texts, args.n_tokens, args.seed)
-        sae = SaeToTrain(info.name, layer, args.k_active, args.n_epochs, args.seed, device, source)
-        for width, folder in wanted.items():
-            if folder in todo:
-                make_sae(tokens, folder, sae, width)
+    with ExitStack() as locks:
+        for layer in layers:
+            locks.enter_context(locked(paths.saes(info.name), layer_folder(layer)))
+        texts = training_texts(paths, info.name, training)
+        hooks = [hook_name(layer) for layer in dict.fromkeys(layer for layer, _ in todo)]
+        model = HookedModel(info, hooks, paths, training.device)
+        collected = collect(model, hooks, texts, training)
+        for (layer, width), folder in todo.items():
+            activations = collected[hook_name(layer)]
+            sae = SaeToTrain(info.name, layer, width, sources[layer])
+            make_sae(activations, folder, sae, training)
     return 0
 
 
 @dataclass(frozen=True)
-class SaeToTrain:
-    """All of a training run but the width of its SAE.
-
-    ``k_active``: latents active on a token; ``made_from``: the fingerprint of what it trains on.
+class Training:
+    """How SAEs are trained: ``trained_on`` "tokens" or "texts", ``n_samples`` of them, of the
+    datasets ``corpus`` (None: all).
     """
+
+    trained_on: str
+    corpus: tuple[str, ...] | None
+    k_active: int
+    n_samples: int
+    n_epochs: float
+    max_characters: int | None
+    seed: int
+    device: str
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, info: LanguageModel) -> Training:
+        """As the flags say; otherwise as probes of the model read texts."""
+        on = args.trained_on or ("texts" if info.pooling == "mean" else "tokens")
+        return cls(
+            on,
+            tuple(args.corpus) if args.corpus else None,
+            args.k_active,
+            args.n_samples or N_SAMPLES[on],
+            args.n_epochs or N_EPOCHS[on],
+            args.max_characters,
+            args.seed,
+            pick_device(args.device),
+        )
+
+    def chosen(self) -> list[str] | None:
+        return list(self.corpus) if self.corpus else None
+
+    def flags(self) -> list[object]:
+        """What of it changes an SAE."""
+        return [getattr(self, field.name) for field in fields(self) if field.name != "device"]
+
+
+@dataclass(frozen=True)
+class SaeToTrain:
+    """One SAE; ``made_from``: the fingerprint of what it trains on."""
 
     model_name: str
     layer: Layer
-    k_active: int
-    n_epochs: float
-    seed: int
-    device: str
+    width: int
     made_from: str
 
 
@@ -144,18 +214,15 @@ def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active
     return paths.saes(model_name) / make_sae_id(layer, width, k_active)
 
 
-def training_source(
-    paths: Paths, info: LanguageModel, layer: Layer, args: argparse.Namespace
-) -> str:
+def training_source(paths: Paths, info: LanguageModel, layer: Layer, training: Training) -> str:
     """The fingerprint of all that an SAE is trained from: model, hook, texts, the rows among them
     that a probe may be tested on, and the flags.
     """
-    texts = [existing_csv(paths.texts(name)) for name in choose_datasets(paths, args.corpus)]
+    texts = [existing_csv(paths.texts(name)) for name in choose_datasets(paths, training.chosen())]
     shifted = [existing_csv(paths.ood_texts(name)) for name in list_ood_datasets(paths)]
     files = [file_fingerprint(path) for path in (*texts, *shifted) if path is not None]
-    flags = [args.k_active, args.n_tokens, args.n_epochs, args.seed]
     tested = {name: rows_with_activations(paths, info.name, name) for name in list_datasets(paths)}
-    return digest([model_identity(info, paths), hook_name(layer), flags, files, tested])
+    return digest([model_identity(info, paths), hook_name(layer), training.flags(), files, tested])
 
 
 def is_done(folder: Path, source: str) -> bool:
@@ -171,27 +238,25 @@ def is_done(folder: Path, source: str) -> bool:
     return bool(made_from == source)
 
 
-def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed: int) -> list[str]:
+def training_texts(paths: Paths, model_name: str, training: Training) -> list[str]:
     """Distinct texts of the corpus in random order, without any text on which a probe may be
-    tested.
+    tested; of each dataset equally many, as far as they go.
 
     A probe may be tested on every row that has model activations, and on every out-of-distribution
     row. Where that leaves nothing, because all rows have activations, the training rows of the
     normal setting are taken, whose test rows stay unseen.
     """
-    import numpy as np
-
-    chosen = choose_datasets(paths, corpus)
+    chosen = choose_datasets(paths, training.chosen())
     shifted = {text for name in list_ood_datasets(paths) for text in load_ood(paths, name).texts}
     tested = set(shifted)
     for name in list_datasets(paths):
         n_rows = rows_with_activations(paths, model_name, name)
         if n_rows is not None:
             tested.update(load_dataset(paths, name).texts[:n_rows])
-    distinct = dict.fromkeys(
-        text for name in chosen for text in load_dataset(paths, name).texts if text not in tested
-    )
-    if not distinct:
+    by_dataset = [
+        [text for text in load_dataset(paths, name).texts if text not in tested] for name in chosen
+    ]
+    if not any(by_dataset):
         print(
             "every row of the corpus may be tested in some setting: training on the normal"
             " setting's training rows"
@@ -203,106 +268,139 @@ def training_texts(paths: Paths, model_name: str, corpus: list[str] | None, seed
         tested = shifted | {
             load_dataset(paths, name).texts[i] for name in rows for i in rows[name].test
         }
-        trained = (load_dataset(paths, name).texts[i] for name in chosen for i in rows[name].train)
-        distinct = dict.fromkeys(text for text in trained if text not in tested)
-    texts = list(distinct)
+        by_dataset = [
+            [text for i in rows[name].train if (text := load_dataset(paths, name).texts[i])
+             not in tested]
+            for name in chosen
+        ]  # fmt: skip
+    most = training.max_characters or sys.maxsize
+    rng = np.random.default_rng(training.seed)
+    shuffled = [
+        [texts[i] for i in rng.permutation(len(texts)) if len(texts[i]) <= most]
+        for texts in by_dataset
+    ]
+    # one of each dataset in turn: of however many are taken, as many of each
+    texts = [text for of_round in zip_longest(*shuffled) for text in of_round if text is not None]
+    texts = list(dict.fromkeys(texts))
     if not texts:
         raise UserError(
-            "every text of the corpus is one that a probe may be tested on: name another --corpus"
+            "every text of the corpus is one that a probe may be tested on, or too long: name"
+            " another --corpus"
         )
-    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+    return texts
 
 
-def collect_tokens(
-    model: HookedModel, hook: str, texts: list[str], n_tokens: int, seed: int
-) -> torch.Tensor:
-    """Token activations [n_tokens, d_model] float32, shuffled; the last HELD_OUT_TOKENS are not for
-    training.
+def collect(
+    model: HookedModel, hooks: list[str], texts: list[str], training: Training
+) -> dict[str, torch.Tensor]:
+    """{hook: activations of tokens, or of texts, [n, d_model] float32, shuffled}; the last
+    ``n_held_out`` of them are not for training.
     """
     import torch
 
-    wanted = n_tokens + HELD_OUT_TOKENS
+    n_wanted = training.n_samples + min(HELD_OUT, training.n_samples // 10)
+    if training.trained_on == "texts":
+        collected = model.pooled(texts[:n_wanted], "vectors of texts")
+    else:
+        collected = tokens_of(model, hooks, texts, n_wanted)
+    generator = torch.Generator().manual_seed(training.seed)
+    n_there = len(collected[hooks[0]])
+    order = torch.randperm(n_there, generator=generator)[:n_wanted]
+    if len(order) < n_wanted:
+        print(f"the corpus has only {len(order)} {training.trained_on} of {n_wanted}")
+    if len(order) < 4 * BATCH:
+        raise UserError(
+            f"{len(order)} {training.trained_on} are too few to train on: name a larger --corpus"
+        )
+    return {hook: collected[hook][order] for hook in hooks}
+
+
+def tokens_of(
+    model: HookedModel, hooks: list[str], texts: list[str], n_tokens: int
+) -> dict[str, torch.Tensor]:
+    """{hook: activations of at least ``n_tokens`` tokens of the first texts}."""
+    import torch
+
     token_ids, total = [], 0
-    for start in range(0, len(texts), 1000):
-        for ids in model.tokenize(texts[start : start + 1000]):
+    for start in range(0, len(texts), 100):
+        for ids in model.tokenize(texts[start : start + 100]):
             token_ids.append(ids)
             total += len(ids)
-        if total >= wanted:
+        if total >= n_tokens:
             break
-    kept = []
-    for _, captured, mask in model.run(token_ids, f"token activations at {hook}"):
-        kept.append(captured[hook][mask].cpu())
-    tokens = torch.cat(kept)
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:wanted]
-    if len(order) < wanted:
-        print(f"the corpus has only {len(order)} tokens of {wanted}")
-    if len(order) < 2 * HELD_OUT_TOKENS:
-        raise UserError(f"{len(order)} tokens are too few to train on: name a larger --corpus")
-    return tokens[order]
+    kept: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+    for _, captured, mask in model.run(token_ids, f"token activations at {', '.join(hooks)}"):
+        for hook in hooks:
+            kept[hook].append(captured[hook][mask].float().cpu())
+    return {hook: torch.cat(parts) for hook, parts in kept.items()}
 
 
-def batches(tokens: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Endless shuffled batches [BATCH_TOKENS, d_model]."""
+def batches(activations: torch.Tensor, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Endless shuffled batches [BATCH, d_model]."""
     import torch
 
     while True:
-        order = torch.randperm(len(tokens), generator=generator)
-        for start in range(0, len(order) - BATCH_TOKENS + 1, BATCH_TOKENS):
-            yield tokens[order[start : start + BATCH_TOKENS]]
+        order = torch.randperm(len(activations), generator=generator)
+        for start in range(0, len(order) - BATCH + 1, BATCH):
+            yield activations[order[start : start + BATCH]]
 
 
-def make_sae(tokens: torch.Tensor, folder: Path, wanted: SaeToTrain, width: int) -> None:
+def make_sae(
+    activations: torch.Tensor, folder: Path, wanted: SaeToTrain, training: Training
+) -> None:
     """Make one SAE, and move its finished folder into place."""
     import torch
     from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    torch.manual_seed(wanted.seed)
-    training, held_out = tokens[:-HELD_OUT_TOKENS], tokens[-HELD_OUT_TOKENS:]
-    mean = training.mean(dim=0)
+    torch.manual_seed(training.seed)
+    n_held_out = min(HELD_OUT, len(activations) // 11)
+    rows, held_out = activations[:-n_held_out], activations[-n_held_out:]
+    mean = rows.mean(dim=0)
     # Unit mean square per dimension makes one learning rate fit every layer. It is folded into the
     # weights below, so the saved SAE takes activations as they are.
-    scale = float((training - mean).square().mean().rsqrt())
+    scale = float((rows - mean).square().mean().rsqrt())
     cfg = TopKTrainingSAEConfig(
-        d_in=tokens.shape[1],
-        d_sae=width,
-        k=wanted.k_active,
-        device=wanted.device,
+        d_in=rows.shape[1],
+        d_sae=wanted.width,
+        k=training.k_active,
+        device=training.device,
         apply_b_dec_to_input=True,
         rescale_acts_by_decoder_norm=False,  # with it, encoding would need the decoder
         metadata=SAEMetadata(
-            model_name=wanted.model_name, hook_name=hook_name(wanted.layer), seed=wanted.seed
+            model_name=wanted.model_name, hook_name=hook_name(wanted.layer), seed=training.seed
         ),
     )
     sae = TopKTrainingSAE(cfg)
     with torch.no_grad():
         sae.b_dec.copy_(mean * scale)
-    generator = torch.Generator().manual_seed(wanted.seed)
-    scaled = training * scale
-    n_samples = int(len(training) * wanted.n_epochs)
+    generator = torch.Generator().manual_seed(training.seed)
+    scaled = rows * scale
+    n_samples = max(int(len(rows) * training.n_epochs), BATCH)
     trainer_cfg = SAETrainerConfig(
-        total_training_samples=n_samples // BATCH_TOKENS * BATCH_TOKENS,
-        train_batch_size_samples=BATCH_TOKENS,
+        total_training_samples=n_samples // BATCH * BATCH,
+        train_batch_size_samples=BATCH,
         lr=LEARNING_RATE,
         lr_end=LEARNING_RATE / 10,
         lr_warm_up_steps=20,
-        lr_decay_steps=n_samples // BATCH_TOKENS // 5,
-        device=wanted.device,
+        lr_decay_steps=n_samples // BATCH // 5,
+        device=training.device,
         dead_feature_window=100,
     )
     trainer = SAETrainer(trainer_cfg, sae, batches(scaled, generator))
     sae = trainer.fit()
     sae.fold_activation_norm_scaling_factor(scale)
-    figures = measure(sae, held_out.to(wanted.device))
+    figures = measure(sae, held_out.to(training.device))
     with atomic_folder(folder) as temporary:
         sae.save_inference_model(temporary)
         write_json(
             temporary / "training.json",
             {
                 **figures,
-                "n_tokens": len(training),
-                "n_epochs": wanted.n_epochs,
+                "trained_on": training.trained_on,
+                "n_samples": len(rows),
+                "n_epochs": training.n_epochs,
                 "made_from": wanted.made_from,
             },
         )
@@ -312,22 +410,22 @@ def make_sae(tokens: torch.Tensor, folder: Path, wanted: SaeToTrain, width: int)
     )
 
 
-def measure(sae: Any, tokens: torch.Tensor) -> dict[str, float]:
-    """Variance explained (1 - FVU), mean L0 and latents that never fire, on tokens [n, d_model]."""
+def measure(sae: Any, activations: torch.Tensor) -> dict[str, float]:
+    """Variance explained (1 - FVU), mean L0 and latents that never fire, on rows [n, d_model]."""
     import torch
 
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=tokens.device)
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=activations.device)
     error = l0 = 0.0
     with torch.no_grad():
-        for batch in progress(tokens.split(BATCH_TOKENS), desc="held-out tokens", unit="batch"):
+        for batch in progress(activations.split(BATCH), desc="held-out rows", unit="batch"):
             latents = sae.encode(batch)
             error += float((sae.decode(latents) - batch).square().sum())
             l0 += float((latents > 0).sum())
             fired |= (latents > 0).any(dim=0)
-    total = float((tokens - tokens.mean(dim=0)).square().sum())
+    total = float((activations - activations.mean(dim=0)).square().sum())
     return {
         "variance_explained": 1 - error / total,
-        "mean_l0": l0 / len(tokens),
+        "mean_l0": l0 / len(activations),
         "dead_latents": int((~fired).sum()),
     }
 

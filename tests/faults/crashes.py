@@ -64,7 +64,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "train_saes",
-            ("--widths", "64", "--k_active", "8", "--n_tokens", "8000"),
+            ("--widths", "64", "--k_active", "8", "--n_samples", "8000", "--trained_on", "tokens"),
             ("data/saes",),
         ),
         Stage(
@@ -184,7 +184,7 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
 
     module = importlib.import_module(stage.script)
     if stage.script == "train_saes":
-        module.HELD_OUT_TOKENS = 512  # type: ignore[attr-defined]
+        module.HELD_OUT = 512  # type: ignore[attr-defined]
     status = 1
     try:
         cli.run(module.main)

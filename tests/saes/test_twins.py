@@ -67,6 +67,7 @@ def test_a_random_twin_has_the_saes_mean_l0_on_the_training_rows(paths, kind):
     with torch.no_grad():
         n_wanted = int((sae.encode(torch.from_numpy(x))[:150] != 0).sum())
     encoder = open_sae(paths, MODEL, twin_of(f"layer_2/{kind}", RANDOM))
+    assert encoder.W_enc is not None
     centred = x - sae.b_dec.detach().numpy()
     plain = np.maximum(centred @ encoder.W_enc.read().T, 0)
     if not encoder.matches_l0:

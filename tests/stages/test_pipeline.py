@@ -59,15 +59,15 @@ def done(tmp_path_factory) -> Paths:
     return paths
 
 
-TRAINING = ["--widths", "96", "--k_active", "8", "--n_tokens", "20000"]
-TRAINING += ["--layer", "2"]
+TRAINING = ["--widths", "96", "--k_active", "8", "--n_samples", "20000"]
+TRAINING += ["--layer", "2", "--trained_on", "tokens"]
 
 
 def run_all(paths: Paths) -> None:
     common = ["--model_name", MODEL, *folder_flags(paths)]
     data = ["--datasets", *NAMES]
     assert generate_model_activations.main([*common, *data, "--max_rows", "260"]) == 0
-    train_saes.HELD_OUT_TOKENS = 512
+    train_saes.HELD_OUT = 512
     assert train_saes.main([*common, *TRAINING]) == 0
     assert generate_sae_activations_optimized.main([*common, *data, "--setting", "all"]) == 0
     for setting, more in (("normal", []), ("scarcity", ["--conditions", "10", "103"]), ("OOD", [])):
@@ -230,7 +230,9 @@ def test_a_texts_activations_do_not_depend_on_its_batch(done):
 
 
 def test_no_text_that_can_be_tested_is_trained_on(done):
-    texts = set(train_saes.training_texts(done, MODEL, None, seed=0))
+    args = train_saes.make_parser().parse_args(["--model_name", MODEL, *TRAINING])
+    training = train_saes.Training.of(args, get_model(MODEL))
+    texts = set(train_saes.training_texts(done, MODEL, training))
     for name in NAMES:
         assert not texts & set(load_dataset(done, name).texts[:260])
     assert not texts & set(load_ood(done, NAMES[0]).texts)
@@ -241,20 +243,23 @@ def test_an_sae_that_was_trained_from_something_else_is_made_again(done, tmp_pat
     """Other flags, texts or rows that a probe may be tested on: told apart without a training."""
     folder = done.saes(MODEL) / "layer_2" / "width_96" / "topk_8"
     info, flags = get_model(MODEL), ["--model_name", MODEL, *folder_flags(done), *TRAINING]
-    args = train_saes.make_parser().parse_args(flags)
-    source = train_saes.training_source(done, info, 2, args)
+
+    def source_of(paths, *more: str) -> str:
+        args = train_saes.make_parser().parse_args([*flags, *more])
+        return train_saes.training_source(paths, info, 2, train_saes.Training.of(args, info))
+
+    source = source_of(done)
     assert train_saes.is_done(folder, source)
     assert train_saes.main(flags) == 0
     assert "1 SAEs, 1 done, 0 to do" in capsys.readouterr().out
-    for more in (["--seed", "7"], ["--n_tokens", "10000"], ["--corpus", "4_corpus"]):
-        other = train_saes.make_parser().parse_args([*flags, *more])
-        assert not train_saes.is_done(folder, train_saes.training_source(done, info, 2, other))
+    for more in (["--seed", "7"], ["--n_samples", "10000"], ["--corpus", "4_corpus"]):
+        assert not train_saes.is_done(folder, source_of(done, *more))
     assert "was trained from something else" in capsys.readouterr().out
     # activations of one more dataset: its texts may now be tested on
     elsewhere = copied(done, tmp_path)
     path = elsewhere.model_activations(MODEL, NAMES[0], "blocks.2.hook_resid_post")
     shutil.copy(path, elsewhere.model_activations(MODEL, "4_corpus", "blocks.2.hook_resid_post"))
-    assert train_saes.training_source(elsewhere, info, 2, args) != source
+    assert source_of(elsewhere) != source
     # an SAE of before this was written down is taken as it is
     older = elsewhere.saes(MODEL) / "layer_2" / "width_96" / "topk_8"
     figures = json.loads((older / "training.json").read_text())
