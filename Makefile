@@ -1,6 +1,7 @@
 # `make` lists the targets. Variables, on the command line or in the environment, reach every recipe:
 #   MODEL=gemma-2-9b  SETTING=normal  DEVICE=auto  LAYERS="20"  DATASETS="96_spam_is 87_glue_cola"  N_JOBS=4
 #   SCHEDULER=tcp://host:8786   the workers of a Dask scheduler in place of processes (docs/cluster.md)
+#   SEEDS=3                     rows, folds and fits with three seeds
 #   DATASETS="'my data' 87_glue_cola"   a name with spaces in it
 #   ARGS="--overwrite"   further flags of the script that the target runs
 # The folders can be moved: DATA_DIR, TEXT_DIR, RESULTS_DIR, FIGURES_DIR.
@@ -21,6 +22,7 @@ LAYER ?=
 LAYERS ?= $(LAYER)
 DATASETS ?=
 N_JOBS ?=
+SEEDS ?=
 ARGS ?=
 GOLDEN ?= ../shared/golden
 KILLS ?= 200
@@ -42,6 +44,7 @@ folders = $(if $(DATA_DIR),--data_dir $(call q,$(DATA_DIR))) $(if $(TEXT_DIR),--
 	$(if $(RESULTS_DIR),--results_dir $(call q,$(RESULTS_DIR))) $(if $(FIGURES_DIR),--figures_dir $(call q,$(FIGURES_DIR)))
 common = --model_name $(MODEL) $(folders) $(if $(DATASETS),--datasets $(DATASETS))
 setting = $(if $(SETTING),--setting $(SETTING))
+seeds = $(if $(SEEDS),--n_seeds $(SEEDS))
 scheduler = $(if $(SCHEDULER),--scheduler $(SCHEDULER))
 jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS)) $(scheduler)
 
@@ -51,7 +54,7 @@ jobs = $(if $(N_JOBS),--n_jobs $(N_JOBS)) $(scheduler)
 ## help: this list
 help:
 	@echo "make TARGET [MODEL=…] [SETTING=…] [DEVICE=…] [LAYERS=\"…\"] [DATASETS=\"…\"]"
-	@echo "            [N_JOBS=…] [SCHEDULER=…] [ARGS=\"flags of the script\"]"
+	@echo "            [N_JOBS=…] [SEEDS=3] [SCHEDULER=…] [ARGS=\"flags of the script\"]"
 	@awk '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
 	  /^## [a-z-]+: /{split(substr($$0, 4), part, ": "); printf "  %-28s %s\n", part[1], part[2]}' \
 	  $(firstword $(MAKEFILE_LIST))
@@ -108,19 +111,19 @@ generate-sae-acts-optimized: $(STAMP)
 .PHONY: train-baselines
 ## train-baselines: baseline probes of SETTING (normal)
 train-baselines: $(STAMP)
-	$(RUN) train_baselines.py $(common) $(setting) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+	$(RUN) train_baselines.py $(common) $(setting) $(seeds) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
 
 .PHONY: train-sae-probes
 ## train-sae-probes: probes on SAE latents of SETTING (normal)
 train-sae-probes: $(STAMP)
-	$(RUN) train_sae_probes.py $(common) $(setting) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+	$(RUN) train_sae_probes.py $(common) $(setting) $(seeds) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
 
 .PHONY: train-all
 ## train-all: baselines, SAE probes, controls, all settings
 train-all: $(STAMP)
 	@status=0; \
-	$(RUN) train_baselines.py $(common) --setting all $(jobs) $(if $(LAYERS),--layers $(LAYERS)) || status=1; \
-	$(RUN) train_sae_probes.py $(common) --setting all $(jobs) $(if $(LAYERS),--layers $(LAYERS)) \
+	$(RUN) train_baselines.py $(common) --setting all $(seeds) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) || status=1; \
+	$(RUN) train_sae_probes.py $(common) --setting all $(seeds) $(jobs) $(if $(LAYERS),--layers $(LAYERS)) \
 	  --controls raw_dims pca_dims || status=1; \
 	exit $$status
 
@@ -179,10 +182,10 @@ check-datasets: $(STAMP)
 parity: $(STAMP)
 	$(RUN) -m checks.parity --golden $(call q,$(GOLDEN)) $(ARGS)
 
-.PHONY: positive-control
-## positive-control: synthetic rows on which SAE probes must win
-positive-control: $(STAMP)
-	$(RUN) -m checks.positive_control $(folders) $(ARGS)
+.PHONY: calibrate
+## calibrate: SAEs of known quality: does the tool see it?
+calibrate: $(STAMP)
+	$(RUN) -m checks.calibrate $(folders) $(ARGS)
 
 .PHONY: plan
 ## plan: what a study of a whole SAE release takes

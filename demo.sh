@@ -45,8 +45,6 @@ controls=(--controls all)
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${both[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${both[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
-stage 7. the control whose answer is known
-"$RUN" -m checks.positive_control ${folders[@]+"${folders[@]}"}
-stage 8. comparison, figures, report
+stage 7. comparison, figures, report
 "$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
 printf '\ndemo done in %d s\n' $((SECONDS - started))

@@ -12,7 +12,9 @@ missing is left out, with a line that says so.
 from __future__ import annotations
 
 import argparse
+import json
 import textwrap
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.audit import audit
+from utils.results.calibration import in_sentences
 from utils.results.comparison import (
     Comparisons,
     against_controls,
@@ -35,7 +38,6 @@ from utils.results.comparison import (
     protocols,
     val_test_gap,
 )
-from utils.results.csv_files import read_table
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.tidy import SAE, Results, load_results
@@ -114,7 +116,7 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
         model_name=model_name,
         comparisons=comparisons,
         controls=controls,
-        positive_control=positive_control(paths) if made_here(tidy) else pd.DataFrame(),
+        calibration=calibration(paths) if made_here(tidy) else "",
         gap=gap,
         each_sae=by_sae(tidy),
         drawings=drawings,
@@ -139,15 +141,11 @@ def made_here(tidy: pd.DataFrame) -> bool:
     return bool(tidy.loc[tidy["kind"] == SAE, "n_nonzero"].notna().any())
 
 
-def positive_control(paths: Paths) -> pd.DataFrame:
-    """The table of checks.positive_control, empty where it was not run."""
-    path = paths.positive_control()
-    table = read_table(path) if path.is_file() else pd.DataFrame()
-    return (
-        table
-        if {"n_train", "probe", "mean_test_auc", "above_logreg", "n_labels"} <= set(table.columns)
-        else pd.DataFrame()
-    )
+def calibration(paths: Paths) -> str:
+    """What checks.calibrate found, in sentences; "" where it was not run, or its file is broken."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return in_sentences(json.loads(paths.calibration()[1].read_text(encoding="utf-8")))
+    return ""
 
 
 def run_settings(paths: Paths, model_name: str) -> dict[str, object]:

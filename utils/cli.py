@@ -204,9 +204,20 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
         metavar="42,43,…",
         help="several seeds: rows, folds and fits are repeated with each",
     )
+    parser.add_argument(
+        "--n_seeds",
+        type=positive,
+        metavar="N",
+        help="so many seeds from --seed on: --n_seeds 3 is --seeds 42,43,44",
+    )
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
+    """The seeds that the flags ask for. Raises UserError where two flags say different things."""
+    if args.seeds and args.n_seeds:
+        raise UserError("--seeds and --n_seeds say the same thing: give one of them")
+    if args.n_seeds:
+        return list(range(args.seed, args.seed + args.n_seeds))
     return args.seeds or [args.seed]
 
 

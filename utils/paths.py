@@ -164,8 +164,9 @@ class Paths:
         name = f"{model_name}_{sae_id.replace('/', '_')}_eval_results.json"
         return self.results_dir / "saebench" / "sparse_probing_sae_probes" / name
 
-    def positive_control(self) -> Path:
-        return self.results_dir / "positive_control.csv"
+    def calibration(self) -> tuple[Path, Path]:
+        """(the table, the summary) of checks.calibrate."""
+        return self.results_dir / "calibration.csv", self.results_dir / "calibration.json"
 
     def figures(self, model_name: str) -> Path:
         return self.figures_dir / model_name

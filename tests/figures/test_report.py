@@ -103,10 +103,10 @@ def test_relabelling_without_its_table_says_so():
 
 
 def report(**parts) -> Report:
-    names = ("controls", "positive_control", "gap", "each_sae")
+    names = ("controls", "gap", "each_sae")
     nothing = compare(table().iloc[:0])
     tables = {"comparisons": Comparisons(nothing), **dict.fromkeys(names, EMPTY)}
-    rest: dict = {"drawings": [], "left_out": [], "findings": [], "settings": {}}
+    rest: dict = {"calibration": "", "drawings": [], "left_out": [], "findings": [], "settings": {}}
     return Report(**{"model_name": "m", **tables, **rest, **parts})
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from utils import cli
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.progress import progress, where_it_stood
 from utils.runtime.provenance import (
@@ -79,3 +80,32 @@ def test_a_run_leaves_its_settings_versions_and_commit(tmp_path):
     assert [run["settings"]["seed"] for run in read_run_settings(path)] == [42, 43]
     path.write_text("[1, 2]")
     assert read_run_settings(path) == []
+
+
+def test_seeds_are_asked_for_in_one_flag():
+    parser = cli.make_parser(None)
+    cli.add_seeds(parser)
+
+    def seeds(*flags: str) -> list[int]:
+        return cli.seeds_of(parser.parse_args(list(flags)))
+
+    assert seeds() == [42]
+    assert seeds("--n_seeds", "3") == seeds("--seeds", "42,43,44") == [42, 43, 44]
+    assert seeds("--n_seeds", "2", "--seed", "7") == [7, 8]
+    with pytest.raises(UserError, match="give one of them"):
+        seeds("--n_seeds", "2", "--seeds", "1,2")
+
+
+def test_controls_are_all_some_or_none():
+    parser = cli.make_parser(None)
+    cli.add_controls(parser, ("a", "b", "c"), "what", ("a", "b"))
+
+    def controls(*flags: str) -> list[str]:
+        return cli.controls_of(parser.parse_args(list(flags)))
+
+    assert controls() == ["a", "b"]
+    assert controls("--controls", "all") == ["a", "b", "c"]
+    assert controls("--controls", "c", "c") == ["c"]
+    assert controls("--controls", "none") == []
+    with pytest.raises(UserError, match="stands alone"):
+        controls("--controls", "none", "a")

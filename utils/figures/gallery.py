@@ -16,7 +16,8 @@ from utils.figures import study
 from utils.figures.style import RC, NoData
 from utils.paths import Paths
 from utils.results import side_experiments
-from utils.results.comparison import contenders
+from utils.results.calibration import read_calibration
+from utils.results.comparison import compare, contenders, on_score
 from utils.runtime.errors import Failures, UserError, first_line, is_out_of_memory
 from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
@@ -36,6 +37,9 @@ OOD_SHIFTS = {
 }
 
 
+IMBALANCED = "class_imbalance"
+
+
 class Material:
     """The tables that figures are drawn from: one protocol's probes of a model.
 
@@ -51,6 +55,10 @@ class Material:
     ) -> None:
         self.tidy, self.comparison, self.gap, self.multi_token = tidy, comparison, gap, multi_token
         self.picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
+
+    def compared_by(self, setting: str, score: str) -> pd.DataFrame:
+        """The comparison of a setting by another score than test AUC."""
+        return compare(on_score(self.tidy[self.tidy["setting"] == setting], score))
 
     def picks_of(self, setting: str) -> dict[str, pd.DataFrame]:
         return self.picks.get(setting, {})
@@ -120,6 +128,8 @@ def gallery(paths: Paths, model_name: str) -> list[Picture]:
     ]
     for setting in varied:
         pictures += _of_setting(setting.name, setting.axis_label)
+        if setting.name == IMBALANCED:
+            pictures += _of_imbalance(setting.name, setting.axis_label)
     return [
         *pictures,
         Picture(
@@ -131,6 +141,12 @@ def gallery(paths: Paths, model_name: str) -> list[Picture]:
             "validation_gaps",
             "How much more validation promises than test rows keep",
             lambda m: study.validation_gaps(m.gap, labels),
+        ),
+        Picture(
+            "calibration",
+            "SAEs of known quality on synthetic activations (`make calibrate`): what their probes"
+            " score against how well their directions stand for the true features",
+            lambda m: study.calibration(read_calibration(paths)),
         ),
         Picture(
             "multi_token",
@@ -157,6 +173,24 @@ def gallery(paths: Paths, model_name: str) -> list[Picture]:
             " results)",
             lambda m: paper_figures.pruned_latents(side_experiments.pruned(paths, model_name)),
         ),
+    ]
+
+
+SCORES = {"test_ap": "average precision", "test_recall_1fpr": "recall at 1 % false positives"}
+
+
+def _of_imbalance(setting: str, axis_label: str) -> list[Picture]:
+    """What AUC hides where classes are of unlike size."""
+    return [
+        Picture(
+            f"{setting}_{score.removeprefix('test_')}",
+            f"Mean {name} over the conditions of {setting}, and the difference from the best"
+            " baseline",
+            lambda m, score=score, name=name: study.condition_curves(  # type: ignore[misc]
+                m.compared_by(setting, score), setting, axis_label, name
+            ),
+        )
+        for score, name in SCORES.items()
     ]
 
 

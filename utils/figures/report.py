@@ -57,7 +57,6 @@ COLUMNS = {
     "baselines": "baselines",
 }
 WHOLE = {"wins", "ties", "losses", "k", "datasets", "pairs", "unmatched", "without weights"}
-WHOLE |= {"above_logreg", "n_labels", "n_train"}
 WEIGHTS = {
     "wrong": "Must not be used as what it is called",
     "doubt": "To be known",
@@ -69,13 +68,14 @@ WEIGHTS = {
 class Report:
     """What the page of one model shows; each table may be empty.
 
-    ``settings``: of the runs that made the tables.
+    ``calibration``: what checks.calibrate found, in sentences; ``settings``: of the runs that made
+    the tables.
     """
 
     model_name: str
     comparisons: Comparisons
     controls: pd.DataFrame
-    positive_control: pd.DataFrame
+    calibration: str
     gap: pd.DataFrame
     each_sae: pd.DataFrame
     drawings: list[Drawing]
@@ -115,8 +115,7 @@ def write_report(path: Path, report: Report) -> None:
         fresh=_by_setting(tables.fresh),
         twins=readable_columns(twins(report.controls)),
         controls=readable_columns(report.controls),
-        positive_control=report.positive_control,
-        known_answer=known_answer(report.positive_control),
+        calibration=report.calibration,
         figures=figures,
         gap=report.gap,
         each_sae=readable_columns(report.each_sae),
@@ -263,23 +262,6 @@ def dataset_table(datasets: pd.DataFrame) -> pd.DataFrame:
     columns = ["setting", "dataset", "words", *(n for n in TITLES if n in datasets), "test_rows"]
     shown = datasets[columns].rename(columns={**TITLES, "test_rows": "test rows"})
     return shown.rename(columns={"words": "are words enough?"})
-
-
-def known_answer(table: pd.DataFrame) -> str:
-    """What the positive control shows, in words taken from its own numbers, at every size."""
-    sentences = []
-    for n_train, rows in table.groupby("n_train") if len(table) else ():
-        shown = "; ".join(
-            f"{row['probe']}: {row['mean_test_auc']:.3f}"
-            + (
-                f", above logreg on {row['above_logreg']} of {row['n_labels']}"
-                if row["above_logreg"] or "SAE" in row["probe"]
-                else ""
-            )
-            for row in rows.to_dict("records")
-        )
-        sentences.append(f"With {n_train} training rows: {shown}.")
-    return " ".join(sentences)
 
 
 def cell(value: object, column: str) -> str:

@@ -244,9 +244,11 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figure:
-    """Mean test AUC over the conditions of a setting, and below it the difference from the best
-    baseline with its interval.
+def condition_curves(
+    comparison: pd.DataFrame, setting: str, label: str, score: str = "test AUC"
+) -> Figure:
+    """The mean of a score over the conditions of a setting, and below it the difference from the
+    best baseline with its interval.
     """
     rows = comparison[(comparison["setting"] == setting) & (comparison["condition"] != ALL)]
     if not len(rows):
@@ -271,7 +273,7 @@ def condition_curves(comparison: pd.DataFrame, setting: str, label: str) -> Figu
     lower.axhline(0, color=LOOKS[BASELINES].color, linewidth=1.2)
     lower.set_ylabel("difference from\nbest baseline")
     lower.set_xlabel(label)
-    upper.set_ylabel("mean test AUC")
+    upper.set_ylabel(f"mean {score}")
     counts = rows.groupby("condition")["n_datasets"].max()
     note = (
         f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
@@ -559,3 +561,28 @@ def _in_two_lines(name: str, longest: int = 28) -> str:
 def _count(row: pd.Series) -> str:
     n = f"{int(row['n_datasets'])} datasets"
     return n if row["n_pairs"] == row["n_datasets"] else f"{n},\n{int(row['n_pairs'])} conditions"
+
+
+def calibration(table: pd.DataFrame) -> Figure:
+    """SAEs of known quality: mean test AUC of their probes, with its interval over labels, against
+    how well their directions stand for the true features.
+    """
+    if not len(table):
+        raise NoData("no calibration (`make calibrate`)")
+    figure, axes = one_panel(5.0, 3.4)
+    look = LOOKS[PROBES]
+    half = 1.96 * table["sd"] / np.sqrt(table["n_labels"])
+    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": ""}
+    axes.errorbar(table["quality"], table["mean_test_auc"], half, capsize=2, **style)
+    for row in table.to_dict("records"):
+        if not str(row["SAE"]).startswith("cosine"):
+            place = (row["quality"], row["mean_test_auc"])
+            axes.annotate(
+                str(row["SAE"]), place, (-4, -12), textcoords="offset points", fontsize=7,
+                ha="right" if row["quality"] > CHANCE else "left",
+            )  # fmt: skip
+    draw_chance(axes)
+    axes.set_xlabel("quality: mean best cosine with the true directions")
+    axes.set_ylabel("mean test AUC, k = 16")
+    axes.grid()
+    return figure

@@ -188,6 +188,14 @@ def on_fresh_rows(tidy: pd.DataFrame) -> pd.DataFrame:
     return fresh.assign(test_auc=fresh["test_auc_fresh"], n_test=fresh["n_fresh"])
 
 
+def on_score(tidy: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The probes that have another score, with it as their test_auc; still picked by val_auc."""
+    if score not in tidy:
+        return tidy.iloc[:0]
+    known = tidy[tidy[score].notna()]
+    return known.assign(test_auc=known[score])
+
+
 def on_fresh_where_known(tidy: pd.DataFrame) -> pd.DataFrame:
     """``on_fresh_rows`` in the settings that have such rows, all rows in the others."""
     fresh = on_fresh_rows(tidy)

@@ -70,11 +70,11 @@ def smallest_visible(means: np.ndarray) -> float:
     n = len(means)
     if n < FEWEST_FOR_VERDICT:
         return float("nan")
-    return _visible_in_deviations(n) * float(means.std(ddof=1))
+    return visible_in_deviations(n) * float(means.std(ddof=1))
 
 
 @lru_cache(maxsize=256)
-def _visible_in_deviations(n: int) -> float:
+def visible_in_deviations(n: int) -> float:
     """``smallest_visible`` for normal differences of standard deviation 1, by simulation: the same
     draws for every candidate, so that power rises with the difference.
     """
