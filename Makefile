@@ -81,6 +81,12 @@ demo: $(STAMP)
 	@RUN="$(RUN)" DEVICE="$(DEVICE)" JOBS="$(jobs)" DATA_DIR=$(call q,$(DATA_DIR)) TEXT_DIR=$(call q,$(TEXT_DIR)) \
 	  RESULTS_DIR=$(call q,$(RESULTS_DIR)) FIGURES_DIR=$(call q,$(FIGURES_DIR)) ./demo.sh
 
+.PHONY: demo-lm
+## demo-lm: the same on SmolLM2-135M, a causal model
+demo-lm: $(STAMP)
+	@RUN="$(RUN)" DEVICE="$(DEVICE)" JOBS="$(jobs)" DATA_DIR=$(call q,$(DATA_DIR)) TEXT_DIR=$(call q,$(TEXT_DIR)) \
+	  RESULTS_DIR=$(call q,$(RESULTS_DIR)) FIGURES_DIR=$(call q,$(FIGURES_DIR)) ./demo_lm.sh
+
 .PHONY: test
 ## test: the test suite (offline, under 5 minutes)
 test: $(STAMP)

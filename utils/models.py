@@ -24,7 +24,8 @@ class LanguageModel:
     over its tokens (encoders). ``max_seq_len``: longer texts lose tokens, a decoder's at the
     beginning, an encoder's at the end. ``probe_layer``: the layer of the settings other than
     normal. ``sae_ids``: the SAEs of those settings. ``prepend_bos``: put the tokenizer's BOS token
-    before each text, as TransformerLens does, where the tokenizer itself does not.
+    before each text, as TransformerLens does, where the tokenizer itself does not. ``fetched_by``:
+    the command that brings a model that has no ``hub_id``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LanguageModel:
     sae_release: str | None = None
     sae_ids: tuple[str, ...] = ()
     prepend_bos: bool = False
+    fetched_by: str = "make fetch-data"
 
     def width_at(self, layer: Layer) -> int | None:
         """The columns of activations at a layer; None for ``attn.hook_z``, where the model's own
@@ -130,10 +132,14 @@ MODELS = {
             prepend_bos=True,
         ),
         LanguageModel(
+            "smollm2-135m", None, 576, (14, 20), probe_layer=14,
+            fetched_by="python fetch_data.py --what smollm2",
+        ),
+        LanguageModel(
             "all-MiniLM-L6-v2", None, 384, (2, 5), probe_layer=2, pooling="mean", max_seq_len=128
         ),
     )
-}
+}  # fmt: skip
 
 
 def get_model(name: str, paths: Paths | None = None) -> LanguageModel:

@@ -111,6 +111,7 @@ def write_report(path: Path, report: Report) -> None:
             else tables.against
         ),
         needed=_by_setting(tables.needed),
+        fixed_k=_flat(tables.fixed_k),
         headline=_by_setting(tables.all_rows),
         fresh=_by_setting(tables.fresh),
         twins=readable_columns(twins(report.controls)),
@@ -126,6 +127,15 @@ def write_report(path: Path, report: Report) -> None:
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of contenders by setting and k, its columns and contenders as plain words."""
+    if not len(table):
+        return table
+    names = {column: ", ".join(column) for column in table.columns}
+    flat = table.set_axis(list(names.values()), axis=1)
+    return flat.rename_axis("contender").reset_index()
 
 
 def _by_setting(comparison: pd.DataFrame) -> pd.DataFrame | None:
@@ -270,7 +280,7 @@ def cell(value: object, column: str) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    if column in WHOLE or column.startswith("ahead"):
+    if column in WHOLE or column.startswith("ahead") or (value > 1 and value == int(value)):
         return f"{value:.0f}"
     if column.endswith(" p") and value < 0.0005:
         return "<0.001"

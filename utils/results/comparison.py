@@ -23,6 +23,7 @@ from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.words import TEXT_ONLY
 from utils.results.statistics import TIE, dataset_means, describe_difference, holm
 from utils.results.tidy import BASELINE, CONTROL, SAE, TEXT
+from utils.settings import KS_OTHER
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,8 @@ class Comparisons:
 
     ``all_rows``: of ``compare``; ``fresh``: the same on fresh test rows; ``needed``: the same on
     the datasets whose labels words alone do not tell, on fresh rows where they are known, as
-    ``against`` is, of the function of that name; ``datasets``: of ``by_dataset``.
+    ``against`` is, of the function of that name; ``datasets``: of ``by_dataset``; ``fixed_k``: of
+    ``at_fixed_k``.
     """
 
     all_rows: pd.DataFrame
@@ -344,6 +346,7 @@ class Comparisons:
     needed: pd.DataFrame = field(default_factory=pd.DataFrame)
     against: pd.DataFrame = field(default_factory=pd.DataFrame)
     datasets: pd.DataFrame = field(default_factory=pd.DataFrame)
+    fixed_k: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def table(self) -> pd.DataFrame:
         """The comparisons as one table; ``test_rows`` and ``datasets`` tell them apart."""
@@ -364,6 +367,7 @@ def compare_all(tidy: pd.DataFrame, protocol: str) -> Comparisons:
         compare(on_fresh_where_known(needing_a_model(tidy, datasets))),
         against(known),
         datasets,
+        at_fixed_k(tidy, protocol),
     )
 
 
@@ -540,6 +544,39 @@ def _side_by_side(
 
 def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p_wilcoxon"])) if len(table) else table
+
+
+AT_K = (PROBES, *TWIN_CONTENDERS, "raw_dims", "pca_dims")  # who has a k
+
+
+def at_fixed_k(tidy: pd.DataFrame, protocol: str, ks: tuple[int, ...] = KS_OTHER) -> pd.DataFrame:
+    """Contender by setting and k: mean test AUC over datasets where nothing is picked, on fresh
+    test rows where they are known. Several SAEs count by their mean. Beside those with a k, what
+    has none: logistic regression, text only. All over the decisions that all of them have.
+    """
+    rows = of_protocol(on_fresh_where_known(tidy), protocol)
+    columns: dict[tuple[str, str], dict[str, float]] = {}
+    for setting, of_setting in rows.groupby("setting", sort=False):
+        masks = {name: contender.rows(of_setting) for name, contender in CONTENDERS.items()}
+        for k in ks:
+            means = {
+                name: of_setting[masks[name] & (of_setting["k"] == k)]
+                .groupby(DECISION)["test_auc"]
+                .mean()
+                for name in AT_K
+            }
+            for name in ("logreg", TEXT_ONLY):
+                means[name] = of_setting[masks[name]].groupby(DECISION)["test_auc"].mean()
+            there = {name: mean for name, mean in means.items() if len(mean)}
+            if PROBES not in there:
+                continue
+            shared = pd.concat(there, axis=1, join="inner").groupby("dataset").mean()
+            if len(shared):
+                column = {TITLES[name]: mean for name, mean in shared.mean().items()}
+                columns[str(setting), f"k = {k}"] = {**column, "datasets": float(len(shared))}
+    table = pd.DataFrame(columns)
+    order = [title for title in [*TITLES.values(), "datasets"] if title in table.index]
+    return table.loc[order]
 
 
 def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
