@@ -188,6 +188,12 @@ check-datasets: $(STAMP)
 parity: $(STAMP)
 	$(RUN) -m checks.parity --golden $(call q,$(GOLDEN)) $(ARGS)
 
+.PHONY: words
+## words: what the words alone tell, without a model
+words: $(STAMP)
+	$(RUN) train_baselines.py $(common) --method text_only $(jobs)
+	$(RUN) -m checks.words --model_name $(MODEL) $(folders) $(ARGS)
+
 .PHONY: calibrate
 ## calibrate: SAEs of known quality: does the tool see it?
 calibrate: $(STAMP)

@@ -29,7 +29,7 @@ stage 1. fetch texts and SmolLM2-135M
 stage 2. texts to model activations, two layers, last token
 "$RUN" generate_model_activations.py "${common[@]}" --datasets "${datasets[@]}" --max_rows 1500 --device "$DEVICE"
 stage 3. train SAEs on the token activations of other texts
-"$RUN" train_saes.py "${common[@]}" --layers 14 20 --widths 2048 --n_samples 150000 --max_characters 300 --device "$DEVICE"
+"$RUN" train_saes.py "${common[@]}" --layers 14 20 --widths 2048 --n_samples 100000 --max_characters 300 --device "$DEVICE"
 stage 4. model activations to SAE activations, the SAEs and their twins
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
 stage 5. baseline probes and words alone

@@ -1,0 +1,108 @@
+"""What the words alone tell: TF-IDF and logistic regression on every dataset, no model at all.
+
+    python train_baselines.py --method text_only
+    python -m checks.words
+
+Says in a sentence how well the probes of train_baselines.py's method text_only do in the normal
+setting, and on how many datasets a model's probes add nothing to them. With --document it writes
+the numbers to docs/words.json, which README.md quotes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from utils import cli
+from utils.models import get_model
+from utils.probes.k_sparse import PROTOCOLS
+from utils.results.comparison import NEAR, WORDS_SUFFICE, by_dataset
+from utils.results.tidy import TEXT, load_results
+from utils.runtime.errors import UserError
+from utils.runtime.files import ROOT, atomic_path, write_json
+from utils.settings import NORMAL
+
+HIGH = 0.95
+DOCUMENT, README = ROOT / "docs" / "words.json", ROOT / "README.md"
+QUOTED = re.compile(r"(<!-- words -->).*?(<!-- -->)", re.DOTALL)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    parser.add_argument(
+        "--document", action="store_true", help="write docs/words.json and README.md's sentence"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    name = get_model(args.model_name, paths).name
+    tidy = load_results(paths, name, (NORMAL.name,)).tidy
+    numbers = measure(tidy, name)
+    print(sentence(numbers))
+    if args.document:
+        write_json(DOCUMENT, numbers)
+        document(README, numbers)
+    return 0
+
+
+def measure(tidy: pd.DataFrame, model_name: str) -> dict[str, object]:
+    """The numbers of ``sentence``. Raises UserError where there are no probes on texts."""
+    texts = tidy[(tidy["kind"] == TEXT) & (tidy["protocol"] == PROTOCOLS[0])]
+    texts = texts.drop_duplicates(["dataset", "seed"])
+    if not len(texts):
+        raise UserError(
+            "no probes on texts alone: run `python train_baselines.py --method text_only`"
+            f" --model_name {model_name}"
+        )
+    mean = texts.groupby("dataset")[["test_auc", "test_auc_fresh"]].mean()
+    numbers: dict[str, object] = {
+        "n_datasets": len(mean),
+        "mean": round(float(mean["test_auc"].mean()), 3),
+        "median": round(float(mean["test_auc"].median()), 3),
+        "n_high": int((mean["test_auc"] >= HIGH).sum()),
+        "mean_fresh": round(float(mean["test_auc_fresh"].mean()), 3),
+        "n_fresh": int(mean["test_auc_fresh"].notna().sum()),
+    }
+    datasets = by_dataset(tidy, PROTOCOLS[0])
+    marks = datasets["words"].dropna() if "words" in datasets else pd.Series(dtype=object)
+    if len(marks):
+        numbers |= {
+            "model": model_name,
+            "n_compared": len(marks),
+            "n_suffice": int((marks == WORDS_SUFFICE).sum()),
+        }
+    return numbers
+
+
+def sentence(numbers: dict) -> str:
+    """The numbers in words."""
+    said = (
+        f"TF-IDF of words and word pairs with logistic regression, without any model, has a mean"
+        f" test AUC of {numbers['mean']:.3f} over {numbers['n_datasets']} datasets (median"
+        f" {numbers['median']:.3f}, at least {HIGH} on {numbers['n_high']}); on fresh test rows"
+        f" {numbers['mean_fresh']:.3f} over {numbers['n_fresh']}."
+    )
+    if "n_compared" in numbers:
+        said += (
+            f" It is within {NEAR} of {numbers['model']}'s better probe, or above, on"
+            f" {numbers['n_suffice']} of {numbers['n_compared']} datasets."
+        )
+    return said
+
+
+def document(path: Path, numbers: dict) -> None:
+    """Write the sentence between its marks."""
+    text = path.read_text(encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(QUOTED.sub(rf"\1{sentence(numbers)}\2", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)
