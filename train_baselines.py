@@ -35,7 +35,7 @@ from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables, text_table
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
-from utils.settings import Condition, choose_conditions, conditions, get_setting
+from utils.settings import Condition, choose_conditions, get_setting, is_possible
 
 # {(seed, condition): the baselines, each with its protocols}
 Wanted = dict[tuple[int, Condition], list[tuple[Baseline, list[str]]]]
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser)
     cli.add_datasets(parser)
+    cli.add_split(parser)
     parser.add_argument(
         "--method",
         nargs="+",
@@ -113,7 +114,9 @@ def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
             n_rows = dataset_size(paths, dataset) if read is None else read
             made_from = made_now.of_texts(dataset, n_rows, setting)
             base = {"dataset": dataset, "method": TEXT_ONLY, "n_rows": n_rows}
-            chosen = choose_conditions(setting.name, n_rows, args.conditions)
+            chosen = choose_conditions(
+                setting.name, *cli.rows_to_split(args, paths, dataset, n_rows)
+            )
             wanted: Wanted = defaultdict(list)
             for seed, condition in product(cli.seeds_of(args), chosen):
                 row = {**base, **varied(condition), "seed": seed}
@@ -177,7 +180,7 @@ def train_on_activations(
         sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
         todo: list[Task] = []
         for layer, dataset in product(tables, datasets):
-            chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
+            chosen = choose_conditions(setting.name, *cli.rows_to_split(args, paths, dataset))
             row = {"dataset": dataset, "layer": layer, "method": ""}
             made_from = made_now.of(row, setting)
             wanted: Wanted = defaultdict(list)
@@ -225,7 +228,7 @@ def probe_dataset(
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
     for (seed, condition), baselines in wanted.items():
-        if condition not in conditions(condition.setting, n_rows):
+        if not is_possible(condition, n_rows):
             continue  # fewer rows have activations than have texts
         train_test = activations.condition(condition, seed)
         n_train, n_test = len(train_test.y_train), len(train_test.y_test)

@@ -25,7 +25,7 @@ from typing import Any
 
 from utils import cli
 from utils.activations import ModelRows, load_rows
-from utils.datasets import choose_datasets, dataset_size, readable
+from utils.datasets import choose_datasets, readable
 from utils.models import LanguageModel, get_model
 from utils.names import OF_LATENTS, Layer, hook_name, layer_order, split_twin, trained_id, twin_of
 from utils.paths import Paths
@@ -64,8 +64,8 @@ from utils.settings import (
     ConditionRows,
     Setting,
     choose_conditions,
-    conditions,
     get_setting,
+    is_possible,
 )
 
 
@@ -74,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser)
     cli.add_datasets(parser)
+    cli.add_split(parser)
     cli.add_saes(parser)
     parser.add_argument("--reg_type", choices=REG_TYPES, default="l1", help="penalty of the probe")
     parser.add_argument(
@@ -154,7 +155,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         together: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
         for dataset, source in product(datasets, probed):
             base = {"dataset": dataset, **source.columns}
-            chosen = choose_conditions(setting.name, dataset_size(paths, dataset), args.conditions)
+            chosen = choose_conditions(setting.name, *cli.rows_to_split(args, paths, dataset))
             made_from = made_now.of(base, setting)
             wanted = defaultdict(list)
             of_source = list(dict.fromkeys(map(source.options, options)))
@@ -304,7 +305,7 @@ def probe_dataset(paths: Paths, model_name: str, of_files: list[Wanted]) -> list
     for wanted in of_files:
         fit = FITS.get(wanted.base["method"], fit_sae_probes)
         for (options, condition), ks in wanted.ks.items():
-            if condition not in conditions(condition.setting, len(activations.labels)):
+            if not is_possible(condition, len(activations.labels)):
                 continue  # fewer rows have activations than have texts
             for result in fit(activations.condition(condition, options.seed), ks, options):
                 made.append(

@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(parser)
     cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
+    cli.add_split(parser)
     return parser
 
 

@@ -175,7 +175,7 @@ class ModelRows:
 
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         """The rows of a condition, [n, d_model]; the test rows of OOD are those of the OOD file."""
-        drawn = split(condition, self.y, seed, ood_labels=self.y_ood)
+        drawn = split(condition, self.y, seed, self.y_ood, self.texts)
         shifted = get_setting(condition.setting).shifted
         return drawn.take(self.X, self.X_ood if shifted else None, self.texts)
 

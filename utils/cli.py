@@ -12,6 +12,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from utils.activations import rows_with_activations
+from utils.datasets import dataset_size, text_codes
 from utils.models import DEFAULT_MODEL
 from utils.names import HOOK_POINTS, Layer, hook_name, parse_layer
 from utils.paths import Paths
@@ -190,6 +194,34 @@ def controls_of(args: argparse.Namespace) -> list[str]:
     return [name for name in dict.fromkeys(args.controls) if name != NO_CONTROLS]
 
 
+SPLITS = ("paper", "grouped")
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default=SPLITS[0],
+        help="grouped: each text counts once, so that none is trained and tested on; results and"
+        " figures go into folders grouped_split/",
+    )
+
+
+def rows_to_split(
+    args: argparse.Namespace, paths: Paths, dataset: str, n_rows: int | None = None
+) -> tuple[int, list[float] | None, bool]:
+    """(rows of a dataset from which a split can draw, the conditions asked for, whether the split
+    is grouped): what ``choose_conditions`` wants to know.
+    """
+    grouped = args.split != SPLITS[0]
+    size = dataset_size(paths, dataset) if n_rows is None else n_rows
+    if grouped:
+        read = rows_with_activations(paths, args.model_name, dataset)
+        size = min(size, size if read is None else read)
+        size = len(np.unique(text_codes(paths, dataset, ood=False).rows[:size]))
+    return size, args.conditions, grouped
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=seed, default=42, help="seed of the row draws and folds (42 is the paper's)"
@@ -343,6 +375,9 @@ def positive(text: str) -> int:
 
 def paths_of(args: argparse.Namespace) -> Paths:
     folders = (args.text_dir, args.data_dir, args.results_dir, args.figures_dir)
+    if getattr(args, "split", SPLITS[0]) != SPLITS[0]:
+        made = (args.results_dir, args.figures_dir)
+        folders = (*folders[:2], *(folder / f"{args.split}_split" for folder in made))
     if getattr(args, "scheduler", None):  # workers start elsewhere
         folders = tuple(folder.absolute() for folder in folders)
     return Paths(*folders, sae_dir=args.sae_dir)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -96,10 +96,13 @@ class ConditionRows(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """A setting's name with its value: None where the setting has one condition."""
+    """A setting's name with its value: None where the setting has one condition. ``grouped``: a
+    text counts once, so that no text is on both sides of a split.
+    """
 
     setting: str
     value: float | int | None = None
+    grouped: bool = False
 
     @property
     def label(self) -> float | int | None:
@@ -322,14 +325,19 @@ def conditions(setting: str, n_rows: int) -> list[Condition]:
     return [Condition(row.name, value) for value in row.values if row.fits(value, n_rows)]
 
 
+def is_possible(condition: Condition, n_rows: int) -> bool:
+    """Whether a dataset of ``n_rows`` rows has the condition."""
+    return replace(condition, grouped=False) in conditions(condition.setting, n_rows)
+
+
 def choose_conditions(
-    setting: str, n_rows: int, asked: Sequence[float] | None = None
+    setting: str, n_rows: int, asked: Sequence[float] | None = None, grouped: bool = False
 ) -> list[Condition]:
     """The conditions asked for by value, or all.
 
     Raises UserError for a value that the setting does not have.
     """
-    every = conditions(setting, n_rows)
+    every = [replace(condition, grouped=grouped) for condition in conditions(setting, n_rows)]
     if not asked:
         return every
     possible = get_setting(setting).values
@@ -350,12 +358,19 @@ def n_test_rows(condition: Condition, n_rows: int) -> int | None:
 
 
 def split(
-    condition: Condition, labels: np.ndarray, seed: int = SEED, ood_labels: np.ndarray | None = None
+    condition: Condition,
+    labels: np.ndarray,
+    seed: int = SEED,
+    ood_labels: np.ndarray | None = None,
+    texts: TextCodes | None = None,
 ) -> Split:
-    """The rows of a condition for a dataset with these labels [n_rows].
+    """The rows of a condition for a dataset with these labels [n_rows]; ``texts``: of its rows,
+    which a grouped split needs.
 
     Raises UserError when the dataset is too small or too one-sided for the condition.
     """
+    if condition.grouped:
+        return _grouped_split(condition, labels, seed, ood_labels, texts)
     setting = get_setting(condition.setting)
     drawn = _drawn(condition, labels.astype(np.int64).tobytes(), seed)
     if not setting.shifted:
@@ -363,6 +378,28 @@ def split(
     if ood_labels is None:
         raise ValueError(f"the {setting.name} setting needs the labels of the OOD rows")
     return Split(drawn.train, np.arange(len(ood_labels)), drawn.y_train, ood_labels, shifted=True)
+
+
+def _grouped_split(
+    condition: Condition,
+    labels: np.ndarray,
+    seed: int,
+    ood_labels: np.ndarray | None,
+    texts: TextCodes | None,
+) -> Split:
+    """The paper's draws, from the first row of each text; of OOD rows those whose text is not
+    trained on.
+    """
+    if texts is None:
+        raise ValueError("a grouped split needs the texts of the rows")
+    first = np.sort(np.unique(texts.rows[: len(labels)], return_index=True)[1])
+    drawn = split(replace(condition, grouped=False), labels[first], seed, ood_labels)
+    train = first[drawn.train]
+    if not drawn.shifted:
+        return Split(train, first[drawn.test], drawn.y_train, drawn.y_test)
+    assert texts.ood_rows is not None
+    kept = np.flatnonzero(~np.isin(texts.ood_rows, texts.rows[train]))
+    return Split(train, kept, drawn.y_train, drawn.y_test[kept], shifted=True)
 
 
 @lru_cache(maxsize=64)  # every SAE of a dataset asks again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,9 @@ from sae_lens import SAE
 import generate_sae_activations_optimized as generator
 import train_baselines
 import train_sae_probes
+import visualize
 from utils.activations import load_rows, write_activations
-from utils.datasets import load_dataset, load_ood
+from utils.datasets import load_dataset, load_ood, text_codes
 from utils.names import hook_name
 from utils.probes.controls import OF_LAYER, ControlActivations
 from utils.results.tidy import load_results
@@ -82,3 +85,40 @@ def test_every_new_row_says_it(ready):
     assert len(tidy) == 1 + 2 * 5 + 3 + 1
     assert (tidy["n_fresh"] == sum(counted(ready, CONDITIONS[0]))).all()
     assert tidy[["test_ap", "test_recall_1fpr"]].notna().all().all()
+
+
+def test_a_grouped_split_has_fresh_rows_alone_and_results_of_its_own(ready, capsys):
+    """In every setting, on both sides of the comparison; the paper's tables stay as they are."""
+    flags = ["--model_name", MODEL, *folder_flags(ready), "--n_jobs", "1"]
+    before = {path: path.read_bytes() for path in ready.results_dir.rglob("*.csv")}
+    for condition in CONDITIONS:
+        more = ["--setting", condition.setting, "--split", "grouped"]
+        if condition.value is not None:
+            more += ["--conditions", str(condition.value)]
+        assert (
+            train_baselines.main([*flags, *more, "--method", "logreg,text_only", "--layers", "2"])
+            == 0
+        )
+        assert train_sae_probes.main([*flags, *more, "--ks", "16", "--controls", "none"]) == 0
+    grouped = replace(ready, results_dir=ready.results_dir / "grouped_split")
+    tidy = load_results(grouped, MODEL).tidy
+    assert set(tidy["setting"]) == {condition.setting for condition in CONDITIONS}
+    assert (tidy["n_fresh"] == tidy["n_test"]).all()
+    assert tidy.groupby(["setting", "layer"])["n_test"].nunique().max() == 1
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+    assert visualize.main([*flags[:-2], "--split", "grouped"]) == 0
+    assert "the best baseline" in capsys.readouterr().out
+    assert (ready.figures_dir / "grouped_split" / MODEL / "report.html").is_file()
+
+
+def test_a_grouped_split_is_the_papers_draw_from_one_row_a_text(ready):
+    dataset = load_dataset(ready, NAME)
+    codes = text_codes(ready, NAME, ood=False)
+    first = [i for i, text in enumerate(dataset.texts) if text not in dataset.texts[:i]]
+    assert len(first) < len(dataset)
+    drawn = split(Condition("normal", grouped=True), dataset.labels, texts=codes)
+    plain = split(Condition("normal"), dataset.labels[first])
+    assert drawn.train.tolist() == [first[i] for i in plain.train]
+    assert drawn.test.tolist() == [first[i] for i in plain.test]
+    assert drawn.y_test.tolist() == dataset.labels[drawn.test].tolist()

@@ -344,9 +344,11 @@ class SaeActivations:
 
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         """The rows of a condition: sparse [n, d_sae], in the order of its split."""
-        drawn = split(condition, self.labels, seed, ood_labels=self.ood_labels)
-        if get_setting(condition.setting).shifted:
+        drawn = split(condition, self.labels, seed, self.ood_labels, self.texts)
+        if get_setting(condition.setting).shifted and not condition.grouped:
             X_train, X_test = self._ood_rows(drawn, seed)
+        elif get_setting(condition.setting).shifted:
+            X_train, X_test = self._grouped_ood_rows(drawn)
         elif self._rows is not None or self.normal.path("X_rest_sae").is_file():
             return drawn.take(self.rows(), texts=self.texts)
         else:
@@ -380,6 +382,14 @@ class SaeActivations:
             )
         return inside[rows_of.train], outside
 
+    def _grouped_ood_rows(self, drawn: Split) -> tuple[csr_array, csr_array]:
+        """Of our own files alone: the training rows are of the whole dataset."""
+        if not self.ood.path("X_test_sae").is_file():
+            raise UserError(f"no file {self.ood.path('X_test_sae')}: {self.remedy}")
+        _check_made_from(self.ood, self.remedy)
+        shifted = load_sparse(self.ood.path("X_test_sae"), self.remedy)
+        return self.rows()[drawn.train], shifted[drawn.test]
+
     def _archives(self, width: str) -> list[Path]:
         return [
             self.paths.published_ood_archive(self.model_name, self.dataset, ood, width)
@@ -404,8 +414,9 @@ class SaeActivations:
             raise UserError(
                 f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}"
             )
-        if seed != SEED:
-            raise UserError(f"{train_path} holds the rows of seed 42 only: {self.remedy}")
+        if seed != SEED or condition.grouped:
+            which = "the paper's split" if condition.grouped else "seed 42"
+            raise UserError(f"{train_path} holds the rows of {which} only: {self.remedy}")
         train = load_sparse(train_path, self.remedy)
         test = load_sparse(
             train_path.with_name(train_path.name.replace("_X_train_sae", "_X_test_sae")),
