@@ -1,5 +1,5 @@
 """Probes on all tokens of a text: SAE latents pooled over tokens, concatenated components, and an
-attention probe.
+attention probe; beside them logistic regression on the last token and on the mean of the same rows.
 
     python train_multi_token_probes.py --model_name all-MiniLM-L6-v2 \
         --datasets 87_glue_cola 96_spam_is
@@ -22,16 +22,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import cli
-from utils.datasets import choose_datasets, dataset_facts, dataset_size, load_dataset, readable
+from utils.datasets import (
+    choose_datasets,
+    dataset_facts,
+    dataset_size,
+    load_dataset,
+    readable,
+    text_codes,
+)
 from utils.language_models import load_model, model_identity
 from utils.models import LanguageModel, get_model
 from utils.names import Layer, hook_name
 from utils.paths import Paths
+from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
-from utils.probes.token_probes import Tokens, attention_probe, components_probe, pool_latents
+from utils.probes.token_probes import (
+    Tokens,
+    attention_probe,
+    components_probe,
+    last_token,
+    mean_token,
+    pool_latents,
+)
 from utils.readers.fingerprints import digest
 from utils.results.csv_files import MADE_FROM
-from utils.results.multi_token import ATTENTION, COMPONENTS, POOLINGS, multi_token_table, sae_method
+from utils.results.multi_token import (
+    ATTENTION,
+    COMPONENTS,
+    LAST_TOKEN,
+    MEAN_TOKEN,
+    POOLINGS,
+    multi_token_table,
+    sae_method,
+)
 from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import lock_tables
 from utils.runtime.devices import available_memory, pick_device
@@ -46,7 +69,7 @@ from utils.saes.catalog import (
     sae_fingerprint,
 )
 from utils.saes.encode import encode_all, read_block
-from utils.settings import NORMAL, SPLIT_RULES, Condition, split
+from utils.settings import NORMAL, SPLIT_RULES, Condition, Split, TextCodes, split
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +81,7 @@ if TYPE_CHECKING:
 
 HALF_MAX = 65_504  # of a 16-bit float
 K = 128  # latents of a pooled probe, as in the paper
+OF_VECTORS = {LAST_TOKEN: last_token, MEAN_TOKEN: mean_token}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -103,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         (sae_method(pooling, binarize, sae_id in controls), sae_id)
         for sae_id, pooling, binarize in product(saes, POOLINGS, (False, True))
     ]
-    methods += [(COMPONENTS, None), (ATTENTION, None)]
+    methods += [(method, None) for method in (COMPONENTS, ATTENTION, *OF_VECTORS)]
     datasets = readable(paths, choose_datasets(paths, args.datasets), failures)
     table = multi_token_table(paths.multi_token_results(info.name))
     read_and_probe = ReadAndProbe(args.max_rows, args.device, args.seed, args.sae_release)
@@ -175,7 +199,9 @@ def probe_dataset(
     n_rows = min(reading.max_rows, dataset_size(paths, name))
     dataset = load_dataset(paths, name)
     tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
-    made = probe_tokens(paths, info.name, tokens, dataset.labels[:n_rows], wanted, reading)
+    codes = text_codes(paths, name, ood=False)
+    drawn = split(Condition(NORMAL.name), dataset.labels[:n_rows], reading.seed)
+    made = probe_tokens(paths, info.name, tokens, (drawn, codes), wanted, reading)
     return [
         {
             **base_row(name, info.probe_layer, method, sae_id, reading.seed),
@@ -225,14 +251,17 @@ def probe_tokens(
     paths: Paths,
     model_name: str,
     tokens: Tokens,
-    y: np.ndarray,
+    rows: tuple[Split, TextCodes],
     wanted: Collection[tuple[str, str]],
     reading: ReadAndProbe,
 ) -> list[tuple[tuple[str, str | None], dict]]:
-    """((method, sae_id), scores) of each wanted probe on the normal split of these texts."""
+    """((method, sae_id), scores) of each wanted probe on a split of these texts."""
     import torch
 
-    drawn = split(Condition(NORMAL.name), y, reading.seed)
+    drawn, codes = rows
+    y = np.empty(len(tokens), dtype=np.int64)
+    y[drawn.train], y[drawn.test] = drawn.y_train, drawn.y_test
+    fresh = drawn.fresh(codes)
     sizes = {"n_train": len(drawn.train), "n_test": len(drawn.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []
     cpu = torch.device("cpu")
@@ -245,16 +274,16 @@ def probe_tokens(
                 method = sae_method(pooling, binarize, control)
                 if (method, sae_id) in wanted:
                     options = ProbeOptions(binarize=binarize, seed=reading.seed)
-                    (probe,) = fit_sae_probes(drawn.take(X), [K], options)
+                    (probe,) = fit_sae_probes(drawn.take(X, texts=codes), [K], options)
                     results.append(((method, sae_id), probe))
     for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
         if (method, "") in wanted:
-            results.append(
-                (
-                    (method, None),
-                    {**probe_with(tokens, y, drawn.train, drawn.test, reading.seed), **sizes},
-                )
-            )
+            scores = probe_with(tokens, y, drawn.train, drawn.test, reading.seed, fresh)
+            results.append(((method, None), {**scores, **sizes}))
+    for method, vectors in OF_VECTORS.items():
+        if (method, "") in wanted:
+            scores = METHODS["logreg"](drawn.take(vectors(tokens), texts=codes), reading.seed)
+            results.append(((method, None), {**scores, **sizes}))
     return results
 
 

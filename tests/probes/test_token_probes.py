@@ -20,6 +20,8 @@ from utils.probes.token_probes import (
     attention_probe,
     components_probe,
     concatenated_components,
+    last_token,
+    mean_token,
     pool_latents,
 )
 from utils.readers.sparse_files import SparseRows
@@ -102,13 +104,14 @@ def test_the_script_makes_every_method_once_and_the_figure_reads_them(paths, tmp
     assert train_multi_token_probes.main(flags) == 0
     path = paths.multi_token_results(MODEL)
     table = pd.read_csv(path)
-    assert len(table) == 6
+    assert len(table) == 8
+    assert table[["test_ap", "n_fresh"]].notna().all().all()
     assert table["test_auc"].between(0, 1).all()
     before = path.read_bytes()
     assert train_multi_token_probes.main(flags) == 0
     assert path.read_bytes() == before
     found, findings = load_multi_token(paths, MODEL)
-    assert (len(found), findings) == (6, [])
+    assert (len(found), findings) == (8, [])
     # a signal word is in the text: the strongest over tokens must show it
     assert table.set_index("method").loc["attention probe", "test_auc"] > 0.9
 
@@ -158,3 +161,11 @@ def test_the_first_token_is_left_out_and_the_last_is_there():
     tokens = read_tokens(model, "hook", ["a b c d", "a", "a b"], "reading")
     texts = [tokens.values[tokens.starts[i] : tokens.starts[i + 1], 0].tolist() for i in range(3)]
     assert texts == [[1, 2, 3], [0], [1]]  # a text of one token keeps it
+
+
+def test_last_and_mean_token_by_hand():
+    tokens = random_tokens(40, seed=5)
+    for i in range(40):
+        own = tokens.values[tokens.starts[i] : tokens.starts[i + 1]].astype(np.float32)
+        assert np.allclose(last_token(tokens)[i], own[-1])
+        assert np.allclose(mean_token(tokens)[i], own.mean(axis=0), atol=1e-5)

@@ -55,8 +55,8 @@ CONTROL_OF = {
     "soft_frozen_probe": "soft_frozen",
     "raw_dims": "raw_dims",
     "pca_dims": "pca_dims",
-    "shuffled_labels": "shuffled",
 }
+SHUFFLED = "shuffled_labels"  # made at one k alone: no curve
 MOST_CURVES = 8  # of SAEs: more are one curve, with their range
 MOST_PANELS = 12  # of datasets
 BAR_ORDER = (BASELINES, "quiver_with_sae", "logreg", PROBES, "text_only", "random_sae")
@@ -154,11 +154,14 @@ def _curves(rows: pd.DataFrame) -> list[_Curve]:
         color, marker = SAE_COLORS[i % len(SAE_COLORS)], SAE_MARKERS[i % len(SAE_MARKERS)]
         label = str(name).removeprefix("layer_")
         curves.append(_Curve(label, color, marker, False, _by_dataset(part)))
-    controls = scored[scored["kind"] == CONTROL]
+    controls = scored[(scored["kind"] == CONTROL) & (scored["method"] != SHUFFLED)]
     by = "sae_id" if controls["sae_id"].nunique() <= MOST_CURVES else "method"
+    alone = controls.groupby("method", observed=True)["sae_id"].nunique() == 1
     for name, part in controls.groupby(by, observed=True):
-        look = LOOKS[CONTROL_OF.get(part["method"].iloc[0], "random_sae")]
-        label = f"{str(name).removeprefix('layer_')} (control)"
+        method = part["method"].iloc[0]
+        who = CONTROL_OF.get(method, "random_sae")
+        look = LOOKS[who]
+        label = TITLES[who] if alone[method] else f"{str(name).removeprefix('layer_')} (control)"
         curves.append(_Curve(label, look.color, look.marker, True, _by_dataset(part)))
     return curves
 

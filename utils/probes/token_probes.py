@@ -89,6 +89,21 @@ def pool_latents(tokens: Tokens, encode: Encode, d_sae: int) -> tuple[csr_array,
     return csr_array(vstack(maxima)), csr_array(vstack(means))
 
 
+def last_token(tokens: Tokens) -> np.ndarray:
+    """float32 [n_texts, d_model]: the last token of each text."""
+    return tokens.values[tokens.starts[1:] - 1].astype(np.float32)
+
+
+def mean_token(tokens: Tokens) -> np.ndarray:
+    """float32 [n_texts, d_model]: the mean over each text's tokens."""
+    made = np.empty((len(tokens), tokens.values.shape[1]), dtype=np.float32)
+    for first, last in tokens.chunks():
+        chunk = tokens.values[tokens.starts[first] : tokens.starts[last]].astype(np.float32)
+        starts = tokens.starts[first : last + 1] - tokens.starts[first]
+        made[first:last] = np.add.reduceat(chunk, starts[:-1]) / np.diff(starts)[:, None]
+    return made
+
+
 def concatenated_components(tokens: Tokens, train: np.ndarray) -> np.ndarray:
     """float32 [n_texts, n_positions * 20]: each token in the first principal components of the
     training texts' tokens.
@@ -123,18 +138,30 @@ def concatenated_components(tokens: Tokens, train: np.ndarray) -> np.ndarray:
 
 
 def components_probe(
-    tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+    tokens: Tokens,
+    y: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    seed: int,
+    fresh: np.ndarray | None = None,
 ) -> dict:
-    """Logistic regression on ``concatenated_components``: val_auc, test_auc, test_f1, test_acc."""
+    """Logistic regression on ``concatenated_components``: val_auc and the scores of the test
+    rows. ``fresh``: of ``TrainTest``.
+    """
     from threadpoolctl import threadpool_limits
 
     X = concatenated_components(tokens, train)
     with threadpool_limits(1):  # thousands of small products, which threads only slow down
-        return logreg(TrainTest(X[train], y[train], X[test], y[test]), seed)
+        return logreg(TrainTest(X[train], y[train], X[test], y[test], fresh), seed)
 
 
 def attention_probe(
-    tokens: Tokens, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+    tokens: Tokens,
+    y: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    seed: int,
+    fresh: np.ndarray | None = None,
 ) -> dict:
     """One query vector weighs a text's tokens, one output vector reads their weighted mean:
     val_auc, test_auc, test_f1, test_acc.
@@ -200,6 +227,6 @@ def attention_probe(
                 break
     test_scores = scores(best[1], test)
     return {
-        **score_test_rows(y[test], (test_scores > 0).astype(np.int64), test_scores),
+        **score_test_rows(y[test], (test_scores > 0).astype(np.int64), test_scores, fresh),
         "val_auc": best[0],
     }

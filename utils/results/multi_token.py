@@ -13,7 +13,7 @@ from utils.paths import Paths
 from utils.readers.pickles import read_pickle
 from utils.results.csv_files import MADE_FROM
 from utils.results.findings import Finding, Kind
-from utils.results.tables import ResultTable
+from utils.results.tables import NEW_SCORES, ResultTable
 from utils.results.tidy import is_auc
 from utils.runtime.errors import UserError
 
@@ -21,6 +21,7 @@ COLUMNS = ("dataset", "layer", "method", "sae_id", "val_auc", "test_auc")
 POOLINGS = ("max", "mean")
 COMPONENTS = "20 components of each of 255 tokens"
 ATTENTION = "attention probe"
+LAST_TOKEN, MEAN_TOKEN = "logreg, last token", "logreg, mean over tokens"
 # Our probes on tokens follow the paper's idea and not its every step (ranking, binarising, one PCA
 # a position, penalty, training of the attention probe, rows): they stand beside its numbers.
 OURS = " (ours)"
@@ -56,6 +57,7 @@ def multi_token_table(path: Path) -> ResultTable:
         "converged",
         "n_train",
         "n_test",
+        *NEW_SCORES,
         MADE_FROM,
     )
     return ResultTable(path, (*key, *scores), key)
