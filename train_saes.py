@@ -318,18 +318,24 @@ def collect(
 def tokens_of(
     model: HookedModel, hooks: list[str], texts: list[str], n_tokens: int
 ) -> dict[str, torch.Tensor]:
-    """{hook: activations of at least ``n_tokens`` tokens of the first texts}."""
+    """{hook: activations of at least ``n_tokens`` tokens of the first texts}.
+
+    Of a causal model without each text's first token: attention rests on it, and its activations
+    are a hundred times larger than all others and say nothing of the text.
+    """
     import torch
 
+    n_left_out = 1 if model.info.pooling == "last" else 0
     token_ids, total = [], 0
     for start in range(0, len(texts), 100):
         for ids in model.tokenize(texts[start : start + 100]):
             token_ids.append(ids)
-            total += len(ids)
+            total += max(len(ids) - n_left_out, 0)
         if total >= n_tokens:
             break
     kept: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     for _, captured, mask in model.run(token_ids, f"token activations at {', '.join(hooks)}"):
+        mask[:, :n_left_out] = False
         for hook in hooks:
             kept[hook].append(captured[hook][mask].float().cpu())
     return {hook: torch.cat(parts) for hook, parts in kept.items()}

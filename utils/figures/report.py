@@ -141,7 +141,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 def _by_setting(comparison: pd.DataFrame) -> pd.DataFrame | None:
     if not len(comparison):
         return None
-    return headline(comparison).reset_index().rename(columns=COLUMNS)
+    return headline(comparison).rename_axis("contender").reset_index()
 
 
 def readable_columns(table: pd.DataFrame) -> pd.DataFrame:
