@@ -227,7 +227,7 @@ def _hedge(row: dict) -> str:
         "perhaps above": "perhaps ahead: with several comparisons it is not sure",
         "perhaps below": "perhaps behind: with several comparisons it is not sure",
         "no difference seen": f"a difference this data cannot tell from none; {visible}",
-        "too few datasets": f"{n} are too few for a verdict",
+        "too few datasets": f"{n} {'are' if row['n_datasets'] > 1 else 'is'} too few for a verdict",
     }[verdict(row)]
 
 
