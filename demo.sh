@@ -1,20 +1,7 @@
 #!/usr/bin/env bash
 # `make demo`: the main job on real data, through the same scripts and flags as any other model.
 # What is done already is not done again, so a second run takes seconds. Each stage can be run alone, as it stands here.
-set -euo pipefail
-cd "$(dirname "$0")"
-started=$SECONDS
-
-RUN=${RUN:-.venv/bin/python}
-DEVICE=${DEVICE:-auto}
-read -r -a jobs <<<"${JOBS:-}"
-folders=()
-for name in data text results figures; do
-  folder=$(tr '[:lower:]' '[:upper:]' <<<"$name")_DIR
-  [[ -z ${!folder:-} ]] || folders+=("--${name}_dir" "${!folder}")
-done
-# no stage may look for anything on a model hub
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source "$(dirname "$0")/demo_prelude.sh"
 
 model=all-MiniLM-L6-v2
 # short texts on which a model is needed, and one (96_spam_is) that words alone solve
@@ -23,8 +10,6 @@ datasets=(5_hist_fig_ismale 6_hist_fig_isamerican 7_hist_fig_ispolitician 87_glu
 ood=(5_hist_fig_ismale 6_hist_fig_isamerican 7_hist_fig_ispolitician 87_glue_cola)
 common=(--model_name "$model" ${folders[@]+"${folders[@]}"})
 sizes=(20 143)
-
-stage() { printf '\n== %s\n' "$*"; }
 
 stage 1. fetch texts and language model
 "$RUN" fetch_data.py ${folders[@]+"${folders[@]}"}

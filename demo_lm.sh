@@ -1,19 +1,7 @@
 #!/usr/bin/env bash
 # `make demo-lm`: a causal language model read as the paper reads one, at the last token of each text, through the same
 # scripts and flags. What is done already is not done again.
-set -euo pipefail
-cd "$(dirname "$0")"
-started=$SECONDS
-
-RUN=${RUN:-.venv/bin/python}
-DEVICE=${DEVICE:-auto}
-read -r -a jobs <<<"${JOBS:-}"
-folders=()
-for name in data text results figures; do
-  folder=$(tr '[:lower:]' '[:upper:]' <<<"$name")_DIR
-  [[ -z ${!folder:-} ]] || folders+=("--${name}_dir" "${!folder}")
-done
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source "$(dirname "$0")/demo_prelude.sh"
 
 model=smollm2-135m
 datasets=(5_hist_fig_ismale 6_hist_fig_isamerican 7_hist_fig_ispolitician 87_glue_cola 92_glue_sst2
@@ -21,8 +9,6 @@ datasets=(5_hist_fig_ismale 6_hist_fig_isamerican 7_hist_fig_ispolitician 87_glu
 ood=(5_hist_fig_ismale 6_hist_fig_isamerican 7_hist_fig_ispolitician 87_glue_cola)
 common=(--model_name "$model" ${folders[@]+"${folders[@]}"})
 sizes=(20 53 143)
-
-stage() { printf '\n== %s\n' "$*"; }
 
 stage 1. fetch texts and SmolLM2-135M
 "$RUN" fetch_data.py --what texts smollm2 ${folders[@]+"${folders[@]}"}

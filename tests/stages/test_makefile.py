@@ -196,8 +196,10 @@ def test_an_old_name_that_needs_a_variable_passes_it_on_or_asks_for_it(target, v
 
 
 def test_shell_scripts_pass_arguments_on_and_stop_on_errors():
-    for name in ("demo.sh", "save_sae_acts_optimized.sh", ".ci/run"):
+    for name in ("demo_prelude.sh", "save_sae_acts_optimized.sh", ".ci/run"):
         assert "set -euo pipefail" in (ROOT / name).read_text()
+    for name in ("demo.sh", "demo_lm.sh"):
+        assert 'source "$(dirname "$0")/demo_prelude.sh"' in (ROOT / name).read_text()
     shown = subprocess.run(
         ["./save_sae_acts_optimized.sh", "llama-3.1-8b", "--help"],
         capture_output=True,
