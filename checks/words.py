@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import cli
-from utils.models import get_model
+from utils.models import LanguageModel, get_model
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.comparison import NEAR, WORDS_SUFFICE, by_dataset
 from utils.results.tidy import TEXT, load_results
@@ -42,9 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    name = get_model(args.model_name, paths).name
-    tidy = load_results(paths, name, (NORMAL.name,)).tidy
-    numbers = measure(tidy, name)
+    info = get_model(args.model_name, paths)
+    tidy = load_results(paths, info.name, (NORMAL.name,)).tidy
+    numbers = measure(tidy, info)
     print(sentence(numbers))
     if args.document:
         write_json(DOCUMENT, numbers)
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def measure(tidy: pd.DataFrame, model_name: str) -> dict[str, object]:
+def measure(tidy: pd.DataFrame, info: LanguageModel) -> dict[str, object]:
     """The numbers of ``sentence``. Raises UserError where there are no probes on texts."""
     texts = tidy[(tidy["kind"] == TEXT) & (tidy["protocol"] == PROTOCOLS[0])]
     texts = texts.drop_duplicates(["dataset", "seed"])
     if not len(texts):
         raise UserError(
             "no probes on texts alone: run `python train_baselines.py --method text_only`"
-            f" --model_name {model_name}"
+            f" --model_name {info.name}"
         )
     mean = texts.groupby("dataset")[["test_auc", "test_auc_fresh"]].mean()
     numbers: dict[str, object] = {
@@ -70,11 +70,12 @@ def measure(tidy: pd.DataFrame, model_name: str) -> dict[str, object]:
         "mean_fresh": round(float(mean["test_auc_fresh"].mean()), 3),
         "n_fresh": int(mean["test_auc_fresh"].notna().sum()),
     }
-    datasets = by_dataset(tidy, PROTOCOLS[0])
+    datasets = by_dataset(tidy[tidy["layer"] == info.probe_layer], PROTOCOLS[0])
     marks = datasets["words"].dropna() if "words" in datasets else pd.Series(dtype=object)
     if len(marks):
         numbers |= {
-            "model": model_name,
+            "model": f"{info.name} at layer {info.probe_layer}",
+            "test_rows": "fresh" if (datasets["test_rows"] == "fresh").any() else "all",
             "n_compared": len(marks),
             "n_suffice": int((marks == WORDS_SUFFICE).sum()),
         }
@@ -91,8 +92,9 @@ def sentence(numbers: dict) -> str:
     )
     if "n_compared" in numbers:
         said += (
-            f" It is within {NEAR} of {numbers['model']}'s better probe, or above, on"
-            f" {numbers['n_suffice']} of {numbers['n_compared']} datasets."
+            f" It is within {NEAR} of the best probe of {numbers['model']}, or above, on"
+            f" {numbers['n_suffice']} of {numbers['n_compared']} datasets ({numbers['test_rows']}"
+            " test rows)."
         )
     return said
 

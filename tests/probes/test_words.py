@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_texts
+from conftest import MODEL, folder_flags, write_texts
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
+import train_baselines
+from checks import words
 from utils.datasets import load_dataset, load_ood
+from utils.models import get_model
 from utils.probes.baselines import METHODS, discriminant, mean_direction
 from utils.probes.controls import K_SHUFFLED, N_SHUFFLES, fit_on_shuffled_labels
 from utils.probes.k_sparse import Cs, ProbeOptions
 from utils.probes.scores import validation_folds
 from utils.probes.words import CHARACTERS, WORDS, text_only, text_rows
+from utils.results.tidy import load_results
 from utils.settings import Condition, TrainTest, split
 
 NAME = "1_first"
@@ -145,3 +151,30 @@ def test_shuffled_labels_tell_nothing_and_say_their_spread():
     assert 0.005 < row["test_auc_sd"] < 0.15
     (again,) = fit_on_shuffled_labels(sparse, [K_SHUFFLED], ProbeOptions())
     assert again["test_auc"] == row["test_auc"]
+
+
+def test_the_readme_says_what_was_measured():
+    numbers = json.loads(words.DOCUMENT.read_text(encoding="utf-8"))
+    assert words.sentence(numbers) in words.README.read_text(encoding="utf-8")
+
+
+def test_the_sentence_is_counted_from_the_tables(texts, tmp_path):
+    """One dataset, its words better than a model's probe that knows nothing."""
+    flags = ["--model_name", MODEL, *folder_flags(texts), "--n_jobs", "1"]
+    assert train_baselines.main([*flags, "--method", "text_only"]) == 0
+    tidy = load_results(texts, MODEL, ("normal",)).tidy
+    alone = words.measure(tidy, get_model(MODEL))
+    (expected,) = tidy["test_auc"]
+    assert (alone["n_datasets"], alone["mean"]) == (1, pytest.approx(expected, abs=6e-4))
+    assert "n_compared" not in alone
+    row = {"setting": "normal", "condition": "all", "dataset": NAME, "layer": 2, "seed": 42,
+           "kind": "baseline", "method": "logreg", "protocol": "paper", "val_auc": 0.9}  # fmt: skip
+    for auc, n_suffice in ((expected - 0.2, 1), (expected + 0.005, 1), (expected + 0.02, 0)):
+        model = pd.DataFrame([{**row, "test_auc": auc}])
+        both = pd.concat([tidy.assign(layer=2), model], ignore_index=True)
+        found = words.measure(both, get_model(MODEL))
+        assert (found["n_compared"], found["n_suffice"]) == (1, n_suffice)
+    copy = tmp_path / "README.md"
+    copy.write_text("before <!-- words -->old<!-- --> after")
+    words.document(copy, alone)
+    assert copy.read_text() == f"before <!-- words -->{words.sentence(alone)}<!-- --> after"

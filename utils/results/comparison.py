@@ -262,18 +262,20 @@ def _by_dataset(rows: pd.DataFrame) -> pd.DataFrame:
     tables = []
     for setting, of_setting in rows.groupby("setting", sort=False):
         picks = contenders(of_setting)
-        shared = _core(picks) if {BASELINES, PROBES} <= set(picks) else {}
+        if BASELINES not in picks:
+            continue
+        # without SAE probes the words are compared with the baselines alone
+        shared = _core(picks) if PROBES in picks else {BASELINES: picks[BASELINES]}
         for name in CONTROLS:
-            if name in picks and shared:
-                shared[name] = matched({name: picks[name], PROBES: shared[PROBES]})[name]
+            if name in picks:
+                shared[name] = matched({name: picks[name], "all": shared[BASELINES]})[name]
         means = {
             name: picked.groupby("dataset")["test_auc"].mean() for name, picked in shared.items()
         }
-        if means:
-            table = pd.DataFrame(means).rename_axis("dataset").reset_index()
-            sizes = shared[PROBES].groupby("dataset")["n_test"].mean()
-            table["n_test"] = table["dataset"].map(sizes)
-            tables.append(table.assign(setting=setting))
+        table = pd.DataFrame(means).rename_axis("dataset").reset_index()
+        sizes = shared[BASELINES].groupby("dataset")["n_test"].mean()
+        table["n_test"] = table["dataset"].map(sizes)
+        tables.append(table.assign(setting=setting))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
