@@ -271,7 +271,7 @@ def generate(paths: Paths, names: list[str], *flags: str) -> Measured:
         "--device",
         "cpu",
     ]
-    command += ["--datasets", *names, *flags]
+    command += ["--controls", "none", "--datasets", *names, *flags]
     import torch
 
     ceiling = product_rate(D_MODEL, torch.device("cpu"))

@@ -70,16 +70,24 @@ class Stage:
     table: str = ""
 
 
+NO_CONTROLS = ("--controls", "none")  # the SAEs' own cost is measured
 STAGES = (
-    Stage("generate", ["generate_sae_activations_optimized.py", "--setting", "normal"]),
+    Stage(
+        "generate",
+        ["generate_sae_activations_optimized.py", "--setting", "normal", *NO_CONTROLS],
+    ),
     Stage("baselines", ["train_baselines.py", "--method", "logreg"], "baseline normal"),
     Stage(
         "baselines, scarcity",
         ["train_baselines.py", "--method", "logreg", "--setting", "scarcity"],
         "baseline scarcity",
     ),
-    Stage("SAE probes", ["train_sae_probes.py"], "sae normal"),
-    Stage("SAE probes, scarcity", ["train_sae_probes.py", "--setting", "scarcity"], "sae scarcity"),
+    Stage("SAE probes", ["train_sae_probes.py", *NO_CONTROLS], "sae normal"),
+    Stage(
+        "SAE probes, scarcity",
+        ["train_sae_probes.py", "--setting", "scarcity", *NO_CONTROLS],
+        "sae scarcity",
+    ),
     Stage("status", ["-m", "checks.status"]),
     Stage("audit", ["-m", "checks.audit"]),
     Stage("visualize", ["visualize.py"]),
