@@ -43,7 +43,7 @@ from utils.datasets import (
     unlabelled_ood_files,
 )
 from utils.models import LanguageModel, get_model
-from utils.names import TWINS, Layer, hook_name, layer_order, sae_stem, split_twin
+from utils.names import RANDOM, TWINS, Layer, hook_name, layer_order, sae_stem, split_twin
 from utils.paths import Paths
 from utils.runtime.devices import available_memory, peak_memory, pick_device, return_freed_memory
 from utils.runtime.errors import Failures, UserError
@@ -59,7 +59,7 @@ from utils.saes.original_order import encode_dense, whole_sae, write_original_sp
 from utils.saes.plan import Job, Work, make_plan
 from utils.saes.run import Encoding, EncodingRun, Tally
 from utils.saes.store import Look, SaeFiles, made_from, stored_checks
-from utils.saes.twins import with_twins
+from utils.saes.twins import NoTwin, with_twins
 from utils.settings import NORMAL, SHIFTED, conditions, get_setting
 
 
@@ -273,6 +273,11 @@ def find_jobs(paths: Paths, wanted: Wanted, release: str | None, failures: Failu
                 continue
             path = paths.model_activations(info.name, name, hook_name(layer))
             normal, ood = todo.values()
+            # a random twin has as many active latents as its SAE in the normal setting
+            for twin in [i for i in (*normal, *ood) if split_twin(i)[1] == RANDOM]:
+                trained = split_twin(twin)[0]
+                if trained not in (*normal, *ood) and not is_done(NORMAL.name, name, trained):
+                    normal.insert(0, trained)
             n_rows = read_description(path).get("n_rows") or dataset_size(paths, name)
             n_ood_rows = dataset_facts(paths, name, ood=True).n_rows if ood else 0
             jobs.append(Job(name, layer, normal, ood, n_rows, n_ood_rows))
@@ -292,7 +297,11 @@ def open_encoders(
             first_jobs.setdefault(sae_id, job)
     for sae_id, job in first_jobs.items():
         with failures.caught():
-            encoder = open_sae(paths, info.name, sae_id, encoding.sae_release)
+            try:
+                encoder = open_sae(paths, info.name, sae_id, encoding.sae_release)
+            except NoTwin as reason:
+                print(f"left out: {reason}")
+                continue
             path = paths.model_activations(info.name, job.dataset, hook_name(job.layer))
             width = info.width_at(job.layer) or read_description(path).get("width")
             require_width(encoder, width, info.name)

@@ -35,7 +35,7 @@ from utils.results.sweep import Sweep, SweepOptions, Task
 from utils.results.tables import baseline_table, lock_tables, text_table
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
-from utils.settings import Condition, choose_conditions, get_setting, is_possible
+from utils.settings import Condition, choose_conditions, get_setting, is_possible, n_drawable
 
 # {(seed, condition): the baselines, each with its protocols}
 Wanted = dict[tuple[int, Condition], list[tuple[Baseline, list[str]]]]
@@ -110,27 +110,28 @@ def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
         title = f"words alone, {setting.name}"
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
         for dataset in datasets:
-            read = rows_with_activations(paths, info.name, dataset)
-            n_rows = dataset_size(paths, dataset) if read is None else read
-            made_from = made_now.of_texts(dataset, n_rows, setting)
-            base = {"dataset": dataset, "method": TEXT_ONLY, "n_rows": n_rows}
-            chosen = choose_conditions(
-                setting.name, *cli.rows_to_split(args, paths, dataset, n_rows)
-            )
-            wanted: Wanted = defaultdict(list)
-            for seed, condition in product(cli.seeds_of(args), chosen):
-                row = {**base, **varied(condition), "seed": seed}
-                lacking = [
-                    protocol
-                    for protocol in dict.fromkeys(args.protocol)
-                    if sweep.lacks(table, {**row, "protocol": protocol}, made_from)
-                ]
-                if lacking:
-                    wanted[seed, condition].append((PROBE, lacking))
-            if wanted:
-                sweep.add(
-                    Task(f"words of {dataset}", table, (paths, base, dict(wanted)), made_from)
+            with failures.caught(f"{dataset}: "):
+                read = rows_with_activations(paths, info.name, dataset)
+                n_rows = dataset_size(paths, dataset) if read is None else read
+                made_from = made_now.of_texts(dataset, n_rows, setting)
+                base = {"dataset": dataset, "method": TEXT_ONLY, "n_rows": n_rows}
+                chosen = choose_conditions(
+                    setting.name, *cli.rows_to_split(args, paths, dataset, n_rows)
                 )
+                wanted: Wanted = defaultdict(list)
+                for seed, condition in product(cli.seeds_of(args), chosen):
+                    row = {**base, **varied(condition), "seed": seed}
+                    lacking = [
+                        protocol
+                        for protocol in dict.fromkeys(args.protocol)
+                        if sweep.lacks(table, {**row, "protocol": protocol}, made_from)
+                    ]
+                    if lacking:
+                        wanted[seed, condition].append((PROBE, lacking))
+                if wanted:
+                    sweep.add(
+                        Task(f"words of {dataset}", table, (paths, base, dict(wanted)), made_from)
+                    )
         sweep.report()
         sweep.fill(probe_texts, failures, place)
 
@@ -228,7 +229,7 @@ def probe_dataset(
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
     for (seed, condition), baselines in wanted.items():
-        if not is_possible(condition, n_rows):
+        if not is_possible(condition, n_drawable(activations, condition)):
             continue  # fewer rows have activations than have texts
         train_test = activations.condition(condition, seed)
         n_train, n_test = len(train_test.y_train), len(train_test.y_test)

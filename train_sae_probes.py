@@ -55,7 +55,7 @@ from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import Failures, UserError
 from utils.saes.catalog import SaeChoice, choose_saes, find_sae, is_control, open_sae
-from utils.saes.encoder import Decoder
+from utils.saes.encoder import Encoder
 from utils.saes.store import SaeActivations, SaeFiles, stored_checks
 from utils.settings import (
     NORMAL,
@@ -66,6 +66,7 @@ from utils.settings import (
     choose_conditions,
     get_setting,
     is_possible,
+    n_drawable,
 )
 
 
@@ -145,7 +146,6 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
     datasets = readable(paths, names, failures, ood=setting.shifted)
     controls = cli.controls_of(args)
     probed = sources(layers, paths.saes(info.name), controls, ks)
-    probed = made_here(paths, info, setting, probed, datasets)
     table = sae_probe_table(paths.sae_probe_table(info.name, setting.name), setting.sae_column)
     with lock_tables([table]) as place:
         title = f"SAE probes, {info.name}, {setting.name}"
@@ -153,7 +153,10 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         sweep = Sweep(title, [table], SweepOptions.of(args, paths, args.n_jobs))
         # what reads the same files is one task
         together: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
+        left_out = LeftOut(paths, info, setting)
         for dataset, source in product(datasets, probed):
+            if left_out.lacks(source, dataset):
+                continue
             base = {"dataset": dataset, **source.columns}
             chosen = choose_conditions(setting.name, *cli.rows_to_split(args, paths, dataset))
             made_from = made_now.of(base, setting)
@@ -168,6 +171,7 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
             label = f"{dataset} with {read}"
             sweep.add(Task(label, table, (paths, info.name, of_files), of_files[0].made_from))
         sweep.report()
+        left_out.report()
         if sweep.tasks:
             warm_up()
         sweep.fill(probe_dataset, failures, place)
@@ -230,53 +234,63 @@ def sources(
     return probed
 
 
-def made_here(
-    paths: Paths, info: LanguageModel, setting: Setting, probed: list[Source], names: list[str]
-) -> list[Source]:
-    """The sources that can be probed, with a line for the kinds of control that cannot: they are
-    made without being asked for, and some files are not everybody's.
+class LeftOut:
+    """Controls that are made without being asked for, and whose files are not everybody's: what is
+    not there is counted and said in a line, and is no failure.
     """
-    kept: list[Source] = []
-    absent: dict[str, int] = defaultdict(int)
-    for source in probed:
-        if source.control is None or _is_there(paths, info, setting, source, names):
-            kept.append(source)
-        else:
-            absent[source.control] += 1
-    for control, n in absent.items():
-        what = {
-            "layer": "there are no model activations",
-            "twin": "`make generate-sae-acts-optimized` makes the twins' activations",
-            "latents": "their decoder or the model activations are not at hand",
-        }[CONTROLS[control].of]
-        print(f"left out: control {control} of {n} SAE{'s' if n > 1 else ''} or layers: {what}")
-    return kept
 
+    def __init__(self, paths: Paths, info: LanguageModel, setting: Setting) -> None:
+        self.paths, self.info, self.setting = paths, info, setting
+        self.absent: dict[str, int] = defaultdict(int)
+        self._decoders: dict[str, bool] = {}
 
-def _is_there(
-    paths: Paths, info: LanguageModel, setting: Setting, source: Source, names: list[str]
-) -> bool:
-    """Whether a control has its files for any of the datasets."""
-    kind, columns = CONTROLS[str(source.control)].of, source.columns
-    hook = hook_name(columns["layer"])
-    folder = SHIFTED.name if setting.shifted else NORMAL.name
-    sae_id = str(columns["sae_id"])
-    activations = any(paths.model_activations(info.name, name, hook).is_file() for name in names)
-    if kind == "layer":
-        return activations
-    if kind == "twin":
-        return any(SaeFiles(paths, info.name, folder, name, sae_id).description() for name in names)
-    if columns["method"] not in DENSE:
+    def lacks(self, source: Source, dataset: str) -> bool:
+        """Whether a control has not what it is made from."""
+        if source.control is None or self._is_there(source, dataset):
+            return False
+        self.absent[source.control] += 1
         return True
-    with suppress(UserError):
-        on_disk = find_sae(paths.saes(info.name), trained_id(sae_id)) is not None
-        return activations and on_disk and decoder_of(paths, info.name, sae_id) is not None
-    return False
+
+    def report(self) -> None:
+        for control, n in self.absent.items():
+            what = {
+                "layer": "there are no model activations",
+                "twin": "`make generate-sae-acts-optimized` makes the twins' activations",
+                "latents": "the SAE's decoder or the model activations are not at hand",
+            }[CONTROLS[control].of]
+            print(f"left out: control {control}, {n} times (an SAE or layer and a dataset): {what}")
+
+    def _is_there(self, source: Source, dataset: str) -> bool:
+        kind, columns = CONTROLS[str(source.control)].of, source.columns
+        sae_id, hook = str(columns["sae_id"]), hook_name(columns["layer"])
+        activations = all(
+            self.paths.model_activations(self.info.name, dataset, hook, ood).is_file()
+            for ood in ((False, True) if self.setting.shifted else (False,))
+        )
+        if kind == "layer":
+            return activations
+        if kind == "twin":
+            folder = SHIFTED.name if self.setting.shifted else NORMAL.name
+            return bool(SaeFiles(self.paths, self.info.name, folder, dataset, sae_id).description())
+        if columns["method"] not in DENSE:
+            return True
+        return activations and self._has_decoder(trained_id(sae_id), dataset)
+
+    def _has_decoder(self, sae_id: str, dataset: str) -> bool:
+        if sae_id not in self._decoders:
+            self._decoders[sae_id] = False
+            with suppress(UserError):
+                if find_sae(self.paths.saes(self.info.name), sae_id) is not None:
+                    encoder = encoder_of(self.paths, self.info.name, dataset, sae_id)
+                    self._decoders[sae_id] = encoder.decoder is not None
+        return self._decoders[sae_id]
 
 
-def decoder_of(paths: Paths, model_name: str, sae_id: str) -> Decoder | None:
-    """The decoder of a control's SAE."""
-    return open_sae(paths, model_name, trained_id(sae_id)).decoder
+def encoder_of(paths: Paths, model_name: str, dataset: str, sae_id: str) -> Encoder:
+    """The SAE as it encoded a dataset: with the scaling of the release that its latents are of."""
+    files = SaeFiles(paths, model_name, NORMAL.name, dataset, sae_id)
+    release = files.description().get("release")
+    return open_sae(paths, model_name, sae_id, None if release == "its files" else release)
 
 
 def published_row(base: dict, condition: Condition, k: int | None, options: ProbeOptions) -> dict:
@@ -305,7 +319,7 @@ def probe_dataset(paths: Paths, model_name: str, of_files: list[Wanted]) -> list
     for wanted in of_files:
         fit = FITS.get(wanted.base["method"], fit_sae_probes)
         for (options, condition), ks in wanted.ks.items():
-            if not is_possible(condition, len(activations.labels)):
+            if not is_possible(condition, n_drawable(activations, condition)):
                 continue  # fewer rows have activations than have texts
             for result in fit(activations.condition(condition, options.seed), ks, options):
                 made.append(
@@ -337,7 +351,8 @@ def rows_of(paths: Paths, model_name: str, base: dict, ood: bool) -> ConditionRo
     latents.require_hook(hook_name(layer))
     if method not in DENSE:
         return latents
-    return DecodedActivations(method, open_sae(paths, model_name, with_files), of_model(), latents)
+    encoder = encoder_of(paths, model_name, name, with_files)
+    return DecodedActivations(method, encoder, of_model(), latents)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,7 @@ class Stage:
 NO_CONTROLS = ("--controls", "none")  # the SAEs' own cost is measured
 STAGES = (
     Stage(
-        "generate",
-        ["generate_sae_activations_optimized.py", "--setting", "normal", *NO_CONTROLS],
+        "generate", ["generate_sae_activations_optimized.py", "--setting", "normal", *NO_CONTROLS]
     ),
     Stage("baselines", ["train_baselines.py", "--method", "logreg"], "baseline normal"),
     Stage(

@@ -123,3 +123,14 @@ def test_broken_and_doubtful_files_get_one_line(packed, paths, tmp_path):
     (tmp_path / "second.gguf").write_bytes(b"")
     with pytest.raises(UserError, match="leave one in it"):
         gguf_file(tmp_path)
+
+
+def test_nothing_of_a_users_folder_is_replaced(packed, paths):
+    """The file may lie where the model would stand, or another model may."""
+    there = paths.language_model("tiny")
+    there.mkdir(parents=True)
+    (there / "tiny.gguf").write_bytes((packed[0] / "tiny.gguf").read_bytes())
+    for source in (there / "tiny.gguf", packed[0] / "tiny.gguf"):
+        with pytest.raises(UserError, match="give the model another name"):
+            dequantise(source, there)
+    assert (there / "tiny.gguf").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,13 +104,17 @@ def rows_with_activations(paths: Paths, model_name: str, dataset: str) -> int | 
 
     Raises UserError when texts or a description cannot be read.
     """
-    files = sorted(paths.model_activations_folder(model_name).glob(f"{dataset}_*.pt"))
+    folder = paths.model_activations_folder(model_name)
+    # a dataset's name may be the beginning of another's, and hold glob's own signs
+    of_hook = re.compile(rf"{re.escape(dataset)}_(hook_embed|blocks\.\d+\..+)\.pt")
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in files if of_hook.fullmatch(file.name)]
     counts = [read_description(file).get("n_rows") for file in files]
     if not counts:
         return None
-    # files of others have all rows
-    size = dataset_facts(paths, dataset).n_rows
-    return max(size if n is None else n for n in counts)
+    if None in counts:  # files of others have all rows
+        counts.append(dataset_facts(paths, dataset).n_rows)
+    return max(n for n in counts if n is not None)
 
 
 def load_activations(

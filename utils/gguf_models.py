@@ -37,6 +37,12 @@ def dequantise(source: Path, target: Path) -> bool:
     Raises UserError when the file is broken or of a kind that transformers does not read.
     """
     made_from = {"file": source.name, "fingerprint": file_fingerprint(source)}
+    ours = (target / MADE_FROM).is_file()
+    if target.is_dir() and not ours and any(target.iterdir()):
+        raise UserError(
+            f"{source} is dequantised into {target}, where there are other files: give the model"
+            " another name, or move them away"
+        )
     with locked(target.parent, target.name):
         if _made_from(target) == made_from:
             return False

@@ -91,6 +91,9 @@ class ConditionRows(Protocol):
     @property
     def labels(self) -> np.ndarray: ...
 
+    @property
+    def texts(self) -> TextCodes | None: ...
+
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest: ...
 
 
@@ -328,6 +331,14 @@ def conditions(setting: str, n_rows: int) -> list[Condition]:
 def is_possible(condition: Condition, n_rows: int) -> bool:
     """Whether a dataset of ``n_rows`` rows has the condition."""
     return replace(condition, grouped=False) in conditions(condition.setting, n_rows)
+
+
+def n_drawable(activations: ConditionRows, condition: Condition) -> int:
+    """Rows from which a condition's are drawn: all, or in a grouped split one a text."""
+    n_rows = len(activations.labels)
+    if not condition.grouped or activations.texts is None:
+        return n_rows
+    return len(np.unique(activations.texts.rows[:n_rows]))
 
 
 def choose_conditions(

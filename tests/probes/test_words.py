@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 
 import train_baselines
 from checks import words
+from utils.activations import rows_with_activations
 from utils.datasets import load_dataset, load_ood
 from utils.models import get_model
 from utils.probes.baselines import METHODS, discriminant, mean_direction
@@ -178,3 +179,25 @@ def test_the_sentence_is_counted_from_the_tables(texts, tmp_path):
     copy.write_text("before <!-- words -->old<!-- --> after")
     words.document(copy, alone)
     assert copy.read_text() == f"before <!-- words -->{words.sentence(alone)}<!-- --> after"
+
+
+def test_texts_without_words_tell_nothing(paths):
+    write_texts(paths, [NAME], n_rows=300)
+    table = pd.read_csv(paths.texts(NAME))
+    table["prompt"] = ["!" * (i + 1) for i in range(len(table))]
+    table.to_csv(paths.texts(NAME), index=False)
+    for condition in (Condition("normal"), Condition("scarcity", 2)):
+        found = text_only(text_rows(paths, NAME, 300, ood=False).condition(condition))
+        assert found["test_auc"] == 0.5
+
+
+def test_rows_of_a_dataset_are_not_those_of_another_whose_name_begins_alike(paths):
+    folder = paths.model_activations_folder(MODEL)
+    folder.mkdir(parents=True)
+    for name, n_rows in (("mine", 5), ("mine_2", 40)):
+        path = folder / f"{name}_blocks.2.hook_resid_post.pt"
+        path.write_bytes(b"")
+        path.with_suffix(".json").write_text(json.dumps({"n_rows": n_rows}))
+    assert rows_with_activations(paths, MODEL, "mine_2") == 40
+    assert rows_with_activations(paths, MODEL, "mine") == 5
+    assert rows_with_activations(paths, MODEL, "absent") is None

@@ -11,6 +11,7 @@ import pytest
 from utils.figures.report import answers
 from utils.results.comparison import (
     Comparisons,
+    against,
     against_controls,
     by_dataset,
     by_sae,
@@ -406,3 +407,16 @@ def test_the_report_says_words_and_twins():
     assert f"{gap:.3f} AUC above their random twins" in second
     assert "surely ahead" in second
     assert third.startswith("Words suffice on 4 of 8 datasets; on the other 4 SAE probes are")
+
+
+def test_an_sae_is_compared_with_its_own_controls():
+    """Two SAEs, of which the worse one alone has a soft-frozen twin, and no random one."""
+    rows = []
+    for dataset in "abcdefgh":
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.8))
+        rows.append(probe(dataset, "sae", "sae_probe", 0.7, 0.7, k=16, sae_id="A"))
+        rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.9, k=16, sae_id="B"))
+        twin = {"k": 16, "sae_id": "A+soft_frozen"}
+        rows.append(probe(dataset, "control", "soft_frozen_probe", 0.7, 0.65, **twin))
+    (row,) = against(pd.DataFrame(rows)).to_dict("records")
+    assert (row["SAE probe"], row["control's"]) == (pytest.approx(0.7), pytest.approx(0.65))

@@ -11,12 +11,16 @@ from sae_lens import SAE
 from scipy.sparse import csr_array
 from test_formats import BUILDERS, CPU, D_MODEL, D_SAE, assert_same, ours, random_sae, rows
 
+from utils.models import get_model
 from utils.names import RANDOM, SOFT_FROZEN, twin_of
 from utils.readers.sparse_files import to_csr
-from utils.saes.catalog import open_sae
+from utils.runtime.errors import Failures
+from utils.saes.catalog import SaeChoice, choose_saes, open_sae
 from utils.saes.decode import lost, reconstruct
 from utils.saes.encode import encode_all, read_block
-from utils.saes.twins import CHUNK, RandomDirections, above, exact_cut, low_cut
+from utils.saes.encoder import SAE_LENS, Encoder
+from utils.saes.plan import Job, make_plan
+from utils.saes.twins import CHUNK, NoTwin, RandomDirections, above, exact_cut, low_cut, make_twin
 
 MODEL = "all-MiniLM-L6-v2"
 
@@ -86,20 +90,42 @@ def test_a_random_twin_has_the_saes_mean_l0_on_the_training_rows(paths, kind):
     assert np.allclose(found, np.where(plain > cut, plain, 0), atol=1e-5)
 
 
-def test_twins_of_an_sae_that_only_sae_lens_knows_have_no_biases_to_keep(paths):
-    encoder = open_sae_through_sae_lens(paths)
-    assert dense(encoder, rows(5)).shape == (5, D_SAE)
-
-
-def open_sae_through_sae_lens(paths):
+def test_an_sae_that_only_sae_lens_knows_has_a_random_twin_alone(paths):
     saved(paths, "standard")
     encoder = open_sae(paths, MODEL, "layer_2/standard")
-    from utils.saes.encoder import SAE_LENS
-    from utils.saes.twins import has_twin, make_twin
-
     whole = replace(encoder, architecture=SAE_LENS, W_enc=None)
-    assert not has_twin(whole, SOFT_FROZEN)
-    return make_twin(whole, RANDOM)
+    assert dense(make_twin(whole, RANDOM), rows(5)).shape == (5, D_SAE)
+    with pytest.raises(NoTwin, match="no soft_frozen twin"):
+        make_twin(whole, SOFT_FROZEN)
+
+
+@pytest.mark.parametrize("l0", [1, 2, 5, 40])
+def test_the_low_cut_leaves_enough_where_all_rows_share_a_mean(l0):
+    """Residual streams do; then few directions decide how many values pass."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(60, 128)) + 10 * rng.normal(size=128)
+        directions = RandomDirections((1024, 128), seed).read()
+        cut = low_cut(x, 1024, 60 * l0)
+        assert (x @ directions.T > cut).sum() >= 60 * l0
+
+
+def test_a_twin_is_no_sae_to_ask_for(paths):
+    saved(paths, "standard")
+    failures = Failures()
+    asked = SaeChoice(["layer_2/standard", "layer_2/standard+random"])
+    assert list(choose_saes(paths, get_model(MODEL), asked, failures)) == ["layer_2/standard"]
+    assert "is a control of layer_2/standard" in failures.lines[0]
+
+
+def test_a_twin_comes_behind_its_sae_whatever_the_datasets_lack():
+    a, twin = "layer_2/a", "layer_2/a+random"
+    encoder = Encoder(a, "standard", 8, 16, RandomDirections((16, 8), 0), latents_first=True)
+    jobs = [Job("d1", 2, [twin], [], 10, 0), Job("d2", 2, [a, twin], [], 10, 0)]
+    encoders = {a: encoder, twin: replace(encoder, sae_id=twin)}
+    for budget in (1 << 30, 40_000):
+        works = make_plan(jobs, encoders, CPU, budget, 1)
+        assert [i for work in works for i in work.sae_ids] == [a, twin]
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])

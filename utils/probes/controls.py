@@ -21,7 +21,7 @@ from utils.probes.baselines import METHODS, principal_components
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.saes.decode import lost, reconstruct
 from utils.saes.encoder import Encoder
-from utils.settings import SEED, Condition, ConditionRows, TrainTest
+from utils.settings import SEED, Condition, ConditionRows, TextCodes, TrainTest
 
 N_SHUFFLES = 5
 K_SHUFFLED = 16  # the k whose probes are trained on shuffled labels too
@@ -73,6 +73,10 @@ class ControlActivations:
     def labels(self) -> np.ndarray:
         return self.rows.y
 
+    @property
+    def texts(self) -> TextCodes | None:
+        return self.rows.texts
+
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         """Sparse [n, d_model], or [n, n_components] with the components of the training rows."""
         rows = self.rows.condition(condition, seed)
@@ -97,6 +101,10 @@ class DecodedActivations:
     @property
     def labels(self) -> np.ndarray:
         return self.rows.y
+
+    @property
+    def texts(self) -> TextCodes | None:
+        return self.rows.texts
 
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         made = {"reconstruction": reconstruct, "error": lost}[self.part]

@@ -65,7 +65,12 @@ def _count(texts: list[str], characters: bool) -> Counts:
     from sklearn.feature_extraction.text import CountVectorizer
 
     kinds = [WORDS, CHARACTERS] if characters else [WORDS]
-    made = [csr_array(CountVectorizer(**kind).fit_transform(texts)) for kind in kinds]
+    made = []
+    for kind in kinds:
+        try:
+            made.append(csr_array(CountVectorizer(**kind).fit_transform(texts)))
+        except ValueError:  # no text has a word
+            made.append(csr_array((len(texts), 1), dtype=np.int64))
     return Counts(*made)
 
 
@@ -89,6 +94,8 @@ def _tf_idf(train: csr_array, test: csr_array) -> tuple[csr_array, csr_array]:
     from sklearn.feature_extraction.text import TfidfTransformer
 
     known = np.unique(train.indices)
+    if not len(known):  # training texts without a word tell nothing
+        return csr_array((train.shape[0], 1)), csr_array((test.shape[0], 1))
     model = TfidfTransformer(sublinear_tf=True)
     return csr_array(model.fit_transform(train[:, known])), csr_array(
         model.transform(test[:, known])
@@ -101,7 +108,9 @@ def _in_row_span(train: csr_array, test: csr_array) -> tuple[np.ndarray, np.ndar
     """
     products = (train @ train.T).toarray()
     values, vectors = np.linalg.eigh(products)
-    kept = values > values.max(initial=1e-300) * 1e-12
+    kept = values > values.max(initial=0.0) * 1e-12
+    if not kept.any():
+        return np.zeros((train.shape[0], 1)), np.zeros((test.shape[0], 1))
     basis = vectors[:, kept] / np.sqrt(values[kept])
     return products @ basis, (test @ train.T).toarray() @ basis
 

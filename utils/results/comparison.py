@@ -47,10 +47,15 @@ def _of_method(kind: str, method: str) -> Callable[[pd.DataFrame], pd.Series]:
     return lambda rows: (rows["kind"] == kind) & (rows["method"] == method)
 
 
-def _twins(rows: pd.DataFrame) -> pd.Series:
-    """Probes of the trained SAEs that an untrained one has its shape from."""
-    random = rows.loc[rows["method"] == "random_sae_probe", "sae_id"].dropna().unique()
-    return (rows["kind"] == SAE) & rows["sae_id"].isin([trained_id(str(name)) for name in random])
+def _with_control(method: str) -> Callable[[pd.DataFrame], pd.Series]:
+    """Probes of the trained SAEs that have a control of a method."""
+
+    def rows_of(rows: pd.DataFrame) -> pd.Series:
+        controls = rows.loc[rows["method"] == method, "sae_id"].dropna().unique()
+        own = [trained_id(str(name)) for name in controls]
+        return (rows["kind"] == SAE) & rows["sae_id"].isin(own)
+
+    return rows_of
 
 
 BASELINES, PROBES = "quiver_baselines", "sae_only"  # who is always compared
@@ -62,7 +67,9 @@ CONTENDERS: dict[str, Contender] = {
         Contender(PROBES, "SAE probe", _of_kind(SAE)),
         Contender("logreg", "logreg", _of_method(BASELINE, "logreg")),
         Contender(TEXT_ONLY, "text only", _of_kind(TEXT), control=True),
-        Contender("twin_sae", "SAEs that have a twin", _twins, control=True),
+        Contender(
+            "twin_sae", "SAEs that have a twin", _with_control("random_sae_probe"), control=True
+        ),
         Contender("random_sae", "random twin", _of_method(CONTROL, "random_sae_probe"), True),
         Contender(
             "soft_frozen", "soft-frozen twin", _of_method(CONTROL, "soft_frozen_probe"), True
@@ -79,6 +86,14 @@ TITLES = {name: contender.title for name, contender in CONTENDERS.items()}
 CORE = tuple(name for name, contender in CONTENDERS.items() if not contender.control)
 CONTROLS = tuple(name for name, contender in CONTENDERS.items() if contender.control)
 TWIN_CONTENDERS = ("random_sae", "soft_frozen")
+# the method of a control that belongs to one SAE, with which that SAE is compared
+OF_ONE_SAE = {
+    "random_sae": "random_sae_probe",
+    "soft_frozen": "soft_frozen_probe",
+    "reconstruction": "reconstruction",
+    "error": "error",
+    "shuffled": "shuffled_labels",
+}
 DECISION = ["setting", "condition", "dataset", "layer", "seed"]
 ALL = "all"
 COLUMNS = (
@@ -207,17 +222,20 @@ def on_fresh_where_known(tidy: pd.DataFrame) -> pd.DataFrame:
 def against(tidy: pd.DataFrame) -> pd.DataFrame:
     """The SAE probe against each control, over all conditions: a row a setting, protocol and
     control, matched; columns setting, protocol, control, both mean test AUCs and those of
-    ``describe_difference``. An SAE is compared with its own twins.
+    ``describe_difference``. An SAE is compared with its own controls.
     """
     rows = []
     for setting, of_setting in tidy.groupby("setting", sort=False):
         for protocol in protocols(of_setting):
-            picks = contenders(of_protocol(of_setting, protocol))
+            of_shown = of_protocol(of_setting, protocol)
+            picks = contenders(of_shown)
             for name in CONTROLS:
                 if name == "twin_sae" or name not in picks or PROBES not in picks:
                     continue
-                own = "twin_sae" if name in TWIN_CONTENDERS and "twin_sae" in picks else PROBES
-                sides = matched({"sae": picks[own], "control": picks[name]})
+                own = picks[PROBES]
+                if name in OF_ONE_SAE:
+                    own = pick(of_shown[_with_control(OF_ONE_SAE[name])(of_shown)])
+                sides = matched({"sae": own[picks[PROBES].columns], "control": picks[name]})
                 if len(sides["sae"]):
                     what = {"setting": setting, "protocol": protocol, "control": name}
                     both = _side_by_side(sides["sae"], sides["control"], ("SAE probe", "control's"))
@@ -560,6 +578,8 @@ def at_fixed_k(tidy: pd.DataFrame, protocol: str, ks: tuple[int, ...] = KS_OTHER
     columns: dict[tuple[str, str], dict[str, float]] = {}
     for setting, of_setting in rows.groupby("setting", sort=False):
         masks = {name: contender.rows(of_setting) for name, contender in CONTENDERS.items()}
+        if masks["twin_sae"].any():  # the same SAEs on both sides
+            masks[PROBES] = masks["twin_sae"]
         for k in ks:
             means = {
                 name: of_setting[masks[name] & (of_setting["k"] == k)]

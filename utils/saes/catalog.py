@@ -105,6 +105,11 @@ def choose_saes(
     refused = Failures()
     for sae_id in sae_ids:
         with refused.caught():
+            trained, control = split_twin(sae_id)
+            if control:
+                raise UserError(
+                    f"{sae_id} is a control of {trained}: name that SAE, and --controls {control}"
+                )
             other = stems[sae_stem(sae_id)]
             if other != sae_id:
                 raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from utils.names import Layer, layer_order
+from utils.names import Layer, layer_order, split_twin
 from utils.runtime.errors import UserError
 from utils.saes.encode import block_size, rows_per_product
 from utils.saes.encoder import SAE_LENS, Encoder
@@ -93,6 +93,8 @@ def make_plan(
         sae_ids = [
             i for i in dict.fromkeys(i for job in of_layer for i in job.sae_ids) if i in encoders
         ]
+        # a twin's cut needs what its SAE has active
+        sae_ids.sort(key=lambda sae_id: split_twin(sae_id)[1] is not None)
         limits = _Limits(encoders, device, budget, batch_size)
         for group in _groups(sae_ids, of_layer, limits):
             mine = [job for job in of_layer if set(job.sae_ids) & set(group)]

@@ -299,10 +299,12 @@ class EncodingRun:
             return known
         files = SaeFiles(self.paths, self.info.name, NORMAL.name, loaded.job.dataset, sae_id)
         path = files.path("X_train_sae")
-        if not files.description():
+        release = release_used(self.paths, self.info, sae_id, self.sae_release)
+        now = made_from(files, hook_name(loaded.job.layer), release, self._look)
+        if not (files.description() and files.is_done(now)):
             raise UserError(
                 f"{loaded.job.dataset}: a twin has as many active latents as its SAE, {sae_id},"
-                " which is not encoded in the normal setting: do that first, or both together"
+                " which is not encoded in the normal setting as it is now: encode both again"
             )
         return int(load_sparse(path, "make it again").nnz)
 

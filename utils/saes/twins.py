@@ -18,11 +18,11 @@ import numpy as np
 from utils.names import RANDOM, SOFT_FROZEN, Layer, twin_of
 from utils.readers.sparse_files import SparseRows
 from utils.readers.weight_files import WeightArray
+from utils.runtime.errors import UserError
 from utils.saes.encoder import SAE_LENS, Encoder
 
 TWIN_RULES = 1  # raised when the twin of the same SAE comes out otherwise
 CHUNK = 256  # directions drawn together: any block of them is the same whatever its bounds
-SPARE = 2.0  # times the latents wanted that are kept until the exact cut is known
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,26 @@ class RandomDirections:
         return self.read()[:, start:stop]
 
 
+class NoTwin(UserError):
+    """There is no twin of this kind."""
+
+
 def make_twin(encoder: Encoder, kind: str) -> Encoder:
-    """The twin of an SAE's encoder, of ``kind`` RANDOM or SOFT_FROZEN."""
+    """The twin of an SAE's encoder, of ``kind`` RANDOM or SOFT_FROZEN.
+
+    Raises NoTwin where there is none.
+    """
+    if not has_twin(encoder, kind):
+        raise NoTwin(
+            f"{encoder.sae_id} has no {kind} twin: SAELens encodes it as a whole, and its biases"
+            " are not known here"
+        )
     directions = RandomDirections(
         (encoder.d_sae, encoder.d_model), zlib.crc32(f"{encoder.sae_id} {kind}".encode())
     )
     sae_id = twin_of(encoder.sae_id, kind)
-    if kind == SOFT_FROZEN and encoder.W_enc is not None:
+    if kind == SOFT_FROZEN:
+        assert encoder.W_enc is not None
         as_trained = replace(directions, like=encoder.W_enc, latents_first=encoder.latents_first)
         return replace(encoder, sae_id=sae_id, W_enc=as_trained, latents_first=True, decoder=None)
     topk = encoder.architecture == "topk"
@@ -110,17 +123,19 @@ def with_twins(layers: dict[str, Layer], kinds: list[str]) -> dict[str, Layer]:
 
 
 def low_cut(x: np.ndarray, d_sae: int, n_wanted: int) -> float:
-    """A cut that about ``SPARE * n_wanted`` values of rows x [n_rows, d_model] on ``d_sae`` random
-    directions exceed.
+    """A cut that surely more than ``n_wanted`` values of rows x [n_rows, d_model] on ``d_sae``
+    random directions exceed: twice as many a row, and six deviations more.
 
     A row's values are normal, of deviation |x| / sqrt(d_model): the mean of the rows' tails is what
-    the cut sets.
+    the cut sets. Rows that share a large mean share the few directions that see it, so the number
+    varies as that of one row does.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
 
     deviations = np.linalg.norm(x.astype(np.float64), axis=1) / np.sqrt(x.shape[1])
-    share = SPARE * n_wanted / (len(x) * d_sae)
+    doubled = 2 * n_wanted / len(x)
+    share = (doubled + 6 * doubled**0.5 + 6) / d_sae
     if share >= 0.5 or not deviations.any():
         return 0.0
     deviations = np.maximum(deviations, 1e-30)
