@@ -26,7 +26,7 @@ FLOORS = (
     ("results",),
     ("probes",),
     ("saes",),
-    ("language_models", "activations", "cli", "text_checks"),
+    ("language_models", "gguf_models", "activations", "cli", "text_checks"),
     ("datasets", "models"),
     ("readers",),
     ("paths",),

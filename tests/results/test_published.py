@@ -131,7 +131,7 @@ def test_every_figure_whose_table_is_there_is_drawn(published, model, n_figures,
     left_out = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: figure")
     ]
-    assert len(left_out) + n_figures == 19
+    assert len(left_out) + n_figures == 22
     page = (published.figures(model) / "report.html").read_text()
     assert "<h2>Audit</h2>" in page
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere

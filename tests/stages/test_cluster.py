@@ -132,11 +132,13 @@ def run_all(paths: Paths, *flags: str) -> None:
     assert generate_model_activations.main([*common, "--layers", "2"]) == 0
     assert generate_sae_activations_optimized.main(common) == 0
     probing = [*common, "--n_jobs", "1"]
+    controls = ["--controls", "random"]
     assert train_baselines.main([*probing, "--layer", "2", "--method", "logreg,knn"]) == 0
     assert (
-        train_sae_probes.main([*probing, "--setting", "scarcity", "--conditions", "10", "38"]) == 0
+        train_sae_probes.main([*probing, "--setting", "scarcity", "--conditions", "10", *controls])
+        == 0
     )
-    assert train_sae_probes.main([*probing, "--setting", "OOD"]) == 0
+    assert train_sae_probes.main([*probing, "--setting", "OOD", *controls]) == 0
 
 
 def made(paths: Paths) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtr
 
 from utils.names import RANDOM, SOFT_FROZEN, Layer, twin_of
 from utils.readers.sparse_files import SparseRows
@@ -130,20 +131,17 @@ def low_cut(x: np.ndarray, d_sae: int, n_wanted: int) -> float:
     the cut sets. Rows that share a large mean share the few directions that see it, so the number
     varies as that of one row does.
     """
-    from scipy.optimize import brentq
-    from scipy.stats import norm
-
-    deviations = np.linalg.norm(x.astype(np.float64), axis=1) / np.sqrt(x.shape[1])
+    deviations = np.linalg.norm(x, axis=1).astype(np.float64) / np.sqrt(x.shape[1])
     doubled = 2 * n_wanted / len(x)
     share = (doubled + 6 * doubled**0.5 + 6) / d_sae
     if share >= 0.5 or not deviations.any():
         return 0.0
     deviations = np.maximum(deviations, 1e-30)
-    return float(
-        brentq(
-            lambda cut: norm.sf(cut / deviations).mean() - share, 0.0, 40 * float(deviations.max())
-        )
-    )
+    low, high = 0.0, 40 * float(deviations.max())
+    for _ in range(60):  # the tails fall as the cut rises
+        cut = (low + high) / 2
+        low, high = (cut, high) if ndtr(-cut / deviations).mean() > share else (low, cut)
+    return low
 
 
 def exact_cut(rows: SparseRows, train: np.ndarray, n_wanted: int) -> float:
