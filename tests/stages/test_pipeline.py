@@ -456,9 +456,10 @@ def test_figures_do_not_depend_on_the_users_matplotlib(done, tmp_path):
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "MATPLOTLIBRC": str(rc),
     }
-    assert visualize.main(["--model_name", MODEL, *folder_flags(paths)]) == 0
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "OOD"]
+    assert visualize.main(flags) == 0
     ours = {p.name: p.read_bytes() for p in paths.figures(MODEL).glob("settings*.png")}
-    command = [sys.executable, "visualize.py", "--model_name", MODEL, *folder_flags(paths)]
+    command = [sys.executable, "visualize.py", *flags]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "cannot be drawn" not in run.stdout
