@@ -22,7 +22,7 @@ from dataclasses import replace
 from itertools import product
 
 from utils import cli
-from utils.activations import ModelRows, load_rows, rows_with_activations
+from utils.activations import ModelRows, load_rows, n_rows_to_split, rows_with_activations
 from utils.datasets import choose_datasets, dataset_size, readable
 from utils.models import get_model
 from utils.names import Layer, hook_name
@@ -31,7 +31,7 @@ from utils.probes.baselines import METHODS, Baseline, Machine, methods_of, trees
 from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.words import PROBE, TEXT_ONLY, text_rows
 from utils.results.sources import Sources
-from utils.results.sweep import Sweep, SweepOptions, Task
+from utils.results.sweep import Sweep, SweepOptions, Task, conditions_asked
 from utils.results.tables import baseline_table, lock_tables, text_table
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
@@ -104,6 +104,7 @@ def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
     info, setting = get_model(args.model_name, paths), get_setting(args.setting)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
+    grouped = cli.is_grouped(args)
     table = text_table(paths.text_table(setting.name), setting.sae_column)
     with lock_tables([table]) as place:
         made_now = Sources(paths, info.name)
@@ -115,9 +116,8 @@ def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
                 n_rows = dataset_size(paths, dataset) if read is None else read
                 made_from = made_now.of_texts(dataset, n_rows, setting)
                 base = {"dataset": dataset, "method": TEXT_ONLY, "n_rows": n_rows}
-                chosen = choose_conditions(
-                    setting.name, *cli.rows_to_split(args, paths, dataset, n_rows)
-                )
+                n_drawn = n_rows_to_split(paths, info.name, dataset, True) if grouped else n_rows
+                chosen = choose_conditions(setting.name, n_drawn, args.conditions, grouped)
                 wanted: Wanted = defaultdict(list)
                 for seed, condition in product(cli.seeds_of(args), chosen):
                     row = {**base, **varied(condition), "seed": seed}
@@ -180,12 +180,12 @@ def train_on_activations(
         made_now = Sources(paths, info.name)
         sweep = Sweep(title, tables.values(), SweepOptions.of(args, paths, args.n_jobs))
         todo: list[Task] = []
+        chosen_of = conditions_asked(args, paths, info.name, datasets)
         for layer, dataset in product(tables, datasets):
-            chosen = choose_conditions(setting.name, *cli.rows_to_split(args, paths, dataset))
             row = {"dataset": dataset, "layer": layer, "method": ""}
             made_from = made_now.of(row, setting)
             wanted: Wanted = defaultdict(list)
-            for seed, condition, method in product(seeds, chosen, methods):
+            for seed, condition, method in product(seeds, chosen_of[dataset], methods):
                 row = row_of(dataset, layer, condition, method, seed)
                 lacking = [
                     protocol

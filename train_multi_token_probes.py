@@ -69,7 +69,7 @@ from utils.saes.catalog import (
     sae_fingerprint,
 )
 from utils.saes.encode import encode_all, read_block
-from utils.settings import NORMAL, SPLIT_RULES, Condition, Split, TextCodes, split
+from utils.settings import NORMAL, SPLIT_RULES, Condition, TextCodes, split
 
 if TYPE_CHECKING:
     import torch
@@ -199,9 +199,8 @@ def probe_dataset(
     n_rows = min(reading.max_rows, dataset_size(paths, name))
     dataset = load_dataset(paths, name)
     tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
-    codes = text_codes(paths, name, ood=False)
-    drawn = split(Condition(NORMAL.name), dataset.labels[:n_rows], reading.seed)
-    made = probe_tokens(paths, info.name, tokens, (drawn, codes), wanted, reading)
+    told = (dataset.labels[:n_rows], text_codes(paths, name, ood=False))
+    made = probe_tokens(paths, info.name, tokens, told, wanted, reading)
     return [
         {
             **base_row(name, info.probe_layer, method, sae_id, reading.seed),
@@ -251,16 +250,17 @@ def probe_tokens(
     paths: Paths,
     model_name: str,
     tokens: Tokens,
-    rows: tuple[Split, TextCodes],
+    told: tuple[np.ndarray, TextCodes],
     wanted: Collection[tuple[str, str]],
     reading: ReadAndProbe,
 ) -> list[tuple[tuple[str, str | None], dict]]:
-    """((method, sae_id), scores) of each wanted probe on a split of these texts."""
+    """((method, sae_id), scores) of each wanted probe on the normal split of these texts; ``told``:
+    their labels [n_texts], and numbers that tell them apart.
+    """
     import torch
 
-    drawn, codes = rows
-    y = np.empty(len(tokens), dtype=np.int64)
-    y[drawn.train], y[drawn.test] = drawn.y_train, drawn.y_test
+    y, codes = told
+    drawn = split(Condition(NORMAL.name), y, reading.seed)
     fresh = drawn.fresh(codes)
     sizes = {"n_train": len(drawn.train), "n_test": len(drawn.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []

@@ -50,7 +50,7 @@ from utils.probes.k_sparse import (
 from utils.probes.l1_path import warm_up
 from utils.results import saebench
 from utils.results.sources import Sources
-from utils.results.sweep import Sweep, SweepOptions, Task
+from utils.results.sweep import Sweep, SweepOptions, Task, conditions_asked
 from utils.results.tables import lock_tables, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import Failures, UserError
@@ -63,7 +63,6 @@ from utils.settings import (
     Condition,
     ConditionRows,
     Setting,
-    choose_conditions,
     get_setting,
     is_possible,
     n_drawable,
@@ -154,15 +153,15 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
         # what reads the same files is one task
         together: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
         left_out = LeftOut(paths, info, setting)
+        chosen_of = conditions_asked(args, paths, info.name, datasets)
         for dataset, source in product(datasets, probed):
             if left_out.lacks(source, dataset):
                 continue
             base = {"dataset": dataset, **source.columns}
-            chosen = choose_conditions(setting.name, *cli.rows_to_split(args, paths, dataset))
             made_from = made_now.of(base, setting)
             wanted = defaultdict(list)
             of_source = list(dict.fromkeys(map(source.options, options)))
-            for option, condition, k in product(of_source, chosen, source.ks):
+            for option, condition, k in product(of_source, chosen_of[dataset], source.ks):
                 if sweep.lacks(table, published_row(base, condition, k, option), made_from):
                     wanted[option, condition].append(k)
             if wanted:

@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ from utils.settings import NORMAL, Condition, split
 
 if TYPE_CHECKING:
     import torch
+    from sae_lens import TopKTrainingSAE
 
 BATCH = 512  # activations in a step
 LEARNING_RATE = 1e-3
@@ -150,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as locks:
         for layer in layers:
             locks.enter_context(locked(paths.saes(info.name), layer_folder(layer)))
+        training = replace(training, device=pick_device(args.device))
         texts = training_texts(paths, info.name, training)
         hooks = [hook_name(layer) for layer in dict.fromkeys(layer for layer, _ in todo)]
         model = HookedModel(info, hooks, paths, training.device)
@@ -188,7 +190,7 @@ class Training:
             args.n_epochs or N_EPOCHS[on],
             args.max_characters,
             args.seed,
-            pick_device(args.device),
+            args.device,
         )
 
     def chosen(self) -> list[str] | None:
@@ -351,13 +353,33 @@ def batches(activations: torch.Tensor, generator: torch.Generator) -> Iterator[t
             yield activations[order[start : start + BATCH]]
 
 
+def fitted(sae: TopKTrainingSAE, rows: torch.Tensor, training: Training) -> TopKTrainingSAE:
+    """The SAE trained on rows [n, d_model]."""
+    import torch
+    from sae_lens import SAETrainer
+    from sae_lens.config import SAETrainerConfig
+
+    generator = torch.Generator().manual_seed(training.seed)
+    n_samples = max(int(len(rows) * training.n_epochs), BATCH)
+    how = SAETrainerConfig(
+        total_training_samples=n_samples // BATCH * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE / 10,
+        lr_warm_up_steps=20,
+        lr_decay_steps=n_samples // BATCH // 5,
+        device=training.device,
+        dead_feature_window=100,
+    )
+    return SAETrainer(how, sae, batches(rows, generator)).fit()
+
+
 def make_sae(
     activations: torch.Tensor, folder: Path, wanted: SaeToTrain, training: Training
 ) -> None:
     """Make one SAE, and move its finished folder into place."""
     import torch
-    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
     torch.manual_seed(training.seed)
@@ -381,21 +403,7 @@ def make_sae(
     sae = TopKTrainingSAE(cfg)
     with torch.no_grad():
         sae.b_dec.copy_(mean * scale)
-    generator = torch.Generator().manual_seed(training.seed)
-    scaled = rows * scale
-    n_samples = max(int(len(rows) * training.n_epochs), BATCH)
-    trainer_cfg = SAETrainerConfig(
-        total_training_samples=n_samples // BATCH * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=LEARNING_RATE,
-        lr_end=LEARNING_RATE / 10,
-        lr_warm_up_steps=20,
-        lr_decay_steps=n_samples // BATCH // 5,
-        device=training.device,
-        dead_feature_window=100,
-    )
-    trainer = SAETrainer(trainer_cfg, sae, batches(scaled, generator))
-    sae = trainer.fit()
+    sae = fitted(sae, rows * scale, training)
     sae.fold_activation_norm_scaling_factor(scale)
     figures = measure(sae, held_out.to(training.device))
     with atomic_folder(folder) as temporary:

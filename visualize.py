@@ -12,7 +12,6 @@ missing is left out, with a line that says so.
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +26,7 @@ from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.audit import audit
-from utils.results.calibration import in_sentences
+from utils.results.calibration import in_sentences, read_summary
 from utils.results.comparison import (
     Comparisons,
     against_controls,
@@ -144,8 +143,8 @@ def made_here(tidy: pd.DataFrame) -> bool:
 
 def calibration(paths: Paths) -> str:
     """What checks.calibrate found, in sentences; "" where it was not run, or its file is broken."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return in_sentences(json.loads(paths.calibration()[1].read_text(encoding="utf-8")))
+    with suppress(KeyError, TypeError, ValueError):
+        return in_sentences(read_summary(paths))
     return ""
 
 

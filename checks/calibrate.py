@@ -15,7 +15,6 @@ results/calibration.json, which visualize.py shows in its report.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from utils import cli
 from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.readers.sparse_files import to_csr
-from utils.results.calibration import in_sentences
+from utils.results.calibration import in_sentences, read_summary
 from utils.results.statistics import describe_difference, verdict, visible_in_deviations
 from utils.runtime.files import atomic_path, write_json
 from utils.runtime.progress import progress
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     table_path, summary_path = paths.calibration()
-    known = read_summary(summary_path) if table_path.is_file() else {}
+    known = read_summary(paths) if table_path.is_file() else {}
     if known.get("made_by") != {"seed": args.seed, "rules": RULES} or args.overwrite:
         world = World.of(args.seed)
         ordered = order_of_saes(world)
@@ -83,15 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     print(pd.read_csv(table_path).to_string(index=False, float_format="{:.3f}".format))
     print(in_sentences(known))
     return 0
-
-
-def read_summary(path: Path) -> dict:
-    """What an earlier run found; {} where there is none, or none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from utils.datasets import (
     MAX_ROWS,
     Dataset,
     dataset_facts,
+    dataset_size,
     load_dataset,
     load_ood,
     text_codes,
@@ -115,6 +116,18 @@ def rows_with_activations(paths: Paths, model_name: str, dataset: str) -> int | 
     if None in counts:  # files of others have all rows
         counts.append(dataset_facts(paths, dataset).n_rows)
     return max(n for n in counts if n is not None)
+
+
+def n_rows_to_split(paths: Paths, model_name: str, dataset: str, grouped: bool) -> int:
+    """Rows of a dataset from which a split can draw; ``grouped``: one a text, of those that have
+    activations.
+    """
+    n_rows = dataset_size(paths, dataset)
+    if not grouped:
+        return n_rows
+    read = rows_with_activations(paths, model_name, dataset)
+    codes = text_codes(paths, dataset, ood=False).rows
+    return len(np.unique(codes[: n_rows if read is None else read]))
 
 
 def load_activations(

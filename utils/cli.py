@@ -12,10 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from utils.activations import rows_with_activations
-from utils.datasets import dataset_size, text_codes
 from utils.models import DEFAULT_MODEL
 from utils.names import HOOK_POINTS, Layer, hook_name, parse_layer
 from utils.paths import Paths
@@ -207,19 +203,8 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rows_to_split(
-    args: argparse.Namespace, paths: Paths, dataset: str, n_rows: int | None = None
-) -> tuple[int, list[float] | None, bool]:
-    """(rows of a dataset from which a split can draw, the conditions asked for, whether the split
-    is grouped): what ``choose_conditions`` wants to know.
-    """
-    grouped = args.split != SPLITS[0]
-    size = dataset_size(paths, dataset) if n_rows is None else n_rows
-    if grouped:
-        read = rows_with_activations(paths, args.model_name, dataset)
-        size = min(size, size if read is None else read)
-        size = len(np.unique(text_codes(paths, dataset, ood=False).rows[:size]))
-    return size, args.conditions, grouped
+def is_grouped(args: argparse.Namespace) -> bool:
+    return bool(args.split != SPLITS[0])
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

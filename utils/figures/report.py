@@ -174,13 +174,6 @@ def _is_random_twin(control: str) -> bool:
     return split_twin(control)[1] == RANDOM or "random_" in control
 
 
-def short_controls(controls: pd.DataFrame) -> pd.DataFrame:
-    """The table of controls as it is printed: who, both AUCs, and in how many datasets."""
-    columns = ["k", "SAE", "control", "SAE probe", "control's", "mean_difference", "wins"]
-    columns += ["losses", "n_datasets", "n_empty"]
-    return twins(controls)[columns].rename(columns=COLUMNS)
-
-
 def answers(tables: Comparisons) -> list[dict[str, Any]]:
     """For each setting, in sentences: who is ahead, how sure that is, and what could have been
     seen; on fresh test rows where they are known; then against words alone and the random twin.

@@ -37,6 +37,7 @@ from utils.probes.baselines import looks
 from utils.results.comparison import (
     ALL,
     BASELINES,
+    CONTROL_OF,
     CONTROLS,
     CORE,
     DECISION,
@@ -49,13 +50,6 @@ from utils.results.tidy import BASELINE, CONTROL, SAE
 from utils.runtime.units import short_number
 from utils.settings import NORMAL, get_setting
 
-# of the method of a control's rows, who it is in LOOKS
-CONTROL_OF = {
-    "random_sae_probe": "random_sae",
-    "soft_frozen_probe": "soft_frozen",
-    "raw_dims": "raw_dims",
-    "pca_dims": "pca_dims",
-}
 SHUFFLED = "shuffled_labels"  # made at one k alone: no curve
 MOST_CURVES = 8  # of SAEs: more are one curve, with their range
 MOST_PANELS = 12  # of datasets

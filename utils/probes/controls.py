@@ -59,15 +59,11 @@ def control_id(control: str, layer: Layer) -> str:
     return f"{layer_folder(layer)}/{control}"
 
 
-class ControlActivations:
-    """Rows of one dataset as a control of a layer sees them, in the form of
-    ``settings.ConditionRows``.
+class _OfModelRows:
+    """What is made of a dataset's model activations, row by row."""
 
-    ``control``: raw_dims or pca_dims; ``rows``: the model activations that the SAEs read.
-    """
-
-    def __init__(self, control: str, rows: ModelRows) -> None:
-        self.control, self.rows = control, rows
+    def __init__(self, rows: ModelRows) -> None:
+        self.rows = rows
 
     @property
     def labels(self) -> np.ndarray:
@@ -76,6 +72,18 @@ class ControlActivations:
     @property
     def texts(self) -> TextCodes | None:
         return self.rows.texts
+
+
+class ControlActivations(_OfModelRows):
+    """Rows of one dataset as a control of a layer sees them, in the form of
+    ``settings.ConditionRows``.
+
+    ``control``: raw_dims or pca_dims; ``rows``: the model activations that the SAEs read.
+    """
+
+    def __init__(self, control: str, rows: ModelRows) -> None:
+        super().__init__(rows)
+        self.control = control
 
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         """Sparse [n, d_model], or [n, n_components] with the components of the training rows."""
@@ -87,7 +95,7 @@ class ControlActivations:
         return replace(rows, X_train=X_train, X_test=X_test)
 
 
-class DecodedActivations:
+class DecodedActivations(_OfModelRows):
     """Rows of one dataset as an SAE gives them back, or what it loses of them, dense [n, d_model].
 
     ``part``: "reconstruction" or "error"; ``rows`` and ``latents``: of the same dataset.
@@ -96,15 +104,8 @@ class DecodedActivations:
     def __init__(
         self, part: str, encoder: Encoder, rows: ModelRows, latents: ConditionRows
     ) -> None:
-        self.part, self.encoder, self.rows, self.latents = part, encoder, rows, latents
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.rows.y
-
-    @property
-    def texts(self) -> TextCodes | None:
-        return self.rows.texts
+        super().__init__(rows)
+        self.part, self.encoder, self.latents = part, encoder, latents
 
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         made = {"reconstruction": reconstruct, "error": lost}[self.part]

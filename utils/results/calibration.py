@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 
 from utils.paths import Paths
@@ -17,6 +19,15 @@ def read_calibration(paths: Paths) -> pd.DataFrame:
     path, _ = paths.calibration()
     table = read_table(path) if path.is_file() else pd.DataFrame()
     return table if set(COLUMNS) <= set(table.columns) else pd.DataFrame(columns=list(COLUMNS))
+
+
+def read_summary(paths: Paths) -> dict:
+    """What an earlier run found; {} where there is none, or none that can be read."""
+    try:
+        content = json.loads(paths.calibration()[1].read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def in_sentences(summary: dict) -> str:

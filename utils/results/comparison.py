@@ -31,12 +31,14 @@ class Contender:
     """Who is compared: its name in tables and figures, and which rows are its probes.
 
     ``control``: stands for what an SAE did not learn, and takes no decision from the others.
+    ``method``: of a control's rows in result tables.
     """
 
     name: str
     title: str
     rows: Callable[[pd.DataFrame], pd.Series]
     control: bool = False
+    method: str | None = None
 
 
 def _of_kind(*kinds: str) -> Callable[[pd.DataFrame], pd.Series]:
@@ -58,6 +60,10 @@ def _with_control(method: str) -> Callable[[pd.DataFrame], pd.Series]:
     return rows_of
 
 
+def _control(name: str, title: str, method: str) -> Contender:
+    return Contender(name, title, _of_method(CONTROL, method), control=True, method=method)
+
+
 BASELINES, PROBES = "quiver_baselines", "sae_only"  # who is always compared
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
@@ -70,30 +76,20 @@ CONTENDERS: dict[str, Contender] = {
         Contender(
             "twin_sae", "SAEs that have a twin", _with_control("random_sae_probe"), control=True
         ),
-        Contender("random_sae", "random twin", _of_method(CONTROL, "random_sae_probe"), True),
-        Contender(
-            "soft_frozen", "soft-frozen twin", _of_method(CONTROL, "soft_frozen_probe"), True
-        ),
-        Contender("raw_dims", "raw dimensions", _of_method(CONTROL, "raw_dims"), True),
-        Contender("pca_dims", "principal components", _of_method(CONTROL, "pca_dims"), True),
-        Contender("reconstruction", "SAE reconstruction", _of_method(CONTROL, "reconstruction"),
-                  True),
-        Contender("error", "SAE error", _of_method(CONTROL, "error"), True),
-        Contender("shuffled", "shuffled labels", _of_method(CONTROL, "shuffled_labels"), True),
+        _control("random_sae", "random twin", "random_sae_probe"),
+        _control("soft_frozen", "soft-frozen twin", "soft_frozen_probe"),
+        _control("raw_dims", "raw dimensions", "raw_dims"),
+        _control("pca_dims", "principal components", "pca_dims"),
+        _control("reconstruction", "SAE reconstruction", "reconstruction"),
+        _control("error", "SAE error", "error"),
+        _control("shuffled", "shuffled labels", "shuffled_labels"),
     )
-}  # fmt: skip
+}
 TITLES = {name: contender.title for name, contender in CONTENDERS.items()}
 CORE = tuple(name for name, contender in CONTENDERS.items() if not contender.control)
 CONTROLS = tuple(name for name, contender in CONTENDERS.items() if contender.control)
-TWIN_CONTENDERS = ("random_sae", "soft_frozen")
-# the method of a control that belongs to one SAE, with which that SAE is compared
-OF_ONE_SAE = {
-    "random_sae": "random_sae_probe",
-    "soft_frozen": "soft_frozen_probe",
-    "reconstruction": "reconstruction",
-    "error": "error",
-    "shuffled": "shuffled_labels",
-}
+# of the method of a control's rows, its name here
+CONTROL_OF = {of.method: name for name, of in CONTENDERS.items() if of.method is not None}
 DECISION = ["setting", "condition", "dataset", "layer", "seed"]
 ALL = "all"
 COLUMNS = (
@@ -215,6 +211,8 @@ def on_score(tidy: pd.DataFrame, score: str) -> pd.DataFrame:
 def on_fresh_where_known(tidy: pd.DataFrame) -> pd.DataFrame:
     """``on_fresh_rows`` in the settings that have such rows, all rows in the others."""
     fresh = on_fresh_rows(tidy)
+    if not len(fresh):  # a copy of millions of rows is a gigabyte
+        return tidy
     others = tidy[~tidy["setting"].isin(fresh["setting"].unique())]
     return pd.concat([fresh, others]) if len(others) else fresh
 
@@ -232,9 +230,9 @@ def against(tidy: pd.DataFrame) -> pd.DataFrame:
             for name in CONTROLS:
                 if name == "twin_sae" or name not in picks or PROBES not in picks:
                     continue
-                own = picks[PROBES]
-                if name in OF_ONE_SAE:
-                    own = pick(of_shown[_with_control(OF_ONE_SAE[name])(of_shown)])
+                own, method = picks[PROBES], CONTENDERS[name].method
+                if method is not None and method not in OF_LAYER:
+                    own = pick(of_shown[_with_control(method)(of_shown)])
                 sides = matched({"sae": own[picks[PROBES].columns], "control": picks[name]})
                 if len(sides["sae"]):
                     what = {"setting": setting, "protocol": protocol, "control": name}
@@ -387,7 +385,7 @@ def compare_all(tidy: pd.DataFrame, protocol: str) -> Comparisons:
         compare(on_fresh_where_known(needing_a_model(tidy, datasets))),
         against(known),
         datasets,
-        at_fixed_k(tidy, protocol),
+        at_fixed_k(known, protocol),
     )
 
 
@@ -566,15 +564,15 @@ def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p_wilcoxon"])) if len(table) else table
 
 
-AT_K = (PROBES, *TWIN_CONTENDERS, "raw_dims", "pca_dims")  # who has a k
+AT_K = (PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims")  # who has a k
 
 
 def at_fixed_k(tidy: pd.DataFrame, protocol: str, ks: tuple[int, ...] = KS_OTHER) -> pd.DataFrame:
-    """Contender by setting and k: mean test AUC over datasets where nothing is picked, on fresh
-    test rows where they are known. Several SAEs count by their mean. Beside those with a k, what
+    """Contender by setting and k: mean test AUC over datasets where nothing is picked. Several SAEs
+    count by their mean. Beside those with a k, what
     has none: logistic regression, text only. All over the decisions that all of them have.
     """
-    rows = of_protocol(on_fresh_where_known(tidy), protocol)
+    rows = of_protocol(tidy, protocol)
     columns: dict[tuple[str, str], dict[str, float]] = {}
     for setting, of_setting in rows.groupby("setting", sort=False):
         masks = {name: contender.rows(of_setting) for name, contender in CONTENDERS.items()}

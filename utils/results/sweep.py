@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
+from utils.activations import n_rows_to_split
 from utils.paths import Paths
 from utils.results.csv_files import MADE_FROM
 from utils.results.tables import ResultTable, seconds_table
@@ -18,6 +19,7 @@ from utils.runtime.files import Place
 from utils.runtime.provenance import save_run_settings
 from utils.runtime.tasks import Tasks
 from utils.runtime.workers import Workers, run_tasks
+from utils.settings import Condition, choose_conditions
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,22 @@ class SweepOptions:
         shuffle_seed = args.seed if getattr(args, "randomize_order", False) else None
         workers = cli.workers_of(args, paths, n_jobs)
         return cls(workers, cli.settings_of(args), args.overwrite, shuffle_seed)
+
+
+def conditions_asked(
+    args: argparse.Namespace, paths: Paths, model_name: str, datasets: Iterable[str]
+) -> dict[str, list[Condition]]:
+    """{dataset: the conditions of a setting that the flags ask for and it has the rows for}."""
+    grouped = cli.is_grouped(args)
+    return {
+        dataset: choose_conditions(
+            args.setting,
+            n_rows_to_split(paths, model_name, dataset, grouped),
+            args.conditions,
+            grouped,
+        )
+        for dataset in datasets
+    }
 
 
 @dataclass(frozen=True)

@@ -205,14 +205,11 @@ class EncodingRun:
         failures = []
         for chunk in work.chunks:
             loaded = []
-            for _, found in ahead(self._read, chunk):
-                try:
-                    if isinstance(found, UserError):
-                        raise found
-                    self._cut(sae_id, found)
+            for _, found in self._read_and_cut(sae_id, chunk):
+                if isinstance(found, UserError):
+                    failures.append(str(found))
+                else:
                     loaded.append(found)
-                except UserError as error:
-                    failures.append(str(error))
             partials = [self._new_partials(sae_id, one) for one in loaded]
             for _, block in ahead(
                 lambda span: read_block(encoder, *span, self.device),
@@ -245,15 +242,11 @@ class EncodingRun:
                     blocks = [read_block(encoder, *span, self.device) for span in of_pass]
                 except UserError as error:
                     return [*failures.values(), str(error)]
-                for job, loaded in ahead(
-                    self._read, [job for job in work.jobs if job.dataset not in failures]
+                for job, loaded in self._read_and_cut(
+                    sae_id, [job for job in work.jobs if job.dataset not in failures]
                 ):
-                    try:
-                        if isinstance(loaded, UserError):
-                            raise loaded
-                        self._cut(sae_id, loaded)
-                    except UserError as error:
-                        failures[job.dataset] = str(error)
+                    if isinstance(loaded, UserError):
+                        failures[job.dataset] = str(loaded)
                         continue
                     partials = self._new_partials(sae_id, loaded)
                     for block in blocks:
@@ -261,13 +254,12 @@ class EncodingRun:
                     _spill(waiting / f"{job.dataset}.{number}.npz", partials)
                 del blocks
             lines = list(failures.values())
-            for job, loaded in ahead(
-                self._read, [job for job in work.jobs if job.dataset not in failures]
+            for job, loaded in self._read_and_cut(
+                sae_id, [job for job in work.jobs if job.dataset not in failures]
             ):
                 if isinstance(loaded, UserError):
                     lines.append(str(loaded))
                     continue
-                self._cut(sae_id, loaded)
                 partials = self._new_partials(sae_id, loaded)
                 for number in range(len(passes)):
                     _unspill(waiting / f"{job.dataset}.{number}.npz", partials)
@@ -275,6 +267,21 @@ class EncodingRun:
         finally:
             shutil.rmtree(waiting, ignore_errors=True)
         return lines
+
+    def _read_and_cut(
+        self, sae_id: str, jobs: list[Job]
+    ) -> Iterator[tuple[Job, Loaded | UserError]]:
+        """As ``ahead``, each job ready for one SAE: where that is a twin, with its cut."""
+        for job, loaded in ahead(self._read, jobs):
+            if isinstance(loaded, UserError):
+                yield job, loaded
+                continue
+            try:
+                self._cut(sae_id, loaded)
+            except UserError as error:
+                yield job, error
+            else:
+                yield job, loaded
 
     def _cut(self, sae_id: str, loaded: Loaded) -> None:
         """Set a twin's cut for a job: a low one first, because the exact one shows when all its
