@@ -67,6 +67,7 @@ def ready(paths):
 
 def run(paths, max_memory: int, spare: int = SPARE) -> subprocess.CompletedProcess:
     flags = ["--model_name", "mine", *folder_flags(paths), "--setting", "normal", "--device", "cpu"]
+    flags += ["--controls", "random"]
     return subprocess.run(
         [
             sys.executable,

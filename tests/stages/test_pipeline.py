@@ -472,7 +472,8 @@ def test_one_figure_that_fails_is_one_left_out(done, tmp_path, monkeypatch, caps
     paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
     shutil.copytree(done.results_dir, paths.results_dir)
     monkeypatch.setattr(study, "setting_bars", lambda _: 1 / 0)
-    assert visualize.main(["--model_name", MODEL, *folder_flags(paths)]) == 1
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "normal"]
+    assert visualize.main(flags) == 1
     said = capsys.readouterr()
     assert "figure settings: it cannot be drawn (ZeroDivisionError" in said.err
     assert (paths.figures(MODEL) / "report.html").is_file()
