@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -71,14 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     log = work / "full_run.json"
     measured = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
     for stage, commands in stages(args).items():
-        done = measured.setdefault(stage, {"seconds": 0.0, "peak_bytes": 0, "stops": 0})
+        empty = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "stops": 0}
+        done = measured.setdefault(stage, empty)
         for command in commands:
             stop_after = moments.uniform(*STOP_BETWEEN)
             if args.no_stops or done["stops"]:
                 stop_after = float("inf")
             while True:
+                before = cpu_seconds()
                 seconds, peak, status = run([*command, *cli.folder_flags(paths)], stop_after)
                 done["seconds"] += seconds
+                done["cpu_seconds"] += cpu_seconds() - before
                 done["peak_bytes"] = max(done["peak_bytes"], peak)
                 if status is not None:
                     break
@@ -95,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{len(list_datasets(paths))} datasets, {rows}, layers {where} of {args.model_name}:")
     for stage, done in measured.items():
         print(
-            f"  {stage:<24} {done['seconds']:6.0f} s  {show_bytes(done['peak_bytes']):>10}  stopped"
-            f" {done['stops']} times"
+            f"  {stage:<24} {done['seconds']:6.0f} s  {done['cpu_seconds']:6.0f} CPU s"
+            f"  {show_bytes(done['peak_bytes']):>10}  stopped {done['stops']} times"
         )
     peak = max(done["peak_bytes"] for done in measured.values())
     print(f"  {'together':<24} {seconds:6.0f} s  {show_bytes(peak):>10}")
@@ -155,6 +159,12 @@ def run(command: list[str], stop_after: float) -> tuple[float, int, int | None]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of all ended child processes and their own: what a run took of a busy machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def memory_of(process: psutil.Process) -> int:
