@@ -30,6 +30,7 @@ from utils.paths import Paths
 from utils.probes.baselines import METHODS, Baseline, Machine, methods_of, trees_on
 from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.words import PROBE, TEXT_ONLY, text_rows
+from utils.results.kept_probes import NOTHING, Keeping, add_keep_probes, choose_kept
 from utils.results.sources import Sources
 from utils.results.sweep import Sweep, SweepOptions, Task, conditions_asked
 from utils.results.tables import baseline_table, lock_tables, text_table
@@ -76,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="cpu",
         help="where XGBoost grows its trees: cpu, cuda, cuda:N, or auto",
     )
+    add_keep_probes(parser)
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -153,7 +155,7 @@ def probe_texts(paths: Paths, base: dict, wanted: Wanted) -> list[dict]:
         row = {**base, "seed": seed, "n_train": n_train, "n_test": n_test, **varied(condition)}
         for protocol, scores in probe.by_protocol(train_test, seed, protocols).items():
             rows.append({**row, "protocol": protocol, **scores})
-    return rows
+    return choose_kept(rows, Keeping(NOTHING))  # its columns are words of these texts alone
 
 
 def train_on_activations(
@@ -200,8 +202,9 @@ def train_on_activations(
                 todo.append(Task(label, tables[layer], arguments, made_from))
         # trees have the cores that tasks leave idle
         on = Machine(device, max(1, args.n_jobs // max(len(todo), 1)))
+        keep = Keeping(args.keep_probes, every_condition=not setting.values)
         for task in todo:
-            sweep.add(replace(task, arguments=(*task.arguments, on)))
+            sweep.add(replace(task, arguments=(*task.arguments, on, keep)))
         sweep.report()
         sweep.fill(probe_dataset, failures, place, prepare=load_task)
 
@@ -214,17 +217,17 @@ def row_of(dataset: str, layer: Layer, condition: Condition, method: str, seed: 
 
 
 def load_task(
-    paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: Wanted, on: Machine
+    paths: Paths, model_name: str, dataset: str, layer: Layer, wanted: Wanted, *further: object
 ) -> tuple:
     """A task's arrays, read here because the workers, which run XGBoost, must not load torch."""
     ood = any(get_setting(condition.setting).shifted for _, condition in wanted)
     width = get_model(model_name, paths).width_at(layer)
     rows = load_rows(paths, model_name, dataset, hook_name(layer), ood, width)
-    return rows, dataset, layer, wanted, on
+    return rows, dataset, layer, wanted, *further
 
 
 def probe_dataset(
-    activations: ModelRows, dataset: str, layer: Layer, wanted: Wanted, on: Machine
+    activations: ModelRows, dataset: str, layer: Layer, wanted: Wanted, on: Machine, keep: Keeping
 ) -> list[dict]:
     """All wanted probes of one dataset and layer."""
     n_rows, rows = len(activations.labels), []
@@ -240,7 +243,7 @@ def probe_dataset(
                 rows.append({**row, "protocol": protocol, **scores})
     if not rows:
         raise UserError(f"only {n_rows} rows have activations: too few for what was asked")
-    return rows
+    return choose_kept(rows, keep)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from utils.probes.token_probes import (
 )
 from utils.readers.fingerprints import digest
 from utils.results.csv_files import MADE_FROM
+from utils.results.kept_probes import NOTHING, Keeping, choose_kept
 from utils.results.multi_token import (
     ATTENTION,
     COMPONENTS,
@@ -201,7 +202,7 @@ def probe_dataset(
     tokens = read_tokens(model, hook, dataset.texts[:n_rows], f"{number} {name}")
     told = (dataset.labels[:n_rows], text_codes(paths, name, ood=False))
     made = probe_tokens(paths, info.name, tokens, told, wanted, reading)
-    return [
+    rows = [
         {
             **base_row(name, info.probe_layer, method, sae_id, reading.seed),
             **scores,
@@ -209,6 +210,7 @@ def probe_dataset(
         }
         for (method, sae_id), scores in made
     ]
+    return choose_kept(rows, Keeping(NOTHING))  # what they read of all tokens is on no disk
 
 
 def base_row(dataset: str, layer: Layer, method: str, sae_id: str | None, seed: int) -> dict:

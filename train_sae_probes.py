@@ -49,6 +49,7 @@ from utils.probes.k_sparse import (
 )
 from utils.probes.l1_path import warm_up
 from utils.results import saebench
+from utils.results.kept_probes import Keeping, add_keep_probes, choose_kept
 from utils.results.sources import Sources
 from utils.results.sweep import Sweep, SweepOptions, Task, conditions_asked
 from utils.results.tables import lock_tables, sae_probe_table
@@ -113,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="normal setting: probe k = 1, 2, 5 too, and write results/saebench/",
     )
+    add_keep_probes(parser)
     cli.add_seeds(parser)
     cli.add_workers(parser)
     return parser
@@ -168,7 +170,8 @@ def train(args: argparse.Namespace, failures: Failures) -> None:
                 together[dataset, source.reads()].append(Wanted(base, dict(wanted), made_from))
         for (dataset, read), of_files in together.items():
             label = f"{dataset} with {read}"
-            sweep.add(Task(label, table, (paths, info.name, of_files), of_files[0].made_from))
+            arguments = (paths, info.name, of_files, Keeping(args.keep_probes))
+            sweep.add(Task(label, table, arguments, of_files[0].made_from))
         sweep.report()
         left_out.report()
         if sweep.tasks:
@@ -310,8 +313,12 @@ class Wanted:
     made_from: str | None = None
 
 
-def probe_dataset(paths: Paths, model_name: str, of_files: list[Wanted]) -> list[dict]:
-    """All wanted probes of one dataset on the same files, which are read once."""
+def probe_dataset(
+    paths: Paths, model_name: str, of_files: list[Wanted], keep: Keeping
+) -> list[dict]:
+    """All wanted probes of one dataset on the same files, which are read once; ``keep``: which of
+    them to keep.
+    """
     ood = any(get_setting(condition.setting).shifted for w in of_files for _, condition in w.ks)
     activations = rows_of(paths, model_name, of_files[0].base, ood)
     made = []
@@ -328,7 +335,7 @@ def probe_dataset(paths: Paths, model_name: str, of_files: list[Wanted]) -> list
         raise UserError(
             f"only {len(activations.labels)} rows have activations: too few for what was asked"
         )
-    return made
+    return choose_kept(made, keep)
 
 
 def rows_of(paths: Paths, model_name: str, base: dict, ood: bool) -> ConditionRows:

@@ -390,6 +390,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, object]:
         "scheduler",
         "randomize_order",
         "known_controls",
+        "keep_probes",
         "overwrite",
     }
     return {name: value for name, value in sorted(vars(args).items()) if name not in skipped}

@@ -26,6 +26,7 @@ from utils.names import parse_layer
 from utils.paths import Paths
 from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
+from utils.results.kept_probes import NOTHING, Keeping, choose_kept
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, Condition, conditions, get_setting
@@ -99,7 +100,7 @@ def probe_sae(
                 for method in baselines:
                     scores = METHODS[method](drawn, seed)
                     table.append({**common, "method": method, **sizes, **scores})
-    return pd.DataFrame(table)
+    return pd.DataFrame(choose_kept(table, Keeping(NOTHING)))
 
 
 def encode(sae: Any, X: np.ndarray) -> csr_array:

@@ -23,11 +23,11 @@ from utils.probes.k_sparse import (
     PROTOCOLS,
     ProbeOptions,
     Ranking,
-    dense_columns,
     final_fit,
     fit_sae_probes,
     rank_latents,
 )
+from utils.probes.linear import dense_columns
 from utils.probes.scores import validation_folds
 from utils.settings import Condition, TrainTest, split
 

@@ -1,7 +1,8 @@
 """Baseline probes on model activations: the paper's five by its rules (logreg, pca, knn, xgboost,
 mlp), and two that cost next to nothing (diff_of_means, lda).
 
-Each takes dense rows [n, d_model] and a seed, and returns test_f1, test_acc, test_auc and val_auc.
+Each takes dense rows [n, d_model] and a seed, and returns test_f1, test_acc, test_auc and val_auc;
+the linear ones also ``probe``, a LinearProbe, and its ``row_scores`` [n_test].
 This module does not import torch: its workers run XGBoost, and the two in one process crash on
 arm64 macOS.
 """
@@ -21,12 +22,12 @@ import numpy as np
 from utils.probes.k_sparse import (
     PROTOCOLS,
     FoldRows,
-    LinearFit,
     ProbeOptions,
     choose_C,
     final_fit,
     fit_logistic,
 )
+from utils.probes.linear import LinearFit, LinearProbe, of_scaled
 from utils.probes.scores import (
     mean_over_folds,
     outer_folds,
@@ -38,6 +39,7 @@ from utils.runtime.errors import UserError
 from utils.settings import SEED, TrainTest, get_setting
 
 if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
     from xgboost import Booster, QuantileDMatrix
 
 MAX_PCA = 100
@@ -81,7 +83,7 @@ def log_steps(largest: int) -> list[int]:
 def logreg(rows: TrainTest, seed: int = SEED) -> dict:
     """L2 logistic regression on raw activations, C chosen on validation rows."""
     y_train = rows.y_train
-    X_train, X_test = _in_row_span(rows.X_train, rows.X_test)
+    X_train, X_test, basis = _in_row_span(rows.X_train, rows.X_test)
     folds = validation_folds(y_train, seed)
     options = ProbeOptions(reg_type="l2", seed=seed)
     C, val_auc = choose_C(
@@ -92,6 +94,7 @@ def logreg(rows: TrainTest, seed: int = SEED) -> dict:
         val_auc = roc_auc(y_train, fit.scores(X_train))
     return {
         **_linear_scores(fit, X_test, rows),
+        "probe": LinearProbe(fit.coef if basis is None else basis @ fit.coef, fit.intercept),
         "val_auc": val_auc,
         "C": C,
         "converged": fit.converged,
@@ -108,7 +111,7 @@ def pca(rows: TrainTest, seed: int = SEED) -> dict:
     """
     y_train = rows.y_train
     n_most = min(*rows.X_train.shape, MAX_PCA)
-    train, test = principal_components(rows.X_train, rows.X_test, n_most)
+    train, test, components = principal_components(rows.X_train, rows.X_test, n_most)
     folds = validation_folds(y_train, seed)
     n_components, val_auc = n_most, float("nan")
     if folds:
@@ -134,22 +137,42 @@ def pca(rows: TrainTest, seed: int = SEED) -> dict:
         val_auc = roc_auc(y_train, fit.scores(train))
     return {
         **_linear_scores(fit, test[:, :n_components], rows),
+        "probe": components.probe(fit),
         "val_auc": val_auc,
         "converged": fit.converged,
     }
 
 
+@dataclass(frozen=True)
+class Components:
+    """Principal components of standardised rows: ``directions`` [n, d], the ``centre`` [d] of the
+    standardised rows, and the rows' own ``mean`` and ``scale`` [d].
+    """
+
+    directions: np.ndarray
+    centre: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def probe(self, fit: LinearFit) -> LinearProbe:
+        """A fit on the first components, as a probe on the rows as they are."""
+        coef = fit.coef @ self.directions[: len(fit.coef)]
+        return of_scaled(coef, fit.intercept - float(self.centre @ coef), self.mean, self.scale)
+
+
 def principal_components(
     X_train: np.ndarray, X_test: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, Components]:
     """Both arrays in the first ``n`` principal components [n_rows, n] of the standardised training
-    rows.
+    rows, and what these are.
     """
     from sklearn.decomposition import PCA
 
-    X_train, X_test = standardised(X_train, X_test)
+    scaler = _scaler(X_train)
     model = PCA(n_components=n, svd_solver="full")
-    return model.fit_transform(X_train), model.transform(X_test)
+    train = model.fit_transform(scaler.transform(X_train))
+    components = Components(model.components_, model.mean_, scaler.mean_, scaler.scale_)
+    return train, model.transform(scaler.transform(X_test)), components
 
 
 def knn(rows: TrainTest, seed: int = SEED) -> dict:
@@ -278,9 +301,11 @@ def lda(rows: TrainTest, seed: int = SEED) -> dict:
     """Linear discriminant analysis on standardised activations, its covariance shrunk by Ledoit and
     Wolf's rule.
     """
-    X_train, X_test = standardised(rows.X_train, rows.X_test)
-    standard = replace(rows, X_train=X_train, X_test=X_test)
-    return _closed_form(discriminant, standard, seed)
+    scaler = _scaler(rows.X_train)
+    X_train, X_test = scaler.transform(rows.X_train), scaler.transform(rows.X_test)
+    made = _closed_form(discriminant, replace(rows, X_train=X_train, X_test=X_test), seed)
+    probe = made["probe"]
+    return made | {"probe": of_scaled(probe.coef, probe.intercept, scaler.mean_, scaler.scale_)}
 
 
 def _closed_form(
@@ -294,7 +319,12 @@ def _closed_form(
     ]
     final = fit(X, y)
     val_auc = float(np.mean(aucs)) if aucs else roc_auc(y, final.scores(X))
-    return {**_linear_scores(final, rows.X_test, rows), "val_auc": val_auc, "converged": True}
+    return {
+        **_linear_scores(final, rows.X_test, rows),
+        "probe": LinearProbe(final.coef, final.intercept),
+        "val_auc": val_auc,
+        "converged": True,
+    }
 
 
 def mean_direction(X: np.ndarray, y: np.ndarray) -> LinearFit:
@@ -461,22 +491,30 @@ def paper_methods(setting: str) -> list[str]:
 
 def _linear_scores(fit: LinearFit, X_test: np.ndarray, rows: TrainTest) -> dict:
     scores = fit.scores(X_test)
-    return score_test_rows(rows.y_test, (scores > 0).astype(np.int64), scores, rows.fresh)
+    made = score_test_rows(rows.y_test, (scores > 0).astype(np.int64), scores, rows.fresh)
+    return {**made, "row_scores": scores}
 
 
 def standardised(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both arrays with the training rows' mean and deviation taken out."""
+    scaler = _scaler(X_train)
+    return scaler.transform(X_train), scaler.transform(X_test)
+
+
+def _scaler(X: np.ndarray) -> StandardScaler:
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(X_train)
-    return scaler.transform(X_train), scaler.transform(X_test)
+    return StandardScaler().fit(X)
 
 
 UNLIKE = 1e4  # times the usual size of a dimension
 
 
-def _in_row_span(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same inner products in at most n_train dimensions.
+def _in_row_span(
+    X_train: np.ndarray, X_test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The same inner products in at most n_train dimensions, and their basis [d, rank]; None where
+    the dimensions are kept.
 
     The weights of an L2 fit lie in the span of the training rows, so with fewer rows than
     dimensions the fit on an orthonormal basis of that span is the same fit, on smaller arrays.
@@ -484,16 +522,16 @@ def _in_row_span(X_train: np.ndarray, X_test: np.ndarray) -> tuple[np.ndarray, n
     n, d = X_train.shape
     X_train, X_test = X_train.astype(np.float64), X_test.astype(np.float64)
     if n >= d:
-        return X_train, X_test
+        return X_train, X_test, None
     norms = np.linalg.norm(X_train, axis=0)
     if norms.max() > UNLIKE * np.median(norms):
         # products of such rows lose what the small dimensions say; orthonormal columns do not
         basis = np.linalg.qr(X_train.T)[0]  # [d, n]
-        return X_train @ basis, X_test @ basis
+        return X_train @ basis, X_test @ basis, basis
     values, vectors = np.linalg.eigh(X_train @ X_train.T)
     kept = values > values.max() * 1e-12
     basis = (vectors[:, kept] / np.sqrt(values[kept])).T @ X_train  # [rank, d], orthonormal rows
-    return X_train @ basis.T, X_test @ basis.T
+    return X_train @ basis.T, X_test @ basis.T, basis.T
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ class ControlActivations(_OfModelRows):
         rows = self.rows.condition(condition, seed)
         X_train, X_test = rows.X_train, rows.X_test
         if self.control == "pca_dims":
-            X_train, X_test = principal_components(X_train, X_test, min(X_train.shape))
+            X_train, X_test, _ = principal_components(X_train, X_test, min(X_train.shape))
         X_train, X_test = (csr_array(X.astype(np.float32)) for X in (X_train, X_test))
         return replace(rows, X_train=X_train, X_test=X_test)
 

@@ -22,6 +22,7 @@ from utils.probes.l1_path import (
     l1_logistic_path,
     validation_aucs,
 )
+from utils.probes.linear import LinearFit, LinearProbe, dense_columns
 from utils.probes.scores import (
     Fold,
     inner_folds,
@@ -59,21 +60,6 @@ class ProbeOptions:
     latent_selection: str = "mean_diff_normalized"
     protocol: str = "paper"
     seed: int = 42
-
-
-@dataclass(frozen=True)
-class LinearFit:
-    """A fitted probe: weights [k] and intercept, whether its solver converged, and which one it
-    was.
-    """
-
-    coef: np.ndarray
-    intercept: float
-    converged: bool
-    solver: str
-
-    def scores(self, X: np.ndarray) -> np.ndarray:
-        return X @ self.coef + self.intercept
 
 
 @dataclass(frozen=True)
@@ -144,18 +130,6 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return np.ldexp(np.round(np.ldexp(mantissa, RANK_BITS)), exponent - RANK_BITS)
 
 
-def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
-    """float64 [n_rows, n_columns]: the chosen latents, in the order chosen."""
-    place = np.full(X.shape[1], -1, dtype=np.int64)
-    place[columns] = np.arange(len(columns))
-    places = place[X.indices]
-    kept = places >= 0
-    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-    dense = np.zeros((X.shape[0], len(columns)))
-    dense[rows[kept], places[kept]] = X.data[kept]
-    return dense
-
-
 @dataclass(frozen=True)
 class FoldRows:
     """A fold: its training and validation rows, and all rows as its probe sees them, ``X`` [n_rows,
@@ -172,7 +146,8 @@ class FoldRows:
 
 
 def fit_sae_probes(rows: TrainTest, ks: Sequence[int], options: ProbeOptions) -> list[dict]:
-    """One row of scores for each k: published columns and how the fit went.
+    """One row of scores for each k: published columns and how the fit went; ``probe``, a
+    LinearProbe, and its ``row_scores`` [n_test].
 
     rows: sparse, [n_rows, d_sae], both classes in y_train. val_auc of up to 3 training rows,
     which have no folds: of the training rows under the paper's protocol, NaN under "nested".
@@ -210,6 +185,10 @@ def fit_sae_probes(rows: TrainTest, ks: Sequence[int], options: ProbeOptions) ->
                 "n_test": len(rows.y_test),
                 "n_tied_at_cut": int(ranking.n_tied[min(k, n_keep) - 1]),
                 "latents": " ".join(map(str, ranking.latents[:k][:16])),
+                "probe": LinearProbe(
+                    fit.coef, fit.intercept, ranking.latents[:k], options.binarize
+                ),
+                "row_scores": scores,
                 "seconds": round(time.perf_counter() - started, 4),
             }
         )

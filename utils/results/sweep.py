@@ -13,6 +13,7 @@ from utils import cli
 from utils.activations import n_rows_to_split
 from utils.paths import Paths
 from utils.results.csv_files import MADE_FROM
+from utils.results.kept_probes import keep_probes
 from utils.results.tables import ResultTable, seconds_table
 from utils.runtime.errors import Failures
 from utils.runtime.files import Place
@@ -134,6 +135,7 @@ class Sweep:
             rows = [{MADE_FROM: task.made_from, **row} for row in outcome.value or []]
             if outcome.error is not None:
                 failures.add(f"{task.label}: {outcome.error}")
+            keep_probes(task.table, rows)  # first: a row that is there has its probe
             task.table.append(rows)
             seconds_table(task.table).append(row for row in rows if "seconds" in row)
             made[task.table.path] |= {task.table.key_of(row) for row in rows}
