@@ -1,0 +1,208 @@
+"""A kept probe to a folder of its own, with which score_texts.py reads new texts.
+
+    python export_probe.py --model_name all-MiniLM-L6-v2 --dataset 96_spam_is \\
+        --sae_id layer_2/width_1k/topk_32 --k 16 --output my_probe
+    python export_probe.py --model_name gemma-2-9b --dataset 96_spam_is --method logreg \\
+        --output my_probe
+
+Takes the probe that train_sae_probes.py or train_baselines.py kept (normal setting, all linear
+probes), scores its held-out test rows again, and writes weights, thresholds and what the probe
+reads. Fits nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from train_sae_probes import encoder_of, rows_of
+from utils import cli
+from utils.activations import load_rows
+from utils.datasets import choose_datasets, load_dataset
+from utils.exported_probes import FORMAT, ExportedProbe, HeldOut
+from utils.language_models import model_identity
+from utils.models import LanguageModel, get_model
+from utils.names import hook_name, split_twin
+from utils.paths import Paths
+from utils.probes.k_sparse import PROTOCOLS
+from utils.results.kept_probes import Kept, find_probe
+from utils.results.sources import Sources
+from utils.results.tables import ResultTable, baseline_table, sae_probe_table
+from utils.runtime.errors import UserError
+from utils.saes.catalog import release_used
+from utils.saes.store import Look
+from utils.settings import NORMAL, Condition, TrainTest
+
+LINEAR = ("logreg", "pca", "diff_of_means", "lda")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="which it was trained on")
+    parser.add_argument(
+        "--sae_id", type=cli.sae_id, metavar="ID", help="a probe on this SAE's latents"
+    )
+    parser.add_argument("--k", type=cli.positive, default=16, help="number of latents")
+    parser.add_argument("--binarize", action="store_true", help="the probe on (latent > 1)")
+    parser.add_argument("--method", choices=LINEAR, help="or a baseline")
+    parser.add_argument(
+        "--layer", type=cli.layer, metavar="N", help="its layer (default: the model's probe layer)"
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="of its row")
+    cli.add_seed(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    if bool(args.sae_id) == bool(args.method):
+        raise UserError("say which probe: --sae_id for one on latents, or --method for a baseline")
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name, paths)
+    choose_datasets(paths, [args.dataset])
+    exported = export(args, paths, info)
+    exported.save(args.output)
+    about = exported.described
+    print(
+        f"{args.output}: {about['probe']} of {args.dataset}, test AUC {about['test_auc']:.3f} on"
+        f" {about['n_held_out']} rows\nscore texts with it: python score_texts.py --probe"
+        f" {args.output} --texts FILE"
+    )
+    return 0
+
+
+def export(args: argparse.Namespace, paths: Paths, info: LanguageModel) -> ExportedProbe:
+    """The probe that the flags name.
+
+    Raises UserError when it was not made or not kept, or was made from something else than there is
+    now.
+    """
+    table, row = named_row(args, paths, info)
+    kept = find_probe(table, row)
+    scores = scores_in_table(table, row)
+    if kept is None or scores is None:
+        raise UserError(not_kept(args, scores is None))
+    made_from = Sources(paths, info.name).of(row, NORMAL)
+    if made_from and kept.made_from and made_from != kept.made_from:
+        raise UserError(
+            f"the probe of {args.dataset} was made from other inputs than there are now: run the"
+            " stage that made it again"
+        )
+    rows = rows_read(args, paths, info, row)
+    held_out = HeldOut(kept.probe.scores(rows.X_test), rows.y_test)
+    return ExportedProbe(
+        describe(args, paths, info, row, kept, scores, held_out), kept.probe, held_out, paths
+    )
+
+
+def named_row(
+    args: argparse.Namespace, paths: Paths, info: LanguageModel
+) -> tuple[ResultTable, dict]:
+    """(the table, the columns that tell the probe's row)."""
+    base = {"dataset": args.dataset, "protocol": args.protocol, "seed": args.seed}
+    if args.method:
+        layer = info.probe_layer if args.layer is None else args.layer
+        table = baseline_table(paths.baseline_table(info.name, NORMAL.name, layer), None, layer)
+        return table, {**base, "layer": layer, "method": args.method}
+    if split_twin(args.sae_id)[1]:
+        raise UserError(f"{args.sae_id} is a control: export the probe of an SAE")
+    table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
+    row = {"sae_id": args.sae_id, "k": args.k, "reg_type": "l1", "binarize": args.binarize}
+    known = table.read()
+    known = known[(known["sae_id"] == args.sae_id) & (known["dataset"] == args.dataset)]
+    layer = known["layer"].iloc[0] if len(known) else None
+    layer = layer.item() if hasattr(layer, "item") else layer
+    return table, {**base, **row, "layer": layer, "solver": "path", "method": "sae_probe"}
+
+
+def scores_in_table(table: ResultTable, row: dict) -> pd.Series | None:
+    """The row of the table; None where there is none."""
+    known = table.read()
+    key = table.key_of(row)
+    known = known[known["dataset"] == row["dataset"]]
+    same = [table.key_of(other) == key for other in known.to_dict("records")]
+    return known[same].iloc[-1] if any(same) else None
+
+
+def not_kept(args: argparse.Namespace, no_row: bool) -> str:
+    """What to do for a probe that is not there."""
+    stage = "train_baselines.py" if args.method else "train_sae_probes.py"
+    flags = f"--method {args.method}" if args.method else (
+        f"--target_sae_id {args.sae_id} --ks {args.k}"
+    )  # fmt: skip
+    command = f"{stage} --model_name {args.model_name} --datasets {args.dataset} {flags}"
+    if no_row:
+        return f"there is no such probe of {args.dataset}: make it with python {command}"
+    return (
+        f"the weights of this probe of {args.dataset} were not kept: make it again with python"
+        f" {command} --overwrite --keep_probes all"
+    )
+
+
+def rows_read(args: argparse.Namespace, paths: Paths, info: LanguageModel, row: dict) -> TrainTest:
+    """The rows that the probe was trained and tested on, as it reads them."""
+    condition = Condition(NORMAL.name)
+    if args.method:
+        width = info.width_at(row["layer"])
+        hook = hook_name(row["layer"])
+        rows = load_rows(paths, info.name, args.dataset, hook, ood=False, d_model=width)
+        return rows.condition(condition, args.seed)
+    return rows_of(paths, info.name, row, ood=False).condition(condition, args.seed)
+
+
+def describe(
+    args: argparse.Namespace,
+    paths: Paths,
+    info: LanguageModel,
+    row: dict,
+    kept: Kept,
+    scores: pd.Series,
+    held_out: HeldOut,
+) -> dict:
+    """The content of probe.json."""
+    sae = None
+    if args.sae_id:
+        encoder_of(paths, info.name, args.dataset, args.sae_id)  # it must be at hand
+        sae = {
+            "sae_id": args.sae_id,
+            "release": release_used(paths, info, args.sae_id, None),
+            "fingerprint": Look(paths, info.name).sae(args.sae_id),
+        }
+        sae["release"] = None if sae["release"] == "its files" else sae["release"]
+    k = len(kept.probe.coef)
+    return {
+        "format": FORMAT,
+        "probe": f"logistic regression on {k} latents" if sae else args.method,
+        "model_name": info.name,
+        "model": model_identity(info, paths),
+        "pooling": info.pooling,
+        "max_seq_len": info.max_seq_len,
+        "prepend_bos": info.prepend_bos,
+        "hook_name": hook_name(row["layer"]),
+        "sae": sae,
+        "dataset": args.dataset,
+        "classes": list(load_dataset(paths, args.dataset).classes),
+        "protocol": args.protocol,
+        "seed": args.seed,
+        "C": kept.C,
+        "intercept": kept.probe.intercept,
+        "binarize": kept.probe.binarize,
+        "test_auc": float(scores["test_auc"]),
+        "test_auc_fresh": _number(scores.get("test_auc_fresh")),
+        "n_held_out": len(held_out.labels),
+        "calibration": list(held_out.calibration()),
+        "made_from": kept.made_from,
+    }
+
+
+def _number(value: object) -> float | None:
+    """None for what is missing: NaN is no JSON."""
+    return float(str(value)) if pd.notna(value) else None
+
+
+if __name__ == "__main__":
+    cli.run(main)

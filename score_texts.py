@@ -1,0 +1,131 @@
+"""New texts to scores of an exported probe.
+
+    python score_texts.py --probe my_probe --texts mails.csv
+    echo "You have won a prize" | python score_texts.py --probe my_probe
+    python score_texts.py --probe my_probe --texts mails.txt --per_token --output scores.csv
+
+Reads the column `prompt` of a CSV (--column says another), or a text a line of any other file or of
+standard input. Writes a CSV: score, probability of the second class, the predicted class, and
+whether the score is above the threshold at --fpr, a share of the first class that may be flagged
+by mistake. Thresholds and probabilities are set on the probe's held-out rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from utils import cli
+from utils.datasets import read_csv
+from utils.exported_probes import ExportedProbe, load_probe
+from utils.runtime.errors import UserError
+from utils.runtime.files import atomic_path
+
+FPR = 0.05
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "--probe", type=Path, required=True, metavar="FOLDER", help="from export_probe.py"
+    )
+    parser.add_argument(
+        "--texts", default="-", metavar="FILE", help="CSV or text lines (-: standard input)"
+    )
+    parser.add_argument("--column", default="prompt", help="of the CSV")
+    parser.add_argument(
+        "--fpr", type=share, default=FPR, help="false-positive rate of the threshold"
+    )
+    parser.add_argument(
+        "--per_token", action="store_true", help="a row a token: what each adds to its text's score"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    cli.add_device(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    probe = load_probe(args.probe, cli.paths_of(args))
+    probe.device = args.device
+    threshold = probe.held_out.threshold(args.fpr)
+    texts = read_texts(args.texts, args.column)
+    table = of_tokens(probe, texts) if args.per_token else of_texts(probe, texts, threshold)
+    if args.output is None:
+        print(table.to_csv(index=False, lineterminator="\n"), end="")
+        return 0
+    with atomic_path(args.output) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    print(f"{len(texts)} texts scored: {args.output}")
+    return 0
+
+
+def share(text: str) -> float:
+    """A flag's share, between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a share between 0 and 1, as 0.05")
+    return value
+
+
+def read_texts(source: str, column: str) -> list[str]:
+    """The texts of a file, or of standard input.
+
+    Raises UserError when there are none, or the CSV lacks the column.
+    """
+    if source == "-":
+        lines = sys.stdin.read().splitlines()
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(f"no file {path}")
+        if path.suffix.lower() == ".csv":
+            table = read_csv(path, "texts")
+            if column not in table.columns:
+                raise UserError(
+                    f"{path} has no column {column!r}: name one of"
+                    f" {', '.join(map(str, table.columns))} with --column"
+                )
+            return [str(text) for text in table[column]]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is no text in UTF-8") from None
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise UserError("there are no texts: give a file with --texts, or lines on standard input")
+    return texts
+
+
+def of_texts(probe: ExportedProbe, texts: list[str], threshold: float) -> pd.DataFrame:
+    """A row a text."""
+    scores = probe.decision_function(texts)
+    return pd.DataFrame(
+        {
+            "text": texts,
+            "score": scores,
+            f"probability of {probe.classes_[1]}": probe.probabilities(scores)[:, 1],
+            "class": probe.classes_[(scores > 0).astype(int)],
+            "flagged": scores > threshold,
+        }
+    )
+
+
+def of_tokens(probe: ExportedProbe, texts: list[str]) -> pd.DataFrame:
+    """A row a token: the text's number from 0, the token's place, the token and its part."""
+    rows = [
+        (i, place, token, number)
+        for i, scored in enumerate(probe.score_tokens(texts))
+        for place, (token, number) in enumerate(scored)
+    ]
+    return pd.DataFrame(rows, columns=["text", "position", "token", "score"])
+
+
+if __name__ == "__main__":
+    cli.run(main)
