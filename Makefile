@@ -30,6 +30,8 @@ MINUTES ?= 10
 WORKERS ?=
 SCHEDULER ?=
 RELEASE ?=
+PROBE ?=
+TEXTS ?=
 DATA_DIR ?=
 TEXT_DIR ?=
 RESULTS_DIR ?=
@@ -137,6 +139,16 @@ train-all: $(STAMP)
 ## train-multi-token-probes: probes on all tokens of a text
 train-multi-token-probes: $(STAMP)
 	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
+
+.PHONY: export-probe
+## export-probe: a kept probe of DATASETS to a folder (ARGS)
+export-probe: $(STAMP)
+	$(RUN) export_probe.py --model_name $(MODEL) $(folders) $(if $(DATASETS),--dataset $(DATASETS)) $(ARGS)
+
+.PHONY: score
+## score: new TEXTS with an exported PROBE
+score: $(STAMP)
+	@$(RUN) score_texts.py --probe $(call q,$(PROBE)) $(if $(TEXTS),--texts $(call q,$(TEXTS))) $(folders) --device $(DEVICE) $(ARGS)
 
 .PHONY: visualize
 ## visualize: comparison, figures and report

@@ -18,10 +18,11 @@ STAGES = {
         "generate_sae_activations_optimized",
     ),
     *("train_baselines", "train_sae_probes", "train_multi_token_probes", "visualize"),
+    *("export_probe", "score_texts"),
 }
 # A module may import from its own line and from those below it.
 FLOORS = (
-    ("notebook",),
+    ("notebook", "exported_probes"),
     ("figures",),
     ("results",),
     ("probes",),
