@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -13,12 +15,13 @@ from utils.results.kept_probes import (
     EVERYTHING,
     NOTHING,
     Keeping,
+    Kept,
     choose_kept,
     find_probe,
     keep_probes,
     probes_file,
 )
-from utils.results.tables import baseline_table, sae_probe_table
+from utils.results.tables import ResultTable, baseline_table, sae_probe_table
 from utils.runtime.errors import UserError
 from utils.settings import TrainTest
 
@@ -32,6 +35,12 @@ def made_rows(ks=(1, 16, 256), n=200, d_sae=400, seed=0) -> tuple[list[dict], Tr
     rows = TrainTest(csr_array(X[:n]), y[:n], csr_array(X[n:]), y[n:])
     base = {"dataset": "texts", "sae_id": SAE, "reg_type": "l1", "made_from": "abc"}
     return [{**base, **row} for row in fit_sae_probes(rows, ks, ProbeOptions())], rows
+
+
+def there(table: ResultTable, row: dict) -> Kept:
+    kept = find_probe(table, row)
+    assert kept is not None
+    return kept
 
 
 @pytest.fixture
@@ -57,7 +66,7 @@ def test_what_is_read_back_scores_the_same_bytes(table):
 def test_few_leaves_out_large_k_and_row_scores(table):
     made, _ = made_rows()
     keep_probes(table, choose_kept(made, Keeping()))
-    assert [len(find_probe(table, row).row_scores) for row in made[:2]] == [0, 0]
+    assert [len(there(table, row).row_scores) for row in made[:2]] == [0, 0]
     assert find_probe(table, made[2]) is None
     keep_probes(table, choose_kept(made, Keeping(NOTHING)))
     assert len(pq.read_table(probes_file(table, made[0]))) == 2
@@ -87,11 +96,9 @@ def test_files_are_at_most_three_times_the_tables_rows(table):
 def test_a_binarised_probe_reads_whether_a_latent_is_above_one(table):
     made, rows = made_rows(ks=(2,))
     made[0]["binarize"] = True
-    from dataclasses import replace
-
     made[0]["probe"] = replace(made[0]["probe"], binarize=True)
     keep_probes(table, made)
-    probe = find_probe(table, made[0]).probe
+    probe = there(table, made[0]).probe
     by_hand = (rows.X_test.toarray()[:, probe.columns] > 1) @ probe.coef + probe.intercept
     np.testing.assert_allclose(probe.scores(rows.X_test), by_hand)
 
