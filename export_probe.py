@@ -114,8 +114,7 @@ def named_row(
     row = {"sae_id": args.sae_id, "k": args.k, "reg_type": "l1", "binarize": args.binarize}
     known = table.read()
     known = known[(known["sae_id"] == args.sae_id) & (known["dataset"] == args.dataset)]
-    layer = known["layer"].iloc[0] if len(known) else None
-    layer = layer.item() if hasattr(layer, "item") else layer
+    layer = next(iter(known["layer"].tolist()), None)
     return table, {**base, **row, "layer": layer, "solver": "path", "method": "sae_probe"}
 
 

@@ -52,7 +52,7 @@ def test_what_is_read_back_scores_the_same_bytes(table):
     made, rows = made_rows()
     keep_probes(table, choose_kept(made, Keeping(EVERYTHING)))
     for row in made:
-        kept = find_probe(table, row)
+        kept = there(table, row)
         assert (
             kept.probe.scores(rows.X_test).tobytes() == row["probe"].scores(rows.X_test).tobytes()
         )
