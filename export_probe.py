@@ -17,25 +17,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from train_sae_probes import encoder_of, rows_of
+from train_sae_probes import encoder_of, release_of, rows_of
 from utils import cli
-from utils.activations import load_rows
+from utils.activations import load_rows, read_description
 from utils.datasets import choose_datasets, load_dataset
 from utils.exported_probes import FORMAT, ExportedProbe, HeldOut
 from utils.language_models import model_identity
 from utils.models import LanguageModel, get_model
 from utils.names import hook_name, split_twin
 from utils.paths import Paths
+from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.kept_probes import Kept, find_probe
 from utils.results.sources import Sources
 from utils.results.tables import ResultTable, baseline_table, sae_probe_table
 from utils.runtime.errors import UserError
-from utils.saes.catalog import release_used
 from utils.saes.store import Look
 from utils.settings import NORMAL, Condition, TrainTest
 
-LINEAR = ("logreg", "pca", "diff_of_means", "lda")
+LINEAR = [name for name, baseline in METHODS.items() if baseline.linear]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -81,11 +81,18 @@ def export(args: argparse.Namespace, paths: Paths, info: LanguageModel) -> Expor
     Raises UserError when it was not made or not kept, or was made from something else than there is
     now.
     """
-    table, row = named_row(args, paths, info)
+    table = table_of(args, paths, info)
+    row = find_row(table, args)
+    if row is None:
+        raise UserError(
+            f"there is no such probe of {args.dataset}: make it with python {stage(args)}"
+        )
     kept = find_probe(table, row)
-    scores = scores_in_table(table, row)
-    if kept is None or scores is None:
-        raise UserError(not_kept(args, scores is None))
+    if kept is None:
+        raise UserError(
+            f"the weights of this probe of {args.dataset} were not kept: make it again with python"
+            f" {stage(args)} --overwrite --keep_probes all"
+        )
     made_from = Sources(paths, info.name).of(row, NORMAL)
     if made_from and kept.made_from and made_from != kept.made_from:
         raise UserError(
@@ -94,52 +101,49 @@ def export(args: argparse.Namespace, paths: Paths, info: LanguageModel) -> Expor
         )
     rows = rows_read(args, paths, info, row)
     held_out = HeldOut(kept.probe.scores(rows.X_test), rows.y_test)
-    return ExportedProbe(
-        describe(args, paths, info, row, kept, scores, held_out), kept.probe, held_out, paths
-    )
+    described = {
+        "format": FORMAT,
+        **how_read(paths, info, args.dataset, hook_name(row["layer"])),
+        "sae": which_sae(paths, info, args) if args.sae_id else None,
+        "classes": list(load_dataset(paths, args.dataset).classes),
+        **how_made(args, row, kept),
+        "n_held_out": len(held_out.labels),
+        "calibration": list(held_out.calibration()),
+    }
+    return ExportedProbe(described, kept.probe, held_out, paths)
 
 
-def named_row(
-    args: argparse.Namespace, paths: Paths, info: LanguageModel
-) -> tuple[ResultTable, dict]:
-    """(the table, the columns that tell the probe's row)."""
-    base = {"dataset": args.dataset, "protocol": args.protocol, "seed": args.seed}
+def table_of(args: argparse.Namespace, paths: Paths, info: LanguageModel) -> ResultTable:
+    """The table that has the probe's row."""
     if args.method:
         layer = info.probe_layer if args.layer is None else args.layer
-        table = baseline_table(paths.baseline_table(info.name, NORMAL.name, layer), None, layer)
-        return table, {**base, "layer": layer, "method": args.method}
+        return baseline_table(paths.baseline_table(info.name, NORMAL.name, layer), None, layer)
     if split_twin(args.sae_id)[1]:
         raise UserError(f"{args.sae_id} is a control: export the probe of an SAE")
-    table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
-    row = {"sae_id": args.sae_id, "k": args.k, "reg_type": "l1", "binarize": args.binarize}
-    known = table.read()
-    known = known[(known["sae_id"] == args.sae_id) & (known["dataset"] == args.dataset)]
-    layer = next(iter(known["layer"].tolist()), None)
-    return table, {**base, **row, "layer": layer, "solver": "path", "method": "sae_probe"}
+    return sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
 
 
-def scores_in_table(table: ResultTable, row: dict) -> pd.Series | None:
-    """The row of the table; None where there is none."""
-    known = table.read()
-    key = table.key_of(row)
-    known = known[known["dataset"] == row["dataset"]]
-    same = [table.key_of(other) == key for other in known.to_dict("records")]
-    return known[same].iloc[-1] if any(same) else None
+def find_row(table: ResultTable, args: argparse.Namespace) -> dict | None:
+    """The row of the table that the flags name; None where there is none."""
+    named = {"dataset": args.dataset, "protocol": args.protocol, "seed": args.seed}
+    if args.method:
+        named["method"] = args.method
+    else:
+        named |= {"sae_id": args.sae_id, "k": args.k, "reg_type": "l1", "solver": "path"}
+        named["binarize"] = args.binarize
+    rows = table.read()
+    for row in rows[rows["dataset"] == args.dataset].to_dict("records"):
+        if table.key_of({**row, **named}) == table.key_of(row):
+            return row
+    return None
 
 
-def not_kept(args: argparse.Namespace, no_row: bool) -> str:
-    """What to do for a probe that is not there."""
-    stage = "train_baselines.py" if args.method else "train_sae_probes.py"
-    flags = f"--method {args.method}" if args.method else (
-        f"--target_sae_id {args.sae_id} --ks {args.k}"
-    )  # fmt: skip
-    command = f"{stage} --model_name {args.model_name} --datasets {args.dataset} {flags}"
-    if no_row:
-        return f"there is no such probe of {args.dataset}: make it with python {command}"
-    return (
-        f"the weights of this probe of {args.dataset} were not kept: make it again with python"
-        f" {command} --overwrite --keep_probes all"
-    )
+def stage(args: argparse.Namespace) -> str:
+    """The command that makes the probe that the flags name."""
+    script, flags = "train_sae_probes.py", f"--target_sae_id {args.sae_id} --ks {args.k}"
+    if args.method:
+        script, flags = "train_baselines.py", f"--method {args.method}"
+    return f"{script} --model_name {args.model_name} --datasets {args.dataset} {flags}"
 
 
 def rows_read(args: argparse.Namespace, paths: Paths, info: LanguageModel, row: dict) -> TrainTest:
@@ -153,47 +157,48 @@ def rows_read(args: argparse.Namespace, paths: Paths, info: LanguageModel, row: 
     return rows_of(paths, info.name, row, ood=False).condition(condition, args.seed)
 
 
-def describe(
-    args: argparse.Namespace,
-    paths: Paths,
-    info: LanguageModel,
-    row: dict,
-    kept: Kept,
-    scores: pd.Series,
-    held_out: HeldOut,
-) -> dict:
-    """The content of probe.json."""
-    sae = None
-    if args.sae_id:
-        encoder_of(paths, info.name, args.dataset, args.sae_id)  # it must be at hand
-        sae = {
-            "sae_id": args.sae_id,
-            "release": release_used(paths, info, args.sae_id, None),
-            "fingerprint": Look(paths, info.name).sae(args.sae_id),
-        }
-        sae["release"] = None if sae["release"] == "its files" else sae["release"]
-    k = len(kept.probe.coef)
-    return {
-        "format": FORMAT,
-        "probe": f"logistic regression on {k} latents" if sae else args.method,
-        "model_name": info.name,
+def how_read(paths: Paths, info: LanguageModel, dataset: str, hook: str) -> dict:
+    """How the dataset's texts were read, as their activations say; of activations that others made,
+    as the model's row of the table says.
+    """
+    of_table = {
         "model": model_identity(info, paths),
         "pooling": info.pooling,
         "max_seq_len": info.max_seq_len,
         "prepend_bos": info.prepend_bos,
-        "hook_name": hook_name(row["layer"]),
-        "sae": sae,
+    }
+    said = read_description(paths.model_activations(info.name, dataset, hook))
+    if said:  # which leave prepend_bos out where there is none
+        of_table["prepend_bos"] = False
+    read = {name: said.get(name, value) for name, value in of_table.items()}
+    return {"model_name": info.name, "hook_name": hook, **read}
+
+
+def which_sae(paths: Paths, info: LanguageModel, args: argparse.Namespace) -> dict:
+    """What tells the SAE that encoded the dataset from others. Raises UserError when it is not at
+    hand.
+    """
+    encoder_of(paths, info.name, args.dataset, args.sae_id)
+    return {
+        "sae_id": args.sae_id,
+        "release": release_of(paths, info.name, args.dataset, args.sae_id),
+        "fingerprint": Look(paths, info.name).sae(args.sae_id),
+    }
+
+
+def how_made(args: argparse.Namespace, row: dict, kept: Kept) -> dict:
+    """What the probe is, and how it did on test rows."""
+    on_latents = f"logistic regression on {len(kept.probe.coef)} latents"
+    return {
+        "probe": args.method or on_latents,
         "dataset": args.dataset,
-        "classes": list(load_dataset(paths, args.dataset).classes),
         "protocol": args.protocol,
         "seed": args.seed,
         "C": kept.C,
         "intercept": kept.probe.intercept,
         "binarize": kept.probe.binarize,
-        "test_auc": float(scores["test_auc"]),
-        "test_auc_fresh": _number(scores.get("test_auc_fresh")),
-        "n_held_out": len(held_out.labels),
-        "calibration": list(held_out.calibration()),
+        "test_auc": float(row["test_auc"]),
+        "test_auc_fresh": _number(row.get("test_auc_fresh")),
         "made_from": kept.made_from,
     }
 

@@ -290,9 +290,14 @@ class LeftOut:
 
 def encoder_of(paths: Paths, model_name: str, dataset: str, sae_id: str) -> Encoder:
     """The SAE as it encoded a dataset: with the scaling of the release that its latents are of."""
+    return open_sae(paths, model_name, sae_id, release_of(paths, model_name, dataset, sae_id))
+
+
+def release_of(paths: Paths, model_name: str, dataset: str, sae_id: str) -> str | None:
+    """The release whose scaling a dataset's latents have; None for that of its files alone."""
     files = SaeFiles(paths, model_name, NORMAL.name, dataset, sae_id)
     release = files.description().get("release")
-    return open_sae(paths, model_name, sae_id, None if release == "its files" else release)
+    return None if release == "its files" else release
 
 
 def published_row(base: dict, condition: Condition, k: int | None, options: ProbeOptions) -> dict:

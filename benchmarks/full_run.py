@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     measured = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {}
     for stage, commands in stages(args).items():
         empty = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0, "stops": 0}
-        done = measured.setdefault(stage, empty)
+        done = measured[stage] = {**empty, **measured.get(stage, {})}
         for command in commands:
             stop_after = moments.uniform(*STOP_BETWEEN)
             if args.no_stops or done["stops"]:

@@ -28,13 +28,12 @@ from scipy.stats import spearmanr
 from utils import cli
 from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
-from utils.readers.sparse_files import to_csr
 from utils.results.calibration import in_sentences, read_summary
 from utils.results.statistics import describe_difference, verdict, visible_in_deviations
 from utils.runtime.files import atomic_path, write_json
 from utils.runtime.progress import progress
 from utils.saes.catalog import open_sae
-from utils.saes.encode import encode_all, read_block
+from utils.saes.encode import latents_of
 from utils.settings import Condition, TrainTest, split
 
 if TYPE_CHECKING:
@@ -258,9 +257,7 @@ def encode_with(directions: np.ndarray, activations: np.ndarray) -> csr_array:
     with tempfile.TemporaryDirectory() as folder:
         sae.save_model(Path(folder) / "synthetic")
         encoder = open_sae(Paths(sae_dir=Path(folder)), "synthetic", "synthetic")
-        cpu = torch.device("cpu")
-        rows = encode_all(encoder, [read_block(encoder, 0, encoder.d_sae, cpu)], activations, cpu)
-    return to_csr(rows, len(directions))
+        return latents_of(encoder, activations)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from export_probe import how_read
 from score_texts import read_texts
+from utils.activations import write_activations
 from utils.exported_probes import (
     DESCRIPTION,
     FORMAT,
@@ -16,6 +19,7 @@ from utils.exported_probes import (
     left_out_means,
     load_probe,
 )
+from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.linear import LinearProbe
 from utils.runtime.errors import UserError
@@ -105,3 +109,15 @@ def test_texts_are_read_from_lines_and_columns(tmp_path):
         read_texts(str(tmp_path / "a.csv"), "prompt")
     with pytest.raises(UserError, match="one string"):
         exported(tmp_path).decision_function("one")
+
+
+def test_texts_are_read_as_those_of_the_probe_were(tmp_path):
+    paths, hook = Paths(data_dir=tmp_path), "blocks.2.hook_resid_post"
+    info = get_model("all-MiniLM-L6-v2")
+    assert how_read(paths, info, "mails", hook)["max_seq_len"] == info.max_seq_len
+    made_by = {"model": "abc", "pooling": "last", "max_seq_len": 7, "prepend_bos": True}
+    path = paths.model_activations(info.name, "mails", hook)
+    for said in (made_by, {name: made_by[name] for name in made_by if name != "prepend_bos"}):
+        write_activations(path, torch.zeros(2, 384), ["one", "two"], said)
+        expected = {"prepend_bos": False, **said, "model_name": info.name, "hook_name": hook}
+        assert how_read(paths, info, "mails", hook) == expected

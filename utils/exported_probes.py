@@ -21,24 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from utils.language_models import load_model, model_identity
 from utils.models import LanguageModel, get_model
 from utils.names import hook_name, parse_layer
 from utils.paths import Paths
 from utils.probes.linear import LinearProbe
-from utils.readers.sparse_files import to_csr
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import atomic_folder
 from utils.saes.catalog import find_sae, open_sae, sae_fingerprint
-from utils.saes.encode import add_block, block_size, block_starts, new_partials, read_block
+from utils.saes.encode import latents_of
 from utils.saes.encoder import Encoder
 
 FORMAT = 1  # of the folder
 DESCRIPTION, ARRAYS = "probe.json", "probe.safetensors"
-ENCODE_BYTES = 1 << 30  # memory for blocks of an SAE's encoder
 NEEDED = {
     "format", "model_name", "model", "pooling", "max_seq_len", "prepend_bos", "hook_name", "sae",
     "classes", "dataset", "test_auc", "intercept", "binarize", "calibration",
@@ -261,20 +258,6 @@ def left_out_means(vectors: np.ndarray) -> np.ndarray:
     total = vectors.sum(axis=0, dtype=np.float64)
     without = (total - vectors) / max(n - 1, 1) if n > 1 else vectors
     return np.concatenate([total[None] / n, without]).astype(np.float32)
-
-
-def latents_of(encoder: Encoder, activations: np.ndarray) -> csr_array:
-    """Sparse [n_rows, d_sae] latents of activations [n_rows, d_model], block by block."""
-    import torch
-
-    cpu = torch.device("cpu")
-    n_rows = len(activations)
-    partials = new_partials(encoder, n_rows, n_rows)
-    for start, stop in block_starts(encoder, block_size(encoder, cpu, ENCODE_BYTES)):
-        add_block(
-            encoder, read_block(encoder, start, stop, cpu), activations, partials, cpu, n_rows
-        )
-    return to_csr(partials[0].finish(), encoder.d_sae)
 
 
 def _as_texts(texts: Sequence[str]) -> list[str]:

@@ -58,6 +58,13 @@ def numbers(scores: dict) -> dict:
 LINEAR = ("logreg", "pca", "diff_of_means", "lda")
 
 
+def test_the_table_says_which_baselines_are_linear():
+    X_train, y_train, X_test, y_test = problem(40, 5)
+    for name, baseline in METHODS.items():
+        made = baseline(TrainTest(X_train, y_train, X_test, y_test))
+        assert baseline.linear == ("probe" in made) == (name in LINEAR)
+
+
 @pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize("shape", [(60, 12), (40, 300)])
 def test_a_kept_probe_scores_plain_rows_as_its_fit_did(method, shape):

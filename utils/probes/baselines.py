@@ -368,7 +368,7 @@ def discriminant(X: np.ndarray, y: np.ndarray, shrinkage: float | None = None) -
 @dataclass(frozen=True)
 class Baseline:
     """A baseline: its name in tables, its function, and how figures show it (None: as ``looks``
-    finds). ``of_paper``: one of the paper's five.
+    finds). ``of_paper``: one of the paper's five; ``linear``: it gives a LinearProbe.
     """
 
     name: str
@@ -376,6 +376,7 @@ class Baseline:
     look: Look | None = None
     grows_trees: bool = False
     of_paper: bool = True
+    linear: bool = False
 
     def scores(self, rows: TrainTest, seed: int, on: Machine = ONE_THREAD) -> dict:
         """What the baseline scores under the paper's protocol."""
@@ -433,13 +434,15 @@ class Look:
 METHODS: dict[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
-        Baseline("logreg", logreg, Look("#56B4E9", "s", "//")),
-        Baseline("pca", pca, Look("#E69F00", "v", "..")),
+        Baseline("logreg", logreg, Look("#56B4E9", "s", "//"), linear=True),
+        Baseline("pca", pca, Look("#E69F00", "v", ".."), linear=True),
         Baseline("knn", knn, Look("#009E73", "P", "")),
         Baseline("xgboost", xgboost, Look("#CC79A7", "X", "xx"), grows_trees=True),
         Baseline("mlp", mlp, Look("#0072B2", "D", "\\\\")),
-        Baseline("diff_of_means", diff_of_means, Look("#661100", "d", "++"), of_paper=False),
-        Baseline("lda", lda, Look("#6699CC", "*", "**"), of_paper=False),
+        Baseline(
+            "diff_of_means", diff_of_means, Look("#661100", "d", "++"), of_paper=False, linear=True
+        ),
+        Baseline("lda", lda, Look("#6699CC", "*", "**"), of_paper=False, linear=True),
     )
 }
 SPARE_LOOKS = (

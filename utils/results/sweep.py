@@ -135,7 +135,8 @@ class Sweep:
             rows = [{MADE_FROM: task.made_from, **row} for row in outcome.value or []]
             if outcome.error is not None:
                 failures.add(f"{task.label}: {outcome.error}")
-            keep_probes(task.table, rows)  # first: a row that is there has its probe
+            with failures.caught(f"{task.label}: "):
+                keep_probes(task.table, rows)  # first: a row that is there has its probe
             task.table.append(rows)
             seconds_table(task.table).append(row for row in rows if "seconds" in row)
             made[task.table.path] |= {task.table.key_of(row) for row in rows}

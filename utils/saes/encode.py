@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from utils.readers.sparse_files import SparseRows
+from utils.readers.sparse_files import SparseRows, to_csr
 from utils.runtime.errors import UserError
 from utils.saes.encoder import SAE_LENS, Encoder
 
@@ -292,6 +293,21 @@ def encode_all(
 ) -> SparseRows:
     """Sparse latents of activations [n_rows, d_model], with all blocks in memory."""
     return concatenate(list(encode(encoder, blocks, activations, device, batch_size)))
+
+
+def latents_of(encoder: Encoder, activations: np.ndarray, budget: int = 1 << 30) -> csr_array:
+    """[n_rows, d_sae] latents of activations [n_rows, d_model], on the CPU; blocks of the encoder
+    are read one after the other, in at most ``budget`` bytes whatever the SAE's size.
+    """
+    import torch
+
+    cpu = torch.device("cpu")
+    n_product = rows_per_product(cpu, batch_size=128)
+    partials = new_partials(encoder, len(activations), n_product)
+    for start, stop in block_starts(encoder, block_size(encoder, cpu, budget)):
+        block = read_block(encoder, start, stop, cpu)
+        add_block(encoder, block, activations, partials, cpu, n_product)
+    return to_csr(concatenate([partial.finish() for partial in partials]), encoder.d_sae)
 
 
 def check_device(
