@@ -56,6 +56,27 @@ def test_the_place_of_a_run_that_was_killed_is_taken_over(disk):
         pass
 
 
+def test_a_run_stopped_while_it_removes_leaves_the_rest_to_the_next(monkeypatch, tmp_path):
+    """A kill leaves a file; the next run is stopped before it has removed it; the third does."""
+    unfinished = tmp_path / f".a.pt.{HOST}.{ended_process()}.tmp"
+    unfinished.touch()
+    owner = tmp_path / ".locks" / "a.csv.owner"
+    owner.parent.mkdir()
+    owner.touch()
+
+    def stop(found: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "remove_unfinished", stop)
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path, "a.csv"):
+            pass
+    assert unfinished.exists()
+    with locked(tmp_path, "a.csv"):
+        assert not unfinished.exists()
+    assert not owner.exists()
+
+
 def test_a_file_left_by_another_machine_says_what_to_do(monkeypatch, tmp_path):
     """Copied with its folder, or of a run that may still go on: it is not for us to judge."""
 

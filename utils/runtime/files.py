@@ -158,13 +158,16 @@ def locked(
     """
     refused: UserError | None = None
     with ExitStack() as held:
-        killed = False
+        of_killed = []
         for name in sorted(names):
             owner = folder / ".locks" / f"{name.replace('/', '_')}.owner"
             try:
                 owner.parent.mkdir(parents=True, exist_ok=True)
                 _lock(held, owner, wait)
-                killed |= owner.exists()
+                if owner.exists():
+                    of_killed.append(owner)
+                else:
+                    held.callback(owner.unlink, missing_ok=True)
                 _write_owner(owner)
             except Timeout:
                 raise UserError(
@@ -179,10 +182,11 @@ def locked(
                 if lazily and error.errno in READ_ONLY:
                     break
                 raise refused from error
-            held.callback(owner.unlink, missing_ok=True)
-        if killed:
+        if of_killed:
             remove_unfinished(folder.rglob(".*.tmp"))
             remove_unfinished(also.glob(".*.tmp") if also else ())
+            for owner in of_killed:  # not before: a run stopped while it removes leaves the sign
+                held.callback(owner.unlink, missing_ok=True)
         yield Place(refused)
 
 

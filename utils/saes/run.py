@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -366,6 +366,7 @@ class EncodingRun:
         """
         lines = []
         while len(self._written) > n_left:
+            wait([self._written[0]])  # still there for the next wait where a signal ends this one
             line = self._written.popleft().result()
             if line is not None:
                 lines.append(line)
