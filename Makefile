@@ -140,6 +140,11 @@ train-all: $(STAMP)
 train-multi-token-probes: $(STAMP)
 	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
 
+.PHONY: explain
+## explain: latent cards: what the probes read, in which texts
+explain: $(STAMP)
+	$(RUN) explain_probes.py $(common) --device $(DEVICE) $(ARGS)
+
 .PHONY: export-probe
 ## export-probe: a kept probe of DATASETS to a folder (ARGS)
 export-probe: $(STAMP)

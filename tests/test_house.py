@@ -18,7 +18,7 @@ STAGES = {
         "generate_sae_activations_optimized",
     ),
     *("train_baselines", "train_sae_probes", "train_multi_token_probes", "visualize"),
-    *("export_probe", "score_texts"),
+    *("export_probe", "score_texts", "explain_probes"),
 }
 # A module may import from its own line and from those below it.
 FLOORS = (

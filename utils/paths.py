@@ -130,6 +130,10 @@ class Paths:
     def datasets_table(self, model_name: str) -> Path:
         return self.results_dir / f"datasets_{model_name}.csv"
 
+    def latents_table(self, model_name: str) -> Path:
+        """Of explain_probes.py: a row for each latent of each probe."""
+        return self.results_dir / f"latents_{model_name}.parquet"
+
     def comparison_table(self, model_name: str) -> Path:
         return self.results_dir / f"comparison_{model_name}.csv"
 

@@ -5,6 +5,7 @@ resumed, and said of mistakes.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -17,10 +18,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, clear_caches, folder_flags, paths_below, write_texts, write_tiny_model
+from sklearn.metrics import roc_auc_score
 from transformers import BertModel
 
+import explain_probes
+import export_probe
 import generate_model_activations
 import generate_sae_activations_optimized
+import score_texts
 import train_baselines
 import train_sae_probes
 import train_saes
@@ -31,8 +36,11 @@ from utils.language_models import HookedModel
 from utils.models import get_model
 from utils.notebook import probe_sae
 from utils.paths import Paths
+from utils.results.cards import read_cards
 from utils.runtime import files
 from utils.runtime.errors import UserError
+from utils.saes.store import SaeActivations
+from utils.settings import Condition, split
 
 MODEL = "all-MiniLM-L6-v2"
 NAMES = ["1_first", "2_second", "3_third"]
@@ -78,6 +86,7 @@ def run_all(paths: Paths) -> None:
             == 0
         )
         assert train_sae_probes.main(arguments) == 0
+    assert explain_probes.main([*common, "--tokens"]) == 0
     assert visualize.main([*common, *data]) == 0
 
 
@@ -101,6 +110,48 @@ def test_every_stage_leaves_its_files(done):
     (run,) = json.loads(path.read_text())["runs"]
     assert run["settings"]["seed"] == 42
     assert "torch" in run["versions"]
+
+
+def test_cards_say_what_the_latents_say(done):
+    """Each value is that of the SAE activations; tokens are those of the text."""
+    probes = read_cards(done.latents_table(MODEL))
+    assert {probe.dataset for probe in probes} == set(NAMES)
+    for probe in probes:
+        texts = load_dataset(done, probe.dataset).texts
+        latents = SaeActivations(done, MODEL, probe.dataset, probe.sae_id).rows()
+        for card in probe.cards:
+            for example in card.examples:
+                assert example.activation == latents[example.row, card.latent]
+                assert texts[example.row].startswith(example.text.rstrip("…"))
+                shown = "".join(example.tokens).replace("[CLS]", "").replace("[SEP]", "")
+                assert shown.replace(" ", "") in texts[example.row].lower().replace(" ", "")
+        top = max(probe.cards, key=lambda card: card.share)
+        assert max(e.activation for e in top.examples) > 0
+        assert any(max(e.token_values) > 0 for e in top.examples if e.kind == "top")
+    common = ["--model_name", MODEL, *folder_flags(done)]
+    before = done.latents_table(MODEL).read_bytes()
+    assert explain_probes.main([*common, "--overwrite", "--tokens"]) == 0
+    assert done.latents_table(MODEL).read_bytes() == before
+
+
+def test_a_kept_probe_scores_the_texts_it_was_tested_on_as_its_table_says(done, tmp_path, capsys):
+    """From texts through model and SAE to the AUC in the table."""
+    common = ["--model_name", MODEL, *folder_flags(done)]
+    table = pd.read_csv(done.sae_probe_table(MODEL, "normal"))
+    (row, *_) = table[(table["method"] == "sae_probe") & (table["k"] == 16)].to_dict("records")
+    about = ["--dataset", row["dataset"], "--sae_id", row["sae_id"], "--k", "16"]
+    output = ["--output", str(tmp_path / "probe")]
+    assert export_probe.main([*common, *about, *output]) == 0
+    dataset = load_dataset(done, row["dataset"])
+    labels = dataset.labels[:260]
+    drawn = split(Condition("normal"), labels)
+    texts = pd.DataFrame({"prompt": [dataset.texts[i] for i in drawn.test]})
+    texts.to_csv(tmp_path / "texts.csv", index=False)
+    capsys.readouterr()
+    given = ["--probe", str(tmp_path / "probe"), "--texts", str(tmp_path / "texts.csv")]
+    assert score_texts.main([*given, *folder_flags(done)]) == 0
+    scores = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert roc_auc_score(drawn.y_test, scores["score"]) == pytest.approx(row["test_auc"], abs=2e-3)
 
 
 def test_the_report_stands_alone_and_names_what_is_missing(done):

@@ -15,6 +15,20 @@ NOT_OF_ENCODING = {"dataset_path", "model_name", "hook_name", "context_size", "d
 NEUTRAL_KWARGS: dict[str, Any] = {"center_writing_weights": False, "fold_ln": False}
 
 
+def neuronpedia_address(release: str, sae_id: str) -> str:
+    """Where Neuronpedia shows an SAE's latents, as SAELens's registry says; "" where it says
+    nothing.
+    """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    entry = get_pretrained_saes_directory().get(release)
+    if entry is None:
+        return ""
+    ids = {path: name for name, path in entry.saes_map.items()}
+    known = entry.neuronpedia_id.get(ids.get(sae_id, sae_id)) or entry.neuronpedia_id.get(sae_id)
+    return f"https://www.neuronpedia.org/{known}" if known else ""
+
+
 def as_released(encoder: Encoder, release: str, sae_id: str) -> Encoder:
     """An encoder with the registry's scaling and overrides of its release.
 

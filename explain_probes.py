@@ -1,0 +1,312 @@
+"""Latent cards: what each latent of an SAE probe says, and the texts on which it says it.
+
+    python explain_probes.py --model_name all-MiniLM-L6-v2 --tokens
+    python explain_probes.py --model_name gemma-2-9b --datasets 96_spam_is --k 8
+
+Reads the probes that train_sae_probes.py kept (normal setting) and the SAE activations, and writes
+results/latents_{model}.parquet: a row for each latent of each probe. visualize.py shows them.
+With --tokens the language model reads the texts shown once more, and the cards say which tokens
+carry the latent. Fits nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from export_probe import how_read
+from train_sae_probes import encoder_of, release_of, rows_of
+from utils import cli
+from utils.datasets import choose_datasets, load_dataset
+from utils.exported_probes import left_out_means, model_of, token_activations
+from utils.language_models import load_model
+from utils.models import LanguageModel, get_model
+from utils.names import hook_name, split_twin
+from utils.paths import Paths
+from utils.probes.k_sparse import PROTOCOLS
+from utils.results.cards import (
+    TOP,
+    Card,
+    Example,
+    ProbeCards,
+    make_cards,
+    read_cards,
+    with_tokens,
+    write_cards,
+)
+from utils.results.kept_probes import Kept, find_probe
+from utils.results.sources import Sources
+from utils.results.tables import ResultTable, sae_probe_table
+from utils.runtime.devices import pick_device
+from utils.runtime.errors import Failures, UserError
+from utils.runtime.files import locked
+from utils.runtime.progress import progress
+from utils.saes.encode import latents_of
+from utils.saes.releases import neuronpedia_address
+from utils.settings import NORMAL, Condition, Split, split
+
+K = 16
+NEAR = 0.1  # share by which a latent's largest values may differ: activations are kept in 16 bits
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    cli.add_model(parser)
+    cli.add_datasets(parser)
+    parser.add_argument(
+        "--target_sae_id", nargs="+", type=cli.sae_id, metavar="ID", help="only these SAEs"
+    )
+    parser.add_argument(
+        "--k", type=cli.positive, default=K, help="latents of the probe (or the most below it)"
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="of the probe")
+    cli.add_seed(parser)
+    parser.add_argument(
+        "--tokens", action="store_true", help="run the model on the texts shown: tokens are marked"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make again what is there")
+    cli.add_device(parser)
+    return parser
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which probe of each dataset and SAE is explained, and whether tokens are marked."""
+
+    k: int
+    protocol: str
+    seed: int
+    tokens: bool
+    overwrite: bool
+    device: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    info = get_model(args.model_name, paths)
+    wanted = Wanted(args.k, args.protocol, args.seed, args.tokens, args.overwrite, args.device)
+    datasets = choose_datasets(paths, args.datasets) if args.datasets else None
+    path = paths.latents_table(info.name)
+    failures = Failures()
+    with locked(path.parent, path.name):
+        table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
+        rows = probes_to_explain(table, wanted, datasets, args.target_sae_id)
+        if not rows:
+            raise UserError(
+                f"there are no SAE probes of {info.name} to explain: make them with python"
+                f" train_sae_probes.py --model_name {info.name}"
+            )
+        there = {} if wanted.overwrite else {cards.key: cards for cards in read_cards(path)}
+        explain(paths, info, table, rows, wanted, there, failures)
+    n_latents = sum(len(cards.cards) for cards in there.values())
+    print(f"{n_latents} latents of {len(there)} probes: {path}")
+    return cli.report(failures, "probes")
+
+
+def probes_to_explain(
+    table: ResultTable, wanted: Wanted, datasets: list[str] | None, sae_ids: list[str] | None
+) -> list[dict]:
+    """Of each dataset and SAE the row with ``wanted.k`` latents, or the most below it."""
+    rows = table.read()
+    if not len(rows):
+        return []
+    mine = (
+        (rows["reg_type"] == "l1")
+        & (rows["solver"] == "path")
+        & ~rows["binarize"].astype(bool)
+        & (rows["protocol"] == wanted.protocol)
+        & (rows["seed"] == wanted.seed)
+        & (rows["latent_selection"] == "mean_diff_normalized")
+        & (rows["method"] == "sae_probe")
+        & (rows["k"] <= wanted.k)
+        & rows["sae_id"].map(lambda sae_id: split_twin(str(sae_id))[1] is None)
+    )
+    if datasets is not None:
+        mine &= rows["dataset"].isin(datasets)
+    if sae_ids is not None:
+        mine &= rows["sae_id"].isin(sae_ids)
+    ordered = rows[mine].sort_values("k", kind="stable")
+    last = ordered.drop_duplicates(["dataset", "sae_id"], keep="last")
+    return last.sort_values(["dataset", "sae_id"], kind="stable").to_dict("records")
+
+
+def explain(
+    paths: Paths,
+    info: LanguageModel,
+    table: ResultTable,
+    rows: list[dict],
+    wanted: Wanted,
+    there: dict[tuple[str, str], ProbeCards],
+    failures: Failures,
+) -> None:
+    """Add the cards of rows to ``there``, and write all."""
+    sources = Sources(paths, info.name)
+    markers: dict[tuple, TokenMarker] = {}
+    n_new = 0
+    try:
+        for row in progress(rows, desc="latent cards", unit="probe"):
+            try:
+                kept = kept_probe(table, row, sources)
+                old = there.get((row["dataset"], row["sae_id"]))
+                if old is not None and _is_done(old, row, kept, wanted):
+                    continue
+                cards = explain_probe(paths, info, row, kept)
+                if wanted.tokens:
+                    cards = mark_tokens(paths, info, cards, wanted.device, markers)
+                there[cards.key] = cards
+                n_new += 1
+            except UserError as error:
+                failures.add(f"{row['dataset']}, {row['sae_id']}: {error}")
+    finally:  # a run that is stopped keeps its work
+        if n_new:
+            write_cards(paths.latents_table(info.name), there.values())
+
+
+def _is_done(old: ProbeCards, row: dict, kept: Kept, wanted: Wanted) -> bool:
+    same = (old.k, old.protocol, old.seed, old.made_from) == (
+        int(row["k"]),
+        row["protocol"],
+        int(row["seed"]),
+        kept.made_from,
+    )
+    marked = any(e.tokens for card in old.cards for e in card.examples)
+    shown = any(card.examples for card in old.cards)
+    return same and (marked or not shown or not wanted.tokens)
+
+
+def kept_probe(table: ResultTable, row: dict, sources: Sources) -> Kept:
+    """The weights of a row. Raises UserError where they were not kept, or were made from something
+    else than there is now.
+    """
+    kept = find_probe(table, row)
+    again = f"train_sae_probes.py --datasets {row['dataset']} --overwrite"
+    if kept is None:
+        raise UserError(f"its weights were not kept: make it again with python {again}")
+    made_from = sources.of(row, NORMAL)
+    if made_from and kept.made_from and made_from != kept.made_from:
+        raise UserError(
+            f"it was made from other inputs than there are now: make it again with python {again}"
+        )
+    return kept
+
+
+def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> ProbeCards:
+    """The cards of one probe, without tokens."""
+    source = rows_of(paths, info.name, row, ood=False)
+    condition, seed = Condition(NORMAL.name), int(row["seed"])
+    dataset = load_dataset(paths, row["dataset"])
+    drawn = split(condition, source.labels, seed, texts=source.texts)
+    release = release_of(paths, info.name, row["dataset"], row["sae_id"]) or ""
+    rows = source.condition(condition, seed)
+    return ProbeCards(
+        dataset=row["dataset"],
+        sae_id=row["sae_id"],
+        k=int(row["k"]),
+        protocol=row["protocol"],
+        seed=seed,
+        hook_name=hook_name(row["layer"]),
+        classes=list(dataset.classes),
+        probe_test_auc=float(row["test_auc"]),
+        n_test=len(rows.y_test),
+        release=release,
+        neuronpedia=neuronpedia_address(release, row["sae_id"]),
+        made_from=kept.made_from,
+        cards=make_cards(rows, kept.probe, partial(text_of, drawn, dataset.texts), seed),
+    )
+
+
+def text_of(drawn: Split, texts: list[str], place: int) -> tuple[int, str]:
+    """(row of the dataset, text) of a place among the test rows."""
+    row = int(drawn.test[place])
+    return row, texts[row]
+
+
+class TokenMarker:
+    """Tokens of texts and what each gives an SAE's latents, as the activations were made."""
+
+    def __init__(
+        self, paths: Paths, info: LanguageModel, dataset: str, sae_id: str, hook: str, device: str
+    ) -> None:
+        self.about = how_read(paths, info, dataset, hook)
+        self.encoder = encoder_of(paths, info.name, dataset, sae_id)
+        model = model_of(self.about, paths)
+        self.model = load_model(model, (hook,), paths, pick_device(device), "float32")
+
+    def values(
+        self, texts: list[str], latents: list[np.ndarray]
+    ) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
+        """Of each text its tokens; float [n_tokens, n_latents], what each token gives its latents;
+        and float [n_latents], the latents of the text.
+
+        What a token gives is the latent at the token where the last token is read, and how much the
+        latent falls without the token where the mean is read.
+        """
+        given: list[tuple[list[str], np.ndarray, np.ndarray]] = []
+        read = token_activations(self.model, self.about, texts)
+        for (tokens, vectors), columns in zip(read, latents):
+            if self.about["pooling"] == "last":
+                at_tokens = latents_of(self.encoder, vectors)[:, columns].toarray()
+                given.append((tokens, at_tokens, at_tokens[-1]))
+            else:
+                made = latents_of(self.encoder, left_out_means(vectors))[:, columns].toarray()
+                given.append((tokens, made[0] - made[1:], made[0]))
+        return given
+
+
+def mark_tokens(
+    paths: Paths,
+    info: LanguageModel,
+    probe: ProbeCards,
+    device: str,
+    markers: dict[tuple, TokenMarker],
+) -> ProbeCards:
+    """The cards with tokens.
+
+    Raises UserError where the model or the SAE is not at hand, or gives a latent another value than
+    the SAE activations have.
+    """
+    texts = load_dataset(paths, probe.dataset).texts
+    latents_of_row: dict[int, set[int]] = {}
+    for card in probe.cards:
+        for example in card.examples:
+            latents_of_row.setdefault(example.row, set()).add(card.latent)
+    shown = sorted(latents_of_row)
+    about = how_read(paths, info, probe.dataset, probe.hook_name)
+    key = (probe.sae_id, probe.release, *sorted(map(str, about.values())))
+    if key not in markers:
+        markers.clear()  # one model in memory
+        markers[key] = TokenMarker(
+            paths, info, probe.dataset, probe.sae_id, probe.hook_name, device
+        )
+    columns = [np.array(sorted(latents_of_row[row])) for row in shown]
+    made = markers[key].values([texts[row] for row in shown], columns)
+    by_row = {row: (*one, list(of_row)) for row, one, of_row in zip(shown, made, columns)}
+
+    def marked(card: Card, example: Example) -> Example:
+        tokens, values, whole, of_row = by_row[example.row]
+        place = of_row.index(card.latent)
+        if (
+            example.kind == TOP
+            and abs(whole[place] - example.activation) > NEAR * example.activation
+        ):
+            raise UserError(
+                f"latent {card.latent} is {example.activation:.3g} on row {example.row} in the SAE"
+                f" activations, and {whole[place]:.3g} when the model reads the text now: another"
+                " model, SAE or reading of texts made them"
+            )
+        return with_tokens(example, tokens, values[:, place])
+
+    return replace(
+        probe,
+        cards=[
+            replace(card, examples=[marked(card, e) for e in card.examples]) for card in probe.cards
+        ],
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
