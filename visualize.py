@@ -4,15 +4,18 @@
     python visualize.py --model_name all-MiniLM-L6-v2 --setting scarcity
 
 Reads the tables of train_baselines.py and train_sae_probes.py, or the paper's published ones, or
-both. Writes results/comparison_{model}.csv, results/datasets_{model}.csv, figures/{model}/*.png and
-*.pdf and figures/{model}/report.html, and prints the headline table. A figure whose table is
-missing is left out, with a line that says so.
+both, and the latent cards of explain_probes.py. Writes results/comparison_{model}.csv,
+results/datasets_{model}.csv, figures/{model}/report.html, each figure beside it as PNG, PDF, SVG
+and CSV, and with several SAEs leaderboard.html; prints the headline table. A figure whose table is
+missing is left out, with a line that says so. A selection of datasets or settings has a folder and
+tables of its own: those of all results stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import textwrap
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,19 +24,25 @@ import pandas as pd
 
 from utils import cli
 from utils.figures.gallery import Material, draw_all, gallery
-from utils.figures.report import Report, answers, write_report
+from utils.figures.report import Report, answers, write_leaderboard, write_report
 from utils.models import get_model
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
+from utils.readers.fingerprints import digest
 from utils.results.audit import audit
 from utils.results.calibration import in_sentences, read_summary
+from utils.results.cards import ProbeCards, read_cards
 from utils.results.comparison import (
+    ALL,
     Comparisons,
     against_controls,
     by_sae,
     compare_all,
     headline,
+    leaderboard,
     of_protocol,
+    on_fresh_rows,
+    on_fresh_where_known,
     protocols,
     val_test_gap,
 )
@@ -42,7 +51,7 @@ from utils.results.multi_token import load_multi_token
 from utils.results.tidy import SAE, Results, load_results
 from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.runtime.files import atomic_path, locked
-from utils.runtime.provenance import read_run_settings
+from utils.runtime.provenance import current_commit, read_run_settings
 from utils.settings import SETTINGS
 
 LINE = 80  # characters of a terminal
@@ -64,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     results = load_results(paths, model_name, cli.settings_asked(args))
     failures = Failures(results.unreadable())
     tidy = results.tidy
+    n_all = tidy["dataset"].nunique()
     if args.datasets:
         there = sorted(set(tidy["dataset"]))
         absent = [name for name in args.datasets if name not in there]
@@ -85,21 +95,34 @@ def main(argv: list[str] | None = None) -> int:
     for finding in results.findings:
         if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED):
             print(f"note: {finding}")
-    with locked(paths.figures(model_name), "report.html", also=paths.results_dir):
-        show(paths, model_name, replace(results, tidy=tidy), failures)
+    selected = selection(sorted(set(tidy["dataset"])), n_all, args.setting)
+    with locked(paths.figures(model_name, selected), "report.html", also=paths.results_dir):
+        show(paths, model_name, replace(results, tidy=tidy), selected, failures)
     return cli.report(failures, "result tables")
 
 
-def show(paths: Paths, model_name: str, results: Results, failures: Failures) -> None:
+def selection(datasets: list[str], n_all: int, setting: str) -> str:
+    """The name of a selection of results, the same for the same one; "" for all there are."""
+    parts = [] if setting == cli.EVERY else [setting]
+    if len(datasets) == 1 < n_all:
+        parts += [datasets[0].replace("/", "_")]
+    elif len(datasets) < n_all:
+        parts += [f"{len(datasets)}_datasets_{digest(datasets)[:6]}"]
+    return "_".join(parts)
+
+
+def show(
+    paths: Paths, model_name: str, results: Results, selected: str, failures: Failures
+) -> None:
     """Write the comparison, the figures and the report, and print the headline."""
     tidy = results.tidy
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
     comparisons, controls = compare_all(tidy, shown), against_controls(of_shown)
-    table_path = paths.comparison_table(model_name)
+    table_path = paths.comparison_table(model_name, selected)
     write_table(table_path, comparisons.table())
-    write_table(paths.datasets_table(model_name), comparisons.datasets)
+    write_table(paths.datasets_table(model_name, selected), comparisons.datasets)
 
     multi_token, unusable = load_multi_token(paths, model_name)
     for finding in unusable:
@@ -107,14 +130,19 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     gap = val_test_gap(tidy)
     of_table = comparisons.all_rows
     of_table = of_table[of_table["protocol"] == shown]
-    material = Material(of_shown, of_table, gap, multi_token)
-    folder = paths.figures(model_name)
+    material = Material(of_shown, of_table, on_best_rows(comparisons, shown), gap, multi_token)
+    folder = paths.figures(model_name, selected)
     drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
+    ranked = write_ranking(folder, model_name, of_shown)
     for line in left_out:
         print(f"left out: {line}")
     report = Report(
         model_name=model_name,
+        about=about(tidy),
+        shown=of_shown,
         comparisons=comparisons,
+        cards=latent_cards(paths, model_name, failures),
+        leaderboard=ranked,
         controls=controls,
         calibration=calibration(paths) if made_here(tidy) else "",
         gap=gap,
@@ -127,8 +155,57 @@ def show(paths: Paths, model_name: str, results: Results, failures: Failures) ->
     write_report(folder / "report.html", report)
     print_summary(comparisons)
     print(f"\nreport   {folder / 'report.html'}")
-    print(f"figures  {folder} ({len(drawings)} as PNG and PDF)")
+    print(f"figures  {folder} ({len(drawings)} as PNG, PDF, SVG and CSV)")
     print(f"table    {table_path}")
+
+
+def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:
+    """The comparison over all conditions by one protocol, on fresh rows in the settings where they
+    are known.
+    """
+    everything, fresh = comparisons.all_rows, comparisons.fresh
+    if len(fresh):
+        others = everything[~everything["setting"].isin(fresh["setting"].unique())]
+        everything = pd.concat([fresh, others]) if len(others) else fresh
+    return everything[(everything["condition"] == ALL) & (everything["protocol"] == protocol)]
+
+
+def write_ranking(folder: Path, model_name: str, tidy: pd.DataFrame) -> bool:
+    """Write the page of all SAEs where there are several; an older one goes where there are not."""
+    path = folder / "leaderboard.html"
+    n_saes = tidy[tidy["kind"] == SAE].groupby("setting")["sae_id"].nunique()
+    setting = max(SETTINGS, key=lambda name: n_saes.get(name, 0))
+    known = on_fresh_where_known(tidy)
+    tables = leaderboard(known, setting)
+    if len(tables[0]) < 2:
+        path.unlink(missing_ok=True)
+        return False
+    fresh = len(on_fresh_rows(tidy[tidy["setting"] == setting])) > 0
+    write_leaderboard(path, model_name, setting, tables, fresh)
+    return True
+
+
+def about(tidy: pd.DataFrame) -> str:
+    """Which SAEs and layers, the day and the commit, in a line."""
+    probes = tidy[tidy["kind"] == SAE]
+    sae_ids = sorted(probes["sae_id"].dropna().unique())
+    layers = sorted(probes["layer"].dropna().unique(), key=str)
+    named = ", ".join(sae_ids[:3]) + (f" and {len(sae_ids) - 3} more" if len(sae_ids) > 3 else "")
+    parts = [f"{len(sae_ids)} SAE{'s' if len(sae_ids) != 1 else ''}: {named}"] if sae_ids else []
+    if layers:
+        parts.append(f"layer {', '.join(map(str, layers))}")
+    parts += [f"{tidy['dataset'].nunique()} datasets", time.strftime("%Y-%m-%d")]
+    commit = current_commit()
+    return " · ".join([*parts, *([f"commit {commit[:10]}"] if commit else [])])
+
+
+def latent_cards(paths: Paths, model_name: str, failures: Failures) -> list[ProbeCards]:
+    """Those of explain_probes.py; a file that cannot be read is a failure."""
+    try:
+        return read_cards(paths.latents_table(model_name))
+    except UserError as error:
+        failures.add(error)
+        return []
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

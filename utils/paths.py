@@ -127,15 +127,17 @@ class Paths:
         folder = get_setting(setting).baseline_folder
         return self.results_dir / "text_probes" / folder / "all_results.csv"
 
-    def datasets_table(self, model_name: str) -> Path:
-        return self.results_dir / f"datasets_{model_name}.csv"
+    def datasets_table(self, model_name: str, selection: str = "") -> Path:
+        """``selection``: the name of a choice of datasets and settings; "" for all results."""
+        return self.results_dir / f"datasets_{model_name}{'_' if selection else ''}{selection}.csv"
 
     def latents_table(self, model_name: str) -> Path:
         """Of explain_probes.py: a row for each latent of each probe."""
         return self.results_dir / f"latents_{model_name}.parquet"
 
-    def comparison_table(self, model_name: str) -> Path:
-        return self.results_dir / f"comparison_{model_name}.csv"
+    def comparison_table(self, model_name: str, selection: str = "") -> Path:
+        separator = "_" if selection else ""
+        return self.results_dir / f"comparison_{model_name}{separator}{selection}.csv"
 
     def baseline_runs_folders(self, model_name: str, setting: str) -> list[Path]:
         """Where the original scripts leave a table of one row for each baseline probe."""
@@ -172,5 +174,5 @@ class Paths:
         """(the table, the summary) of checks.calibrate."""
         return self.results_dir / "calibration.csv", self.results_dir / "calibration.json"
 
-    def figures(self, model_name: str) -> Path:
-        return self.figures_dir / model_name
+    def figures(self, model_name: str, selection: str = "") -> Path:
+        return self.figures_dir / model_name / selection

@@ -6,15 +6,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from utils.figures import study
 from utils.figures.gallery import FORMATS, Material, Picture, draw_all, gallery
-from utils.figures.report import Report, answers, cell, write_report
+from utils.figures.report import Report, answers, cell, write_leaderboard, write_report
 from utils.figures.side_experiments import relabelling
-from utils.figures.style import LOOKS, NoData, one_panel, small_multiples
+from utils.figures.style import LOOKS, NoData, one_panel, plotted, small_multiples
 from utils.paths import Paths
-from utils.results.comparison import TITLES, Comparisons, compare, on_fresh_rows, val_test_gap
+from utils.results.comparison import (
+    TITLES,
+    Comparisons,
+    compare,
+    leaderboard,
+    on_fresh_rows,
+    val_test_gap,
+)
 from utils.results.findings import Finding, Kind
+from utils.results.statistics import hanley_mcneil, verdict
 from utils.results.tidy import TIDY_COLUMNS
 from utils.runtime.errors import Failures, UserError
+from visualize import selection
 
 EMPTY = pd.DataFrame()
 
@@ -41,7 +51,7 @@ def table(n_datasets: int = 6, setting: str = "normal") -> pd.DataFrame:
 
 
 def material(tidy: pd.DataFrame) -> Material:
-    return Material(tidy, compare(tidy), val_test_gap(tidy), EMPTY)
+    return Material(tidy, compare(tidy), compare(tidy), val_test_gap(tidy), EMPTY)
 
 
 def test_what_can_be_drawn_is_and_each_other_says_what_it_lacks(paths: Paths):
@@ -57,7 +67,9 @@ def test_what_can_be_drawn_is_and_each_other_says_what_it_lacks(paths: Paths):
     assert len(names) + len(left_out) == len(gallery(paths, "m"))
     assert failures.lines == []
     assert not stale.exists()
-    assert {path.name for path in folder.iterdir()} == {f"{n}.{s}" for n in names for s in FORMATS}
+    assert {path.name for path in folder.iterdir()} == {
+        f"{n}.{s}" for n in names for s in (*FORMATS, "csv")
+    }
 
 
 def test_figures_are_the_same_bytes_on_every_run(paths: Paths, tmp_path):
@@ -106,8 +118,10 @@ def report(**parts) -> Report:
     names = ("controls", "gap", "each_sae")
     nothing = compare(table().iloc[:0])
     tables = {"comparisons": Comparisons(nothing), **dict.fromkeys(names, EMPTY)}
-    rest: dict = {"calibration": "", "drawings": [], "left_out": [], "findings": [], "settings": {}}
-    return Report(**{"model_name": "m", **tables, **rest, **parts})
+    lists: dict = {name: [] for name in ("drawings", "left_out", "findings", "cards")}
+    rest: dict = {"calibration": "", "settings": {}, "about": "", "leaderboard": False}
+    shown = {"shown": table().iloc[:0]}
+    return Report(**{"model_name": "m", **tables, **lists, **rest, **shown, **parts})
 
 
 def test_texts_of_strangers_appear_as_text(paths: Paths, tmp_path):
@@ -157,3 +171,80 @@ def test_cells_are_short_and_nothing_is_a_dash():
     assert cell(3.0, "wins") == "3"
     assert cell(0.0001, "Holm p") == "<0.001"
     assert cell("all", "condition") == "all"
+
+
+def test_a_figures_numbers_are_those_it_shows():
+    figure, axes = one_panel(3, 3)
+    axes.set_title("panel")
+    axes.bar([0, 1], [0.2, 0.3], bottom=0.5, label="bars")
+    axes.set_xticks([0, 1], ["left", "right"])
+    axes.plot([0, 1], [0.9, 0.8], label="line")
+    axes.scatter([0.5], [0.6], label="dots")
+    assert plotted(figure).to_dict("split")["data"] == [
+        ["panel", "line", "left", 0.9],
+        ["panel", "line", "right", 0.8],
+        ["panel", "bars", "left", 0.7],
+        ["panel", "bars", "right", 0.8],
+        ["panel", "dots", 0.5, 0.6],
+    ]
+
+
+def test_dots_are_the_differences_of_the_comparison():
+    compared = compare(table())
+    compared = compared[compared["condition"] == "all"]
+    numbers = plotted(study.verdict_dots(compared))
+    for row in compared.dropna(subset=["mean_difference"]).to_dict("records"):
+        of_name = numbers[numbers["series"] == TITLES[row["contender"]]]
+        shown = of_name[of_name["panel"].str.startswith(row["setting"])]
+        if len(shown):
+            assert shown["x"].tolist() == pytest.approx([row["mean_difference"]])
+    assert TITLES["sae_only"] in set(numbers["series"])
+
+
+def test_a_leaderboard_ranks_and_tells_apart(tmp_path):
+    """Three SAEs: the first surely ahead of the third on 20 datasets, the second like the first."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(20):
+        base = {"setting": "normal", "condition": "all", "dataset": f"d{i}", "layer": 1,
+                "protocol": "paper", "seed": 42, "n_test": 300, "n_nonzero": 5.0,
+                "kind": "sae", "method": "sae_probe", "k": 5.0, "val_auc": 0.8}  # fmt: skip
+        level = rng.uniform(0.6, 0.9)
+        for name, gain in (("<i>a</i>", 0.05), ("b", 0.05), ("c", 0.0)):
+            auc = level + gain + 0.002 * rng.normal()
+            rows.append({**base, "sae_id": name, "test_auc": auc})
+    tidy = pd.DataFrame(rows)
+    saes, pairs = leaderboard(tidy, "normal")
+    means = tidy.groupby("sae_id")["test_auc"].mean().sort_values(ascending=False)
+    assert saes["SAE"].tolist() == means.index.tolist()
+    assert saes["mean_test_auc"].tolist() == pytest.approx(means.tolist())
+    said = {(row["SAE"], row["other"]): verdict(row) for row in pairs.to_dict("records")}
+    assert sorted(said.values()) == ["above", "above", "no difference seen"]
+    page = tmp_path / "leaderboard.html"
+    write_leaderboard(page, "m", "normal", (saes, pairs), fresh=False)
+    text = page.read_text()
+    assert "<i>a</i>" not in text
+    assert "2 of 3 pairs can be told apart" in text
+
+
+def test_a_selection_has_a_name_of_its_own():
+    names = ["a", "b", "c"]
+    assert selection(names, 3, "all") == ""
+    assert selection(["a"], 3, "all") == "a"
+    assert selection(names, 3, "scarcity") == "scarcity"
+    two = {selection(pair, 3, "all") for pair in (["a", "b"], ["a", "c"], ["b", "c"])}
+    assert len(two) == 3
+    assert all(name.startswith("2_datasets_") for name in two)
+
+
+def test_an_interval_of_an_auc_is_that_of_many_draws():
+    """Hanley and McNeil's error against the spread of AUCs of exponential scores, their model."""
+    rng = np.random.default_rng(0)
+    auc, n = 0.8, 100
+    rate = (1 - auc) / auc  # of the positives' scores: AUC = 1 / (1 + rate)
+    aucs = []
+    for _ in range(2000):
+        positive, negative = rng.exponential(1 / rate, n), rng.exponential(1.0, n)
+        aucs.append((positive[:, None] > negative[None]).mean())
+    assert np.mean(aucs) == pytest.approx(auc, abs=0.005)
+    assert hanley_mcneil(auc, n, n) == pytest.approx(np.std(aucs), rel=0.06)

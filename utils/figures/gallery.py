@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.figures import side_experiments as paper_figures
 from utils.figures import study
-from utils.figures.style import RC, NoData
+from utils.figures.style import RC, NoData, plotted
 from utils.paths import Paths
 from utils.results import side_experiments
 from utils.results.calibration import read_calibration
@@ -23,7 +23,8 @@ from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, SETTINGS, SHIFTED
 
-FORMATS = ("png", "pdf")
+FORMATS = ("png", "pdf", "svg")
+DOTS = "verdict"  # the figure on the report's first screen
 # What differs in the texts of each out-of-distribution file, as read in the files
 OOD_SHIFTS = {
     "5_hist_fig_ismale": "cartoon characters",
@@ -43,17 +44,20 @@ IMBALANCED = "class_imbalance"
 class Material:
     """The tables that figures are drawn from: one protocol's probes of a model.
 
-    ``picks``: {setting: {contender: its picks}}; ``multi_token``: of multi_token.load_multi_token.
+    ``stated``: the comparison over all conditions, on fresh rows where they are known; ``picks``:
+    {setting: {contender: its picks}}; ``multi_token``: of multi_token.load_multi_token.
     """
 
     def __init__(
         self,
         tidy: pd.DataFrame,
         comparison: pd.DataFrame,
+        stated: pd.DataFrame,
         gap: pd.DataFrame,
         multi_token: pd.DataFrame,
     ) -> None:
         self.tidy, self.comparison, self.gap, self.multi_token = tidy, comparison, gap, multi_token
+        self.stated = stated
         self.picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
 
     def compared_by(self, setting: str, score: str) -> pd.DataFrame:
@@ -87,6 +91,13 @@ def gallery(paths: Paths, model_name: str) -> list[Picture]:
     varied = [setting for setting in SETTINGS.values() if setting.values]
     labels = {setting.name: setting.axis_label for setting in varied}
     pictures = [
+        Picture(
+            DOTS,
+            "Mean difference in test AUC from the best baseline, with 95 % intervals over datasets:"
+            " SAE probes and every control, setting by setting, on fresh test rows where they are"
+            " known",
+            lambda m: study.verdict_dots(m.stated),
+        ),
         Picture(
             "settings",
             "Mean test AUC of each contender, setting by setting",
@@ -219,14 +230,17 @@ def draw_all(
     drawings: list[Drawing] = []
     left_out: list[str] = []
     for picture in progress(pictures, desc="figures", unit="figure"):
-        files = {suffix: folder / f"{picture.name}.{suffix}" for suffix in FORMATS}
+        files = {suffix: folder / f"{picture.name}.{suffix}" for suffix in (*FORMATS, "csv")}
         try:
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()  # whatever a matplotlibrc says
                 matplotlib.rcParams.update(RC)
                 figure = picture.draw(material)
-                for suffix, path in files.items():
-                    _save(figure, path, suffix)
+                numbers = plotted(figure)  # before it is saved, which may add marks
+                for suffix in FORMATS:
+                    _save(figure, files[suffix], suffix)
+                with atomic_path(files["csv"]) as temporary:
+                    numbers.to_csv(temporary, index=False, lineterminator="\n")
         except NoData as reason:
             why = str(reason)
         except UserError as error:  # a file is there and cannot be used
@@ -248,7 +262,8 @@ def draw_all(
 
 def _save(figure: Figure, path: Path, suffix: str) -> None:
     content = BytesIO()  # on a full disk matplotlib's own writing ends in a traceback
-    metadata = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes on every run
+    # the same bytes on every run
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
     figure.savefig(content, format=suffix, dpi=160, metadata=metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getvalue())

@@ -12,9 +12,13 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
-from utils.figures.gallery import Drawing
+from utils.figures import explorer
+from utils.figures.gallery import DOTS, Drawing
+from utils.figures.style import LOOKS
 from utils.names import RANDOM, split_twin
+from utils.results.cards import ProbeCards
 from utils.results.comparison import (
     ALL,
     PROBES,
@@ -26,7 +30,9 @@ from utils.results.comparison import (
 )
 from utils.results.findings import Finding
 from utils.results.statistics import verdict
+from utils.results.tidy import BASELINE, SAE
 from utils.runtime.files import atomic_path
+from utils.settings import SETTINGS
 
 TEMPLATES = Path(__file__).with_name("templates")
 COLUMNS = {
@@ -57,6 +63,29 @@ COLUMNS = {
     "baselines": "baselines",
 }
 WHOLE = {"wins", "ties", "losses", "k", "datasets", "pairs", "unmatched", "without weights"}
+MARKS = {  # of a verdict: how the page says it, and its colour
+    "above": ("▲ better", "better"),
+    "below": ("▼ worse", "worse"),
+    "perhaps above": ("△ perhaps better", "better"),
+    "perhaps below": ("▽ perhaps worse", "worse"),
+    "no difference seen": ("≈ none seen", "same"),
+    "too few datasets": ("? too few data", "few"),
+}
+EXPLORER_COLUMNS = {
+    "dataset": "dataset",
+    "setting": "setting",
+    "difference": "difference",
+    "width": "±",
+    "baseline": "best baseline",
+    "method": "its method",
+    "sae": "SAE probe",
+    "k": "its k",
+    "sae_id": "its SAE",
+    "text_only": "text only",
+    "twin": "random twin",
+    "words": "words alone",
+    "rows": "test rows",
+}
 WEIGHTS = {
     "wrong": "Must not be used as what it is called",
     "doubt": "To be known",
@@ -68,12 +97,18 @@ WEIGHTS = {
 class Report:
     """What the page of one model shows; each table may be empty.
 
-    ``calibration``: what checks.calibrate found, in sentences; ``settings``: of the runs that made
-    the tables.
+    ``about``: the SAEs, the layers, the day and the commit; ``shown``: the rows of the protocol
+    that figures show; ``cards``: of explain_probes.py; ``calibration``: what checks.calibrate
+    found, in sentences; ``leaderboard``: whether there is one beside the page; ``settings``: of the
+    runs that made the tables.
     """
 
     model_name: str
+    about: str
+    shown: pd.DataFrame
     comparisons: Comparisons
+    cards: list[ProbeCards]
+    leaderboard: bool
     controls: pd.DataFrame
     calibration: str
     gap: pd.DataFrame
@@ -84,13 +119,20 @@ class Report:
     settings: dict[str, object]
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write the page."""
+def pages() -> Environment:
+    """The templates. Texts are escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = cell
+    return environment
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page."""
     tables = report.comparisons
+    sentences = answers(tables)
+    first = sentences[0]["protocol"] if sentences else None
     comparison = readable_columns(tables.all_rows)
     figures = [
         {
@@ -101,32 +143,133 @@ def write_report(path: Path, report: Report) -> None:
         for drawing in report.drawings
     ]
     by_weight = {w: [f for f in report.findings if f.weight == w] for w in WEIGHTS}
-    page = environment.get_template("report.html").render(
-        model_name=report.model_name,
-        answers=answers(tables),
-        datasets=dataset_table(tables.datasets),
-        against=readable_columns(
-            tables.against.assign(control=tables.against["control"].map(TITLES))
-            if len(tables.against)
-            else tables.against
-        ),
-        needed=_by_setting(tables.needed),
-        fixed_k=_flat(tables.fixed_k),
-        headline=_by_setting(tables.all_rows),
-        fresh=_by_setting(tables.fresh),
-        twins=readable_columns(twins(report.controls)),
-        controls=readable_columns(report.controls),
-        calibration=report.calibration,
-        figures=figures,
-        gap=report.gap,
-        each_sae=readable_columns(report.each_sae),
-        comparison=comparison.assign(contender=comparison["contender"].map(TITLES)),
-        findings=[(title, by_weight[w]) for w, title in WEIGHTS.items() if by_weight[w]],
-        left_out=report.left_out,
-        settings=json.dumps(report.settings, indent=1, sort_keys=True) if report.settings else "",
+    page = (
+        pages()
+        .get_template("report.html")
+        .render(
+            model_name=report.model_name,
+            about=report.about,
+            answers=[answer for answer in sentences if answer["protocol"] == first],
+            others=[answer for answer in sentences if answer["protocol"] != first],
+            absent=absent(report),
+            dots=next((figure for figure in figures if figure["name"] == DOTS), None),
+            explorer=explored(report),
+            leaderboard=report.leaderboard,
+            against=readable_columns(
+                tables.against.assign(control=tables.against["control"].map(TITLES))
+                if len(tables.against)
+                else tables.against
+            ),
+            needed=_by_setting(tables.needed),
+            fixed_k=_flat(tables.fixed_k),
+            headline=_by_setting(tables.all_rows),
+            fresh=_by_setting(tables.fresh),
+            twins=readable_columns(twins(report.controls)),
+            controls=readable_columns(report.controls),
+            calibration=report.calibration,
+            figures=[figure for figure in figures if figure["name"] != DOTS],
+            gap=report.gap,
+            each_sae=readable_columns(report.each_sae),
+            comparison=comparison.assign(contender=comparison["contender"].map(TITLES)),
+            findings=[(title, by_weight[w]) for w, title in WEIGHTS.items() if by_weight[w]],
+            left_out=report.left_out,
+            settings=json.dumps(report.settings, indent=1, sort_keys=True)
+            if report.settings
+            else "",
+        )
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+RANKED = (
+    "SAE", "mean test AUC", "difference", "95 % from", "to", "wins", "losses", "Holm p", "verdict",
+    "datasets",
+)  # fmt: skip
+SIGNS = {"above": "▲", "below": "▼", "perhaps above": "△", "perhaps below": "▽"}
+OPPOSITE = {"▲": "▼", "▼": "▲", "△": "▽", "▽": "△", "": ""}
+
+
+def write_leaderboard(
+    path: Path,
+    model_name: str,
+    setting: str,
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+    fresh: bool,
+) -> None:
+    """The page of all SAEs of a model; ``tables``: of ``comparison.leaderboard``."""
+    saes, pairs = tables
+    signs: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in pairs.to_dict("records"):
+        sign = SIGNS.get(verdict(row), "")
+        numbers = f"{row['mean_difference']:+.3f} ({row['n_datasets']} datasets)"
+        signs[row["SAE"], row["other"]] = (sign, f"{row['SAE']} less {row['other']}: {numbers}")
+        signs[row["other"], row["SAE"]] = (OPPOSITE[sign], signs[row["SAE"], row["other"]][1])
+    names = list(dict.fromkeys([*pairs["SAE"], *pairs["other"]])) if len(pairs) else []
+    matrix = [
+        {"name": name, "cells": [signs.get((name, other), ("", "")) for other in names]}
+        for name in names
+    ]
+    n_apart = sum(sign in ("▲", "▼") for sign, _ in signs.values()) // 2
+    shown = readable_columns(saes)
+    page = (
+        pages()
+        .get_template("leaderboard.html")
+        .render(
+            model_name=model_name,
+            setting=setting,
+            fresh=fresh,
+            answer=_best_sae(saes, pairs),
+            saes=shown[[name for name in RANKED if name in shown]],
+            pairs=matrix,
+            n_pairs=len(pairs),
+            n_apart=n_apart,
+        )
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _best_sae(saes: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """The leaderboard in a sentence."""
+    best = saes.iloc[0]
+    said_first = f"{best['SAE']} has the highest mean test AUC, {best['mean_test_auc']:.3f}"
+    of_best = pairs[pairs["SAE"] == best["SAE"]]
+    n_sure = sum(verdict(row) == "above" for row in of_best.to_dict("records"))
+    return f"{said_first}. These datasets tell it from {n_sure} of {len(of_best)} others."
+
+
+def explored(report: Report) -> dict[str, Any]:
+    """The table by dataset and what its rows open, as JSON for the page."""
+    rows = explorer.dataset_rows(report.shown, report.comparisons.datasets)
+    data = {
+        "rows": rows,
+        "curves": explorer.curves(report.shown) if rows else {},
+        "cards": explorer.shown_cards(report.cards, report.shown) if rows else {},
+        "titles": explorer.titles(),
+        "looks": {name: LOOKS[name].color for name in explorer.titles()},
+        "axes": {setting.name: setting.axis_label for setting in SETTINGS.values()},
+    }
+    return {
+        "rows": rows,
+        "columns": list(EXPLORER_COLUMNS.items()),
+        "data": Markup(explorer.as_json(data)),
+    }
+
+
+def absent(report: Report) -> list[dict[str, str]]:
+    """What the page lacks, and the command that makes it."""
+    make = f"make {{}} MODEL={report.model_name}"
+    there = set(zip(report.shown["setting"], report.shown["kind"]))
+    needed = {BASELINE: ("baselines", "train-baselines"), SAE: ("SAE probes", "train-sae-probes")}
+    lines = []
+    for setting in SETTINGS:
+        lacking = [needed[kind] for kind in needed if (setting, kind) not in there]
+        if lacking:
+            names, targets = zip(*lacking)
+            command = f"{make.format(' '.join(targets))} SETTING={setting}"
+            lines.append({"what": f"No {' or '.join(names)} of {setting}:", "command": command})
+    return lines
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
@@ -187,7 +330,17 @@ def answers(tables: Comparisons) -> list[dict[str, Any]]:
         where = row["setting"] + (f", {row['protocol']} protocol" if several else "")
         where += ", fresh test rows" if row["test_rows"] == "fresh" else ", all test rows"
         further = [*_against_controls(row, tables.against), *_words(row, tables)]
-        sentences.append({"where": where, "what": _answer(row), "further": further})
+        said_of_it, mark = MARKS[verdict(row)]
+        sentences.append(
+            {
+                "where": where,
+                "what": _answer(row),
+                "further": further,
+                "protocol": row["protocol"],
+                "said": said_of_it,
+                "mark": mark,
+            }
+        )
     return sentences
 
 
@@ -256,15 +409,6 @@ def _words(row: dict, tables: Comparisons) -> list[str]:
     other = needed.iloc[0].to_dict()
     others = f"on the other {other['n_datasets']:.0f} SAE probes are {_behind_or_ahead(other)}"
     return [f"{said_of_words}; {others} the best baseline{_interval(other)}: {_hedge(other)}."]
-
-
-def dataset_table(datasets: pd.DataFrame) -> pd.DataFrame:
-    """The table by dataset as it is shown: hard datasets for words first."""
-    if not len(datasets):
-        return datasets
-    columns = ["setting", "dataset", "words", *(n for n in TITLES if n in datasets), "test_rows"]
-    shown = datasets[columns].rename(columns={**TITLES, "test_rows": "test rows"})
-    return shown.rename(columns={"words": "are words enough?"})
 
 
 def cell(value: object, column: str) -> str:

@@ -53,7 +53,47 @@ from utils.settings import NORMAL, get_setting
 SHUFFLED = "shuffled_labels"  # made at one k alone: no curve
 MOST_CURVES = 8  # of SAEs: more are one curve, with their range
 MOST_PANELS = 12  # of datasets
+INTERVAL = "95 % interval"
+UNFILLED = ("x", "+", "1", "2")  # markers without an inside
+DOT_ORDER = (PROBES, *CONTROLS[:1], *CONTROLS[2:])
 BAR_ORDER = (BASELINES, "quiver_with_sae", "logreg", PROBES, "text_only", "random_sae")
+
+
+def verdict_dots(stated: pd.DataFrame) -> Figure:
+    """Each contender's mean difference from the best baseline with its 95 % interval, a panel a
+    setting; of ``compare``, rows over all conditions.
+    """
+    rows = stated[(stated["contender"] != BASELINES) & stated["mean_difference"].notna()]
+    if not len(rows):
+        raise NoData("no setting has both baselines and SAE probes")
+    settings = list(dict.fromkeys(rows["setting"]))
+    names = [name for name in DOT_ORDER if name in set(rows["contender"])]
+    height = 1.1 + 0.27 * len(names)
+    figure, panels = panels_in_a_row(len(settings), left=1.6, width=2.3, height=height)
+    for axes, setting in zip(panels, settings):
+        of_setting = rows[rows["setting"] == setting].set_index("contender")
+        axes.axvline(0, color=LOOKS[BASELINES].color, linewidth=1.2)
+        for place, name in enumerate(names):
+            if name not in of_setting.index:
+                continue
+            row = of_setting.loc[name]
+            look = LOOKS[name]
+            if np.isfinite(row["ci_low"]):
+                ends = [row["ci_low"], row["ci_high"]]
+                axes.plot(ends, [place, place], color=look.color, linewidth=2.2, label=INTERVAL)
+            dot: dict[str, Any] = {"markersize": 7, "markeredgecolor": "black", "linewidth": 0}
+            axes.plot(
+                [row["mean_difference"]], [place], marker=look.marker, color=look.color,
+                markeredgewidth=1.2 if look.marker in UNFILLED else 0.5, label=TITLES[name], **dot,
+            )  # fmt: skip
+        n = int(of_setting["n_datasets"].max())
+        axes.set_title(f"{setting} ({n} dataset{'s' if n > 1 else ''})", fontsize=9)
+        axes.grid(axis="x")
+    panels[0].set_yticks(range(len(names)), [TITLES[name] for name in names])
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel("test AUC less that of the best baseline", fontsize=9)
+    figure.tight_layout()
+    return figure
 
 
 def setting_bars(comparison: pd.DataFrame) -> Figure:

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from utils.probes.baselines import Look
@@ -138,3 +142,60 @@ def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
     figure.tight_layout()
     place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.01)}
     axes.legend(ncols=columns, frameon=False, fontsize=8, **place)
+
+
+def plotted(figure: Figure) -> pd.DataFrame:
+    """The numbers that a figure shows, a row a point or bar: panel, series, x, y. Bars stand at the
+    labels of their axis.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, axes in enumerate(figure.axes):
+        panel = axes.get_title() or axes.get_title(loc="left") or str(number + 1)
+        ticks = {
+            axis: dict(zip(map(float, of_axis.get_majorticklocs()), labels))
+            for axis, of_axis in (("x", axes.xaxis), ("y", axes.yaxis))
+            if any(labels := [tick.get_text() for tick in of_axis.get_majorticklabels()])
+        }
+        for line in axes.get_lines():
+            name = str(line.get_label())
+            series = "" if name.startswith("_") else name
+            rows += [
+                {"panel": panel, "series": series, **_named_point(ticks, x, y)}
+                for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
+            ]
+        for container in axes.containers:
+            if not isinstance(container, BarContainer):
+                continue
+            for bar in container:
+                x, y = bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height()
+                if container.orientation == "horizontal":
+                    x, y = bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2
+                point = {"panel": panel, "series": str(container.get_label())}
+                rows.append({**point, **_named_point(ticks, x, y)})
+        for dots in axes.collections:
+            if isinstance(dots, PathCollection):
+                name = str(dots.get_label())
+                rows += [
+                    {
+                        "panel": panel,
+                        "series": "" if name.startswith("_") else name,
+                        **_named_point(ticks, x, y),
+                    }
+                    for x, y in np.asarray(dots.get_offsets())
+                ]
+    return pd.DataFrame(rows, columns=["panel", "series", "x", "y"])
+
+
+def _named_point(ticks: dict[str, dict[float, str]], x: Any, y: Any) -> dict[str, Any]:
+    """A point's place, by the label that stands there where an axis has words for numbers."""
+
+    def named(axis: str, value: Any) -> Any:
+        label = ticks.get(axis, {}).get(float(value))
+        if label is None:
+            return float(value)
+        try:
+            return float(label.replace("\u2212", "-"))
+        except ValueError:
+            return label
+
+    return {"x": named("x", x), "y": named("y", y)}

@@ -514,6 +514,48 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     return _with_holm(pd.DataFrame(rows))
 
 
+MOST_RANKED = 60  # SAEs that are compared pair by pair: their number grows as the square
+
+
+def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(a row an SAE, the best mean first; a row a pair of the first MOST_RANKED), over the
+    decisions of a setting; ``tidy``: of one protocol.
+
+    Of an SAE: its mean test AUC, k picked by val_auc, its datasets, and its mean difference from
+    the best baseline with 95 % interval. Of a pair: the columns of ``describe_difference`` over the
+    datasets that both have, with p_holm over all pairs.
+    """
+    of_setting = tidy[tidy["setting"] == setting].dropna(subset=["test_auc"])
+    probes = of_setting[of_setting["kind"] == SAE]
+    if not len(probes):
+        return pd.DataFrame(), pd.DataFrame()
+    picked = pick(probes, ("sae_id",))
+    means = picked.groupby(["sae_id", "dataset"])["test_auc"].mean().unstack()
+    means = means.loc[means.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    baseline = contenders(of_setting).get(BASELINES)
+    rows = []
+    for sae_id, of_sae in means.iterrows():
+        row = {"SAE": sae_id, "mean_test_auc": of_sae.mean(), "n_datasets": of_sae.count()}
+        if baseline is not None:
+            mine = picked.loc[picked["sae_id"] == sae_id, baseline.columns]
+            sides = matched({"sae": mine, "baseline": baseline})
+            if len(sides["sae"]):
+                own, others = sides["sae"]["test_auc"], sides["baseline"]["test_auc"]
+                datasets = sides["sae"]["dataset"].to_numpy()
+                row |= describe_difference((own - others).to_numpy(), datasets)
+                row["n_datasets"] = of_sae.count()
+        rows.append(row)
+    pairs = []
+    first = means.iloc[:MOST_RANKED]
+    for i, better in enumerate(first.index):
+        for other in first.index[i + 1 :]:
+            both = (first.loc[better] - first.loc[other]).dropna()
+            if len(both):
+                said = describe_difference(both.to_numpy(), both.index.to_numpy())
+                pairs.append({"SAE": better, "other": other, "n_datasets": len(both), **said})
+    return _with_holm(pd.DataFrame(rows)), _with_holm(pd.DataFrame(pairs))
+
+
 def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
     """Normal setting, for each k, a row an SAE and a control that it is compared with: its own, and
     raw dimensions and principal components of its layer.
@@ -561,7 +603,8 @@ def _side_by_side(
 
 
 def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(p_holm=holm(table["p_wilcoxon"])) if len(table) else table
+    known = len(table) and "p_wilcoxon" in table
+    return table.assign(p_holm=holm(table["p_wilcoxon"])) if known else table
 
 
 AT_K = (PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims")  # who has a k

@@ -106,6 +106,20 @@ def _critical_rank_sum(n: int) -> int:
     return int(np.searchsorted(below, LEVEL / 2, side="left")) - 1
 
 
+def hanley_mcneil(auc: float, n_positive: float, n_negative: float) -> float:
+    """The standard error of an AUC on so many rows of each class (Hanley and McNeil 1982, with
+    their exponential model of the scores).
+    """
+    of_two_positives = auc / (2 - auc)
+    of_two_negatives = 2 * auc**2 / (1 + auc)
+    variance = (
+        auc * (1 - auc)
+        + (n_positive - 1) * (of_two_positives - auc**2)
+        + (n_negative - 1) * (of_two_negatives - auc**2)
+    ) / (n_positive * n_negative)
+    return float(np.sqrt(max(variance, 0.0)))
+
+
 def describe_difference(difference: np.ndarray, datasets: np.ndarray) -> dict[str, float | int]:
     """What is known of paired differences [n_pairs]: their mean over datasets with its interval,
     datasets ahead, tied and behind, p and the smallest visible difference.

@@ -31,7 +31,7 @@ def save_run_settings(path: Path, settings: dict[str, Any]) -> None:
     """Add a run's settings, package versions and commit to those beside the results; a run like
     one before adds nothing.
     """
-    run = {"settings": settings, "versions": installed_versions(), "commit": _commit()}
+    run = {"settings": settings, "versions": installed_versions(), "commit": current_commit()}
     run = json.loads(json.dumps(run, default=str))
     runs = read_run_settings(path)
     if run not in runs:
@@ -51,7 +51,8 @@ def read_run_settings(path: Path) -> list[dict[str, Any]]:
     return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
+    """Of this checkout; None where it is none."""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)

@@ -1,0 +1,211 @@
+"""What the report's table by dataset shows and opens, as plain data that goes into the page as
+JSON: rows, curves and latent cards. The page sets texts as text, never as HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.results.cards import Card, ProbeCards
+from utils.results.comparison import BASELINES, CONTENDERS, PROBES, TITLES, on_fresh_where_known
+from utils.results.statistics import hanley_mcneil
+from utils.results.tidy import BASELINE, SAE
+from utils.settings import NORMAL, SETTINGS
+
+MOST_CARDS = 6  # of a dataset: those through which most of the score goes
+CURVES = (BASELINES, PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims", "text_only")
+
+
+def dataset_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a setting and dataset: best baseline and its name, words alone, SAE probe with its SAE
+    and k, their difference and how wide the number of rows leaves it.
+
+    ``tidy``: of one protocol; ``datasets``: of ``by_dataset``. Where a setting has several
+    conditions, the names are those picked most often.
+    """
+    if not len(datasets):
+        return []
+    known = on_fresh_where_known(tidy)
+    best = {kind: _most_picked(known[known["kind"] == kind]) for kind in (BASELINE, SAE)}
+    rows = []
+    for row in datasets.to_dict("records"):
+        key = (row["setting"], row["dataset"])
+        baseline, probe = best[BASELINE].get(key, {}), best[SAE].get(key, {})
+        auc = {name: row.get(name) for name in (BASELINES, PROBES, "text_only", "random_sae")}
+        one_condition = not SETTINGS[row["setting"]].values
+        width = interval_width(auc, row["n_test"]) if row["setting"] == NORMAL.name else None
+        rows.append(
+            {
+                "setting": row["setting"],
+                "dataset": row["dataset"],
+                "words": row["words"],
+                "baseline": auc[BASELINES],
+                "method": _named(baseline, "method", one_condition),
+                "text_only": auc["text_only"],
+                "sae": auc[PROBES],
+                "sae_id": _named(probe, "sae_id", one_condition),
+                "k": _named(probe, "k", one_condition),
+                "twin": auc["random_sae"],
+                "difference": _difference(auc),
+                "width": width,
+                "rows": row["n_test"],
+                "test_rows": row["test_rows"],
+            }
+        )
+    order = {name: place for place, name in enumerate(SETTINGS)}
+    return [plain(row) for row in sorted(rows, key=lambda row: order[row["setting"]])]
+
+
+def interval_width(auc: dict[str, float | None], n_test: float) -> float | None:
+    """Half of the 95 % interval of the difference between SAE probe and baseline on a dataset: from
+    Hanley and McNeil's (1982) errors of both AUCs on n_test rows, half of each class, as if the
+    probes' errors had nothing in common. They have; the interval is at most so wide.
+    """
+    sides = [auc[PROBES], auc[BASELINES]]
+    if any(side is None or side != side for side in sides) or not n_test > 3:
+        return None
+    n = n_test / 2
+    return 1.96 * math.hypot(*(hanley_mcneil(float(side or 0), n, n) for side in sides))
+
+
+def curves(tidy: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """{dataset: {"by_k": {contender: [[k, AUC], …]}, setting: {contender: [[condition, AUC], …]}}}:
+    in the normal setting against k, each contender's best by validation AUC; in the others against
+    the condition. What has no k is a level line.
+    """
+    known = on_fresh_where_known(tidy)
+    by_dataset: dict[str, dict[str, Any]] = {}
+    for name in CURVES:
+        probes = known[CONTENDERS[name].rows(known)].dropna(subset=["test_auc"])
+        if not len(probes):
+            continue
+        normal = probes[probes["setting"] == NORMAL.name]
+        of_k = normal.assign(k=normal["k"].fillna(0))
+        for dataset, k, auc in _picked_means(of_k, ["dataset", "k"]):
+            by_dataset.setdefault(dataset, {}).setdefault("by_k", {}).setdefault(name, []).append(
+                [k, auc]
+            )
+        varied = probes[probes["setting"].map(lambda setting: bool(SETTINGS[setting].values))]
+        for setting, dataset, condition, auc in _picked_means(
+            varied, ["setting", "dataset", "condition"]
+        ):
+            of_setting = by_dataset.setdefault(dataset, {}).setdefault(setting, {})
+            of_setting.setdefault(name, []).append([condition, auc])
+    return by_dataset
+
+
+def shown_cards(probes: Sequence[ProbeCards], tidy: pd.DataFrame) -> dict[str, Any]:
+    """{dataset: its cards}: of the SAE with the best validation AUC, the latents through which most
+    of the score goes.
+    """
+    normal = tidy[(tidy["setting"] == NORMAL.name) & (tidy["kind"] == SAE)]
+    best = normal.groupby(["dataset", "sae_id"])["val_auc"].max().to_dict()
+    chosen: dict[str, ProbeCards] = {}
+    for probe in probes:
+        if probe.key not in best:  # of a dataset that is not shown
+            continue
+        before = chosen.get(probe.dataset)
+        if before is None or best[probe.key] > best[before.key]:
+            chosen[probe.dataset] = probe
+    return {
+        name: {
+            "sae_id": probe.sae_id,
+            "k": probe.k,
+            "hook_name": probe.hook_name,
+            "classes": probe.classes,
+            "test_auc": probe.probe_test_auc,
+            "n_test": probe.n_test,
+            "neuronpedia": probe.neuronpedia,
+            "n_latents": len(probe.cards),
+            "cards": [plain(asdict(card)) for card in _first(probe.cards)],
+        }
+        for name, probe in chosen.items()
+    }
+
+
+def as_json(content: Any) -> str:
+    """JSON that can stand in a script element: no text in it can end the element."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers to four digits after the point, None for what is missing."""
+    if isinstance(value, dict):
+        return {name: plain(of_name) for name, of_name in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, (np.integer, bool, int)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return None if value != value else round(float(value), 4)
+    return None if value is pd.NA else value
+
+
+def titles() -> dict[str, str]:
+    return {name: TITLES[name] for name in CURVES}
+
+
+def _first(cards: list[Card]) -> list[Card]:
+    return sorted(cards, key=lambda card: -abs(card.share))[:MOST_CARDS]
+
+
+def _difference(auc: dict[str, float | None]) -> float | None:
+    probe, baseline = auc[PROBES], auc[BASELINES]
+    return None if probe is None or baseline is None else probe - baseline
+
+
+def _most_picked(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Any, int, int]]]:
+    """{(setting, dataset): {column: (value picked most, times, decisions)}}; each pick is the first
+    of the best by val_auc.
+    """
+    if not len(rows):
+        return {}
+    ordered = rows.assign(rank=-rows["val_auc"].fillna(0)).sort_values("rank", kind="stable")
+    first = ordered.drop_duplicates(["setting", "dataset", "condition", "layer", "seed"])
+    found: dict[tuple[str, str], dict[str, tuple[Any, int, int]]] = {}
+    for key, of_dataset in first.groupby(["setting", "dataset"], sort=False):
+        found[key] = {
+            name: (*Counter(of_dataset[name].dropna()).most_common(1)[0], len(of_dataset))
+            for name in ("method", "sae_id", "k")
+            if of_dataset[name].notna().any()
+        }
+    return found
+
+
+def _named(picked: dict[str, tuple[Any, int, int]], column: str, one_condition: bool) -> Any:
+    if column not in picked:
+        return None
+    value, times, n = picked[column]
+    value = int(value) if column == "k" else value
+    return value if one_condition or times == n else f"{value} ({times} of {n})"
+
+
+def _picked_means(rows: pd.DataFrame, by: list[str]) -> list[list[Any]]:
+    """[*values of ``by``, mean test AUC of the best by val_auc]."""
+    if not len(rows):
+        return []
+    each = [*by, *(name for name in ("condition", "layer", "seed") if name not in by)]
+    ranked = rows.assign(val_auc=rows["val_auc"].fillna(0))
+    best = ranked.groupby(each)["val_auc"].transform("max")
+    means = ranked[ranked["val_auc"] >= best].groupby(each)["test_auc"].mean()
+    table = means.groupby(level=by).mean().reset_index()
+    ordered = table.iloc[np.argsort([_number(v) for v in table[by[-1]]], kind="stable")]
+    return [plain(list(row)) for row in ordered.itertuples(index=False, name=None)]
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.inf
