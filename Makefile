@@ -21,6 +21,7 @@ DEVICE ?= auto
 LAYER ?=
 LAYERS ?= $(LAYER)
 DATASETS ?=
+DATASET ?=
 N_JOBS ?=
 SEEDS ?=
 ARGS ?=
@@ -154,6 +155,16 @@ export-probe: $(STAMP)
 ## score: new TEXTS with an exported PROBE
 score: $(STAMP)
 	@$(RUN) score_texts.py --probe $(call q,$(PROBE)) $(if $(TEXTS),--texts $(call q,$(TEXTS))) $(folders) --device $(DEVICE) $(ARGS)
+
+.PHONY: audit-labels
+## audit-labels: rows of DATASET whose label probes deny
+audit-labels: $(STAMP)
+	$(RUN) -m checks.labels --model_name $(MODEL) $(folders) $(if $(DATASET),--dataset $(call q,$(DATASET))) $(ARGS)
+
+.PHONY: transfer
+## transfer: each dataset's probe on every other's texts
+transfer: $(STAMP)
+	$(RUN) -m checks.transfer $(common) $(ARGS)
 
 .PHONY: visualize
 ## visualize: comparison, figures and report

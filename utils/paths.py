@@ -135,6 +135,13 @@ class Paths:
         """Of explain_probes.py: a row for each latent of each probe."""
         return self.results_dir / f"latents_{model_name}.parquet"
 
+    def transfer_table(self, model_name: str) -> Path:
+        """Of checks.transfer."""
+        return self.results_dir / f"transfer_{model_name}.csv"
+
+    def label_audit(self, model_name: str, dataset: str) -> Path:
+        return self.results_dir / f"label_audit_{model_name}_{dataset}.csv"
+
     def comparison_table(self, model_name: str, selection: str = "") -> Path:
         separator = "_" if selection else ""
         return self.results_dir / f"comparison_{model_name}{separator}{selection}.csv"

@@ -154,6 +154,12 @@ def gallery(paths: Paths, model_name: str) -> list[Picture]:
             lambda m: study.validation_gaps(m.gap, labels),
         ),
         Picture(
+            "transfer",
+            "Each dataset's probe on every dataset's test rows: AUC below 0.5 is the other way"
+            " round (`make transfer`)",
+            lambda m: study.transfer(side_experiments.transfer(paths, model_name)),
+        ),
+        Picture(
             "calibration",
             "SAEs of known quality on synthetic activations (`make calibrate`): what their probes"
             " score against how well their directions stand for the true features",

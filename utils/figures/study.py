@@ -53,6 +53,7 @@ from utils.settings import NORMAL, get_setting
 SHUFFLED = "shuffled_labels"  # made at one k alone: no curve
 MOST_CURVES = 8  # of SAEs: more are one curve, with their range
 MOST_PANELS = 12  # of datasets
+MOST_NAMED = 30  # datasets of a matrix
 INTERVAL = "95 % interval"
 UNFILLED = ("x", "+", "1", "2")  # markers without an inside
 DOT_ORDER = (PROBES, *CONTROLS[:1], *CONTROLS[2:])
@@ -93,6 +94,40 @@ def verdict_dots(stated: pd.DataFrame) -> Figure:
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     figure.supxlabel("test AUC less that of the best baseline", fontsize=9)
     figure.tight_layout()
+    return figure
+
+
+def transfer(table: pd.DataFrame | None) -> Figure:
+    """Test AUC of each dataset's probe (rows) on every dataset's texts (columns), a panel a kind of
+    probe; ``table``: of checks.transfer.
+    """
+    if table is None or not len(table):
+        raise NoData("no transfer matrix (`make transfer`)")
+    kinds = list(dict.fromkeys(table["probe"]))
+    trained = list(dict.fromkeys(table["trained_on"]))
+    tested = list(dict.fromkeys(table["tested_on"]))
+    size = 0.32 if len(tested) <= MOST_NAMED else 0.08
+    width, height = 2.2 + size * len(tested), 1.8 + size * len(trained)
+    figure, panels = panels_in_a_row(len(kinds), left=1.5, width=width, height=height)
+    for axes, kind in zip(panels, kinds):
+        of_kind = table[table["probe"] == kind]
+        cells = of_kind.pivot_table(index="trained_on", columns="tested_on", values="test_auc")
+        cells = cells.reindex(index=trained, columns=tested)
+        image = axes.imshow(cells, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(kind, fontsize=9)
+        axes.set_xlabel("tested on")
+        if len(tested) <= MOST_NAMED:
+            axes.set_xticks(range(len(tested)), tested, rotation=90, fontsize=7)
+            for (i, j), value in np.ndenumerate(cells.to_numpy()):
+                if np.isfinite(value):
+                    ink = "white" if abs(value - CHANCE) > 0.35 else "black"
+                    shown = f"{value:.2f}".removeprefix("0")[:3]
+                    axes.text(j, i, shown, ha="center", va="center", fontsize=6, color=ink)
+    few = len(trained) <= MOST_NAMED
+    panels[0].set_yticks(range(len(trained)) if few else [], trained if few else [], fontsize=7)
+    panels[0].set_ylabel("trained on")
+    figure.tight_layout()
+    figure.colorbar(image, ax=panels, label="test AUC", shrink=0.8)
     return figure
 
 

@@ -145,8 +145,8 @@ def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def plotted(figure: Figure) -> pd.DataFrame:
-    """The numbers that a figure shows, a row a point or bar: panel, series, x, y. Bars stand at the
-    labels of their axis.
+    """The numbers that a figure shows, a row a point, bar or cell: panel, series, x, y, and of
+    cells their value. Places are by the labels of their axis where it has words.
     """
     rows: list[dict[str, Any]] = []
     for number, axes in enumerate(figure.axes):
@@ -172,6 +172,12 @@ def plotted(figure: Figure) -> pd.DataFrame:
                     x, y = bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2
                 point = {"panel": panel, "series": str(container.get_label())}
                 rows.append({**point, **_named_point(ticks, x, y)})
+        for image in axes.get_images():
+            cells: np.ndarray = np.ma.filled(np.ma.asarray(image.get_array()), np.nan)
+            rows += [
+                {"panel": panel, "series": "", **_named_point(ticks, x, y), "value": value}
+                for (y, x), value in np.ndenumerate(cells)
+            ]
         for dots in axes.collections:
             if isinstance(dots, PathCollection):
                 name = str(dots.get_label())
@@ -183,7 +189,10 @@ def plotted(figure: Figure) -> pd.DataFrame:
                     }
                     for x, y in np.asarray(dots.get_offsets())
                 ]
-    return pd.DataFrame(rows, columns=["panel", "series", "x", "y"])
+    columns = ["panel", "series", "x", "y"]
+    return pd.DataFrame(
+        rows, columns=[*columns, *(["value"] if "value" in (rows or [{}])[0] else [])]
+    )
 
 
 def _named_point(ticks: dict[str, dict[float, str]], x: Any, y: Any) -> dict[str, Any]:

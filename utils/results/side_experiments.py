@@ -1,5 +1,5 @@
-"""The paper's published tables of its side experiments: win rates of architectures, CoLA
-relabelling, pruned latents.
+"""Tables of side experiments: the paper's published win rates of architectures, CoLA relabelling
+and pruned latents, and our own transfer matrix.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ def pruned(paths: Paths, model_name: str) -> dict[str, pd.DataFrame]:
     files = sorted(paths.pruned_latents(model_name).glob("*/*_pruned.csv"))
     columns = ("k", "ood_auc_llm", "val_auc_llm", "ood_auc_human", "val_auc_human")
     return {file.name.removesuffix("_pruned.csv"): _table(file, columns) for file in files}
+
+
+def transfer(paths: Paths, model_name: str) -> pd.DataFrame | None:
+    """trained_on, tested_on, probe, test_auc: of checks.transfer; None where it was not run."""
+    path = paths.transfer_table(model_name)
+    if not path.is_file():
+        return None
+    return _table(path, ("trained_on", "tested_on", "probe", "test_auc"))
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
