@@ -32,6 +32,7 @@ WORKERS ?=
 SCHEDULER ?=
 RELEASE ?=
 PROBE ?=
+PUBLISHED ?=
 TEXTS ?=
 DATA_DIR ?=
 TEXT_DIR ?=
@@ -172,6 +173,11 @@ visualize: $(STAMP)
 	$(RUN) visualize.py $(common) $(setting) $(ARGS)
 
 ##@ The paper's files
+
+.PHONY: claims
+## claims: the paper's claims one by one, docs/claims.md
+claims: $(STAMP)
+	$(RUN) -m checks.claims $(folders) $(if $(PUBLISHED),--published $(call q,$(PUBLISHED))) $(ARGS)
 
 .PHONY: fetch-published-results
 ## fetch-published-results: the paper's result tables

@@ -8,8 +8,7 @@ activations, and an SAE probe. Writes results/label_audit_{model}_{dataset}.csv,
 rows first, with the latents that deny the label. To say how far that can be trusted, it flips some
 labels at random and counts how many of the first rows are flips.
 Fill in the column `corrected` where a label is wrong, and give the file to --corrected: it prints
-the AUC of probes before and after. This is the study of CoLA in section 5 of the paper, for any
-dataset.
+the AUC of probes before and after. This is the paper's study of CoLA, for any dataset.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ Needs the reference data.
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import torch
 from conftest import ROOT, SHARED, folder_flags, write_texts
 
 import visualize
-from checks import audit, status
+from checks import audit, claims, status
 from published import fetch_results as fetch_published_results
 from utils.paths import Paths
 from utils.results.comparison import compare
@@ -122,7 +123,7 @@ def test_the_papers_ood_table_of_the_9b_model_is_recognised_and_that_of_the_2b_m
 
 
 @needs_published
-@pytest.mark.parametrize(("model", "n_figures"), [("gemma-2-9b", 15), ("gemma-2-2b", 7)])
+@pytest.mark.parametrize(("model", "n_figures"), [("gemma-2-9b", 16), ("gemma-2-2b", 8)])
 def test_every_figure_whose_table_is_there_is_drawn(published, model, n_figures, capsys):
     assert visualize.main(["--model_name", model, *folder_flags(published)]) == 0
     drawn = {path.stem for path in published.figures(model).glob("*.png")}
@@ -131,9 +132,9 @@ def test_every_figure_whose_table_is_there_is_drawn(published, model, n_figures,
     left_out = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: figure")
     ]
-    assert len(left_out) + n_figures == 22
+    assert len(left_out) + n_figures == 24
     page = (published.figures(model) / "report.html").read_text()
-    assert "<h2>Audit</h2>" in page
+    assert ">Audit</h2>" in page
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
 
 
@@ -291,3 +292,36 @@ def test_one_bad_table_does_not_end_the_others(paths, capsys):
     assert (paths.figures("gemma-2-9b") / "report.html").is_file()
     assert audit.main(["--model_name", "gemma-2-9b", *folder_flags(paths)]) == 1
     assert str(bad) in capsys.readouterr().out
+
+
+def test_the_page_of_claims_is_that_of_its_numbers():
+    content = claims.read_numbers()
+    assert claims.PAGE.read_text(encoding="utf-8") == claims.as_page(content)
+    assert len(content["claims"]) == len(claims.CLAIMS) >= 25
+    assert [row["claim"] for row in content["claims"]] == [claim.claim for claim in claims.CLAIMS]
+
+
+@needs_published
+def test_the_published_tables_give_the_numbers_of_the_claims(published):
+    made = claims.measure(claims.Published(published), None)
+    for row, written in zip(made, claims.read_numbers()["claims"]):
+        found = None if row.published is None else dataclasses.asdict(row.published)
+        assert found == written["published"], row.claim
+
+
+@pytest.mark.parametrize(
+    ("claimed", "interval", "expected"),
+    [
+        (claims.AHEAD, (0.01, 0.03), claims.SAME),
+        (claims.AHEAD, (-0.03, -0.01), claims.OTHER),
+        (claims.AHEAD, (-0.01, 0.03), claims.UNSURE),
+        (claims.BEHIND, (0.01, 0.03), claims.OTHER),
+        (claims.BEHIND, (-0.03, -0.01), claims.SAME),
+        (claims.BEHIND, (-0.03, 0.01), claims.UNSURE),
+        (claims.NOT_AHEAD, (0.01, 0.03), claims.OTHER),
+        (claims.NOT_AHEAD, (-0.03, 0.01), claims.SAME),
+        (claims.NOT_AHEAD, (-0.01, 0.03), claims.UNSURE),
+    ],
+)
+def test_a_number_agrees_with_a_claim_or_does_not(claimed, interval, expected):
+    assert claims.agrees(claimed, *interval, sum(interval) / 2) == expected

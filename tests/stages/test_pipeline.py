@@ -509,12 +509,12 @@ def test_figures_do_not_depend_on_the_users_matplotlib(done, tmp_path):
     }
     flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "OOD"]
     assert visualize.main(flags) == 0
-    ours = {p.name: p.read_bytes() for p in paths.figures(MODEL).glob("settings*.png")}
+    ours = {p.name: p.read_bytes() for p in paths.figures(MODEL, "OOD").glob("settings*.png")}
     command = [sys.executable, "visualize.py", *flags]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "cannot be drawn" not in run.stdout
-    theirs = {p.name: p.read_bytes() for p in paths.figures(MODEL).glob("settings*.png")}
+    theirs = {p.name: p.read_bytes() for p in paths.figures(MODEL, "OOD").glob("settings*.png")}
     assert ours
     assert ours == theirs  # the same bytes as with nothing set
 
@@ -527,8 +527,8 @@ def test_one_figure_that_fails_is_one_left_out(done, tmp_path, monkeypatch, caps
     assert visualize.main(flags) == 1
     said = capsys.readouterr()
     assert "figure settings: it cannot be drawn (ZeroDivisionError" in said.err
-    assert (paths.figures(MODEL) / "report.html").is_file()
-    assert (paths.figures(MODEL) / "normal_quiver.png").is_file()
+    assert (paths.figures(MODEL, "normal") / "report.html").is_file()
+    assert (paths.figures(MODEL, "normal") / "normal_quiver.png").is_file()
 
 
 def test_saebench_files_hold_the_tables_means(done, tmp_path):
