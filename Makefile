@@ -179,6 +179,11 @@ visualize: $(STAMP)
 claims: $(STAMP)
 	$(RUN) -m checks.claims $(folders) $(if $(PUBLISHED),--published $(call q,$(PUBLISHED))) $(ARGS)
 
+.PHONY: docs
+## docs: every figure in README and docs/ from its numbers
+docs: $(STAMP)
+	$(RUN) -m checks.documents $(folders) $(ARGS)
+
 .PHONY: fetch-published-results
 ## fetch-published-results: the paper's result tables
 fetch-published-results: $(STAMP)

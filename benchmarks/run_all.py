@@ -31,7 +31,10 @@ from utils.runtime.provenance import installed_versions
 
 PARTS = ("generate", "models", "probes", "scaling", "release", "reach")
 MOST_RUNS = 5  # that are kept
-QUOTING = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
+QUOTING = tuple(
+    ROOT / "docs" / name
+    for name in ("performance.md", "cluster.md", "own_models.md", "reliability.md")
+)
 
 
 def faster(ratio: float) -> str:

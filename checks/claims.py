@@ -46,12 +46,13 @@ SAME, OTHER, UNSURE = "yes", "no", "not sure"
 @dataclass(frozen=True)
 class Measured:
     """A number as it is shown, and whether it agrees with a claim: SAME, OTHER, UNSURE, or "" where
-    there is nothing to agree with.
+    there is nothing to agree with. ``difference``: from the best baseline, where it is that.
     """
 
     shown: str
     agrees: str = ""
     why: str = ""
+    difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def of_comparison(
         f"{row['mean_difference']:+.3f} AUC ({row['ci_low']:+.3f} to {row['ci_high']:+.3f}),"
         f" ahead on {row['wins']:.0f}, behind on {row['losses']:.0f} of {row['n_datasets']:.0f}"
     )
-    return Measured(shown, agrees(claimed, row["ci_low"], row["ci_high"], row["mean_difference"]))
+    agreed = agrees(claimed, row["ci_low"], row["ci_high"], row["mean_difference"])
+    return Measured(shown, agreed, difference=round(float(row["mean_difference"]), 4))
 
 
 def published_difference(
@@ -660,7 +662,7 @@ HEAD = """\
 resolved as everywhere here. A difference is of mean test AUC from the best baseline, with its
 95 % interval over datasets. *Ours* is a run of our own: {ours}.
 *yes* and *no* say whether a number agrees with the claim. *not sure* says that its interval has
-zero in it. A number that stands in the paper's text and in none of its tables is not repeated here."""
+zero in it. A number that stands in the paper's text and in none of its tables is not repeated."""
 TAIL = """\
 Not here: the normal setting of Gemma 2 9B, whose published table of SAE probes is too large for the
 copy that this page was made from."""

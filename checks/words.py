@@ -11,8 +11,6 @@ the numbers to docs/words.json, which README.md quotes.
 from __future__ import annotations
 
 import argparse
-import re
-from pathlib import Path
 
 import pandas as pd
 
@@ -22,19 +20,18 @@ from utils.probes.k_sparse import PROTOCOLS
 from utils.results.comparison import NEAR, WORDS_SUFFICE, by_dataset
 from utils.results.tidy import TEXT, load_results
 from utils.runtime.errors import UserError
-from utils.runtime.files import ROOT, atomic_path, write_json
+from utils.runtime.files import ROOT, write_json
 from utils.settings import NORMAL
 
 HIGH = 0.95
-DOCUMENT, README = ROOT / "docs" / "words.json", ROOT / "README.md"
-QUOTED = re.compile(r"(<!-- words -->).*?(<!-- -->)", re.DOTALL)
+DOCUMENT = ROOT / "docs" / "words.json"
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_model(parser)
     parser.add_argument(
-        "--document", action="store_true", help="write docs/words.json and README.md's sentence"
+        "--document", action="store_true", help="write docs/words.json, which README.md quotes"
     )
     return parser
 
@@ -48,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     print(sentence(numbers))
     if args.document:
         write_json(DOCUMENT, numbers)
-        document(README, numbers)
+        print(f"written to {DOCUMENT}; make docs puts it into README.md")
     return 0
 
 
@@ -97,13 +94,6 @@ def sentence(numbers: dict) -> str:
             " test rows)."
         )
     return said
-
-
-def document(path: Path, numbers: dict) -> None:
-    """Write the sentence between its marks."""
-    text = path.read_text(encoding="utf-8")
-    with atomic_path(path) as temporary:
-        temporary.write_text(QUOTED.sub(rf"\1{sentence(numbers)}\2", text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ import pandas as pd
 from utils.paths import Paths
 from utils.runtime.errors import Failures, UserError, first_line, unknown_name
 from utils.runtime.remembered import Stamp, remembered, rules_of, stamp_of
-from utils.settings import TextCodes
+from utils.settings import MIN_TEST, TextCodes
 
 MAX_TEXT_BYTES = 256 << 20  # of a file of texts; the paper's largest has 20 MB
 MAX_ROWS = 5000  # the paper uses at most this many rows of a dataset
+FEWEST_ROWS = 200  # below, more rows of a user's dataset are tested on than trained on
 DRAW_SEED = 42  # of the rows of a user's own larger dataset
 ENDS = ("", ".zst", ".gz")  # of a file of texts, behind .csv
 OTHER_KINDS = (".jsonl", ".json", ".tsv", ".parquet", ".xlsx", ".xls", ".ods", ".txt")
@@ -274,6 +275,13 @@ def _load_dataset(paths: Paths, name: str, _: Stamp | None) -> Dataset:
             drawn = np.random.default_rng(DRAW_SEED).choice(n_rows, MAX_ROWS, replace=False)
             table = table.iloc[np.sort(drawn)]
             notes.append(f"{MAX_ROWS} of its {n_rows} rows are used, drawn with seed {DRAW_SEED}")
+    own = name not in paper_datasets(paths)[0]
+    if own and len(table) < FEWEST_ROWS:
+        n_train = max(len(table) - MIN_TEST, 0)
+        notes.append(
+            f"of its {len(table)} rows {n_train} are trained on and {len(table) - n_train - 1}"
+            f" tested on: give it {FEWEST_ROWS} or more (docs/own_data.md)"
+        )
     classes = _sorted_values(table["target"])
     if len(classes) != 2:
         shown = ", ".join(map(repr, classes[:5]))

@@ -5,6 +5,7 @@ its page.
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from conftest import ROOT, folder_flags, write_texts
 from benchmarks import measurements, plan
 from benchmarks import run_all as benchmark
 from benchmarks.rates import START, probe_sweep, rates_of_table, seconds_of_sweep
+from checks import documents
 from utils.runtime.errors import UserError
 from utils.settings import KS_NORMAL, KS_OTHER, conditions
 
@@ -106,17 +108,38 @@ def test_the_plan_of_a_release(paths, tmp_path, monkeypatch, capsys):
         plan.main([*flags, "--sae_release", "gemma-scope-9b-pt-ress"])
 
 
-def test_documents_quote_what_was_measured():
-    """One source for each ratio: nothing between the markers is anybody's own."""
-    measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
-    n_figures = 0
-    for path in benchmark.QUOTING:
+def test_documents_say_what_the_files_of_numbers_say():
+    """One source for each figure: nothing between the markers is anybody's own."""
+    used = set()
+    n_ratios = 0
+    for path in documents.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        assert benchmark.quoted(text, measured) == text, path.name
-        n_figures += text.count("<!-- measured ")
-    assert n_figures >= 8
+        assert documents.fill(text) == text, f"make docs changes {path.name}"
+        used |= set(re.findall(r"<!-- made ([\w ]+) -->", text))
+        n_ratios += text.count("<!-- measured ")
+    assert used <= set(documents.BLOCKS)
+    assert {"answer", "words", "demo first", "full_run means", "formats"} <= used
+    assert n_ratios >= 8
+    measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
     assert benchmark.as_markdown(measured) == (ROOT / "docs" / "benchmarks.md").read_text()
     assert len(measured["runs"]) >= 3
+
+
+def test_a_figure_between_markers_is_written_again():
+    old = "a\n<!-- made words -->\nwrong\n<!-- -->\nb"
+    new = documents.fill(old)
+    assert "wrong" not in new
+    assert "TF-IDF" in new
+    assert new.startswith("a\n<!-- made words -->\n")
+    assert new.endswith("\n<!-- -->\nb")
+    with pytest.raises(UserError, match="no figure is called 'nothing'"):
+        documents.fill("<!-- made nothing -->\n<!-- -->")
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in documents.DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_a_figure_is_a_median_with_its_range():

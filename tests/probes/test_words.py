@@ -154,11 +154,6 @@ def test_shuffled_labels_tell_nothing_and_say_their_spread():
     assert again["test_auc"] == row["test_auc"]
 
 
-def test_the_readme_says_what_was_measured():
-    numbers = json.loads(words.DOCUMENT.read_text(encoding="utf-8"))
-    assert words.sentence(numbers) in words.README.read_text(encoding="utf-8")
-
-
 def test_the_sentence_is_counted_from_the_tables(texts, tmp_path):
     """One dataset, its words better than a model's probe that knows nothing."""
     flags = ["--model_name", MODEL, *folder_flags(texts), "--n_jobs", "1"]
@@ -175,10 +170,6 @@ def test_the_sentence_is_counted_from_the_tables(texts, tmp_path):
         both = pd.concat([tidy.assign(layer=2), model], ignore_index=True)
         found = words.measure(both, get_model(MODEL))
         assert (found["n_compared"], found["n_suffice"]) == (1, n_suffice)
-    copy = tmp_path / "README.md"
-    copy.write_text("before <!-- words -->old<!-- --> after")
-    words.document(copy, alone)
-    assert copy.read_text() == f"before <!-- words -->{words.sentence(alone)}<!-- --> after"
 
 
 def test_texts_without_words_tell_nothing(paths):

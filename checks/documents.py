@@ -1,0 +1,260 @@
+"""The figures in README.md and docs/: each stands between markers, made from a file of numbers.
+
+    python -m checks.documents
+    python -m checks.documents --record demo
+    python -m checks.documents --record full_run --work_dir data/full_run
+
+Without flags it fills in what the files of numbers say.
+
+--record keeps what a run says (its report's sentences, tables and first figure) in docs/runs/. The
+other files are docs/claims.json (make claims), docs/words.json (make words) and
+docs/benchmarks.json (make benchmark). A test fails where a document says something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.run_all import KEPT, quoted
+from checks.claims import GEMMA, LLAMA, as_page, read_numbers
+from checks.claims import PAGE as CLAIMS_PAGE
+from checks.words import DOCUMENT as WORDS
+from checks.words import sentence
+from utils import cli
+from utils.figures.gallery import DOTS
+from utils.figures.report import answers
+from utils.models import get_model
+from utils.paths import Paths
+from utils.results.comparison import Comparisons, compare_all, headline
+from utils.results.tidy import SAE, load_results
+from utils.runtime.errors import UserError
+from utils.runtime.files import ROOT, atomic_path, write_json
+from utils.runtime.units import show_bytes
+from utils.saes.formats import FILE_FORMATS, FORMATS
+from utils.settings import SETTINGS
+
+DOCS, RUNS = ROOT / "docs", ROOT / "docs" / "runs"
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+MARKED = re.compile(r"(<!-- made ([\w ]+) -->\n).*?(<!-- -->)", re.DOTALL)
+NAMES = ("demo", "full_run", "full_run_lm")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--record", choices=NAMES, help="keep the numbers of a run")
+    parser.add_argument("--model_name", default="all-MiniLM-L6-v2", metavar="NAME")
+    parser.add_argument("--work_dir", type=Path, metavar="FOLDER", help="of benchmarks.full_run")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    if args.record:
+        paths = cli.paths_of(args)
+        if args.work_dir is not None:
+            data, results, figures = (args.work_dir / n for n in ("data", "results", "figures"))
+            paths = replace(paths, data_dir=data, results_dir=results, figures_dir=figures)
+        record(paths, args.record, args.model_name, args.work_dir)
+    with atomic_path(CLAIMS_PAGE) as temporary:
+        temporary.write_text(as_page(read_numbers()), encoding="utf-8")
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            with atomic_path(path) as temporary:
+                temporary.write_text(filled, encoding="utf-8")
+            print(f"written: {path}")
+    return 0
+
+
+def record(paths: Paths, name: str, model: str, work: Path | None) -> None:
+    """Keep what a run says. Raises UserError where it has no results."""
+    info = get_model(model, paths)
+    tidy = load_results(paths, info.name, tuple(SETTINGS)).tidy
+    if not len(tidy):
+        raise UserError(f"{paths.results_dir} has no results of {info.name}")
+    tables = compare_all(tidy, "paper")
+    said = answers(tables)
+    content: dict[str, Any] = {
+        "model": info.name,
+        "saes": sorted(tidy.loc[tidy["kind"] == SAE, "sae_id"].dropna().unique()),
+        "n_datasets": int(tidy["dataset"].nunique()),
+        "answers": [answer for answer in said if answer["protocol"] == said[0]["protocol"]],
+        "fixed_k": plain_table(at_k(tables)),
+        "means": plain_table(means(tables)),
+        "against": against(tables),
+    }
+    log = None if work is None else work / "full_run.json"
+    if log is not None and log.is_file():
+        content["stages"] = json.loads(log.read_text(encoding="utf-8"))
+    RUNS.mkdir(parents=True, exist_ok=True)
+    write_json(RUNS / f"{name}.json", content)
+    figure = paths.figures(info.name) / f"{DOTS}.png"
+    if figure.is_file():
+        shutil.copyfile(figure, RUNS / f"{name}.png")
+    print(f"kept: {RUNS / f'{name}.json'}")
+
+
+def means(tables: Comparisons) -> pd.DataFrame:
+    """Mean test AUC by setting, on fresh rows where they are known."""
+    rows = tables.fresh if len(tables.fresh) else tables.all_rows
+    return headline(rows[rows["protocol"] == "paper"])
+
+
+def at_k(tables: Comparisons) -> pd.DataFrame:
+    """Where nothing is picked: the normal setting at a fixed k."""
+    table = tables.fixed_k
+    return table if not len(table) else table["normal"]
+
+
+def against(tables: Comparisons) -> dict[str, Any]:
+    """{setting: {control: [difference, from, to]}}."""
+    found: dict[str, Any] = {}
+    for row in tables.against.to_dict("records"):
+        if row["protocol"] == "paper":
+            numbers = [row[name] for name in ("mean_difference", "ci_low", "ci_high")]
+            found.setdefault(row["setting"], {})[row["control"]] = [round(n, 4) for n in numbers]
+    return found
+
+
+def plain_table(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as JSON: columns, and rows with their names."""
+    return {
+        "columns": [str(name) for name in table.columns],
+        "rows": [
+            [str(name), *(None if value != value else value for value in row)]
+            for name, row in zip(table.index, table.itertuples(index=False, name=None))
+        ],
+    }
+
+
+def run_numbers(name: str) -> dict[str, Any]:
+    path = RUNS / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: python -m checks.documents --record {name}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def as_table(first: str, table: dict[str, Any]) -> str:
+    """A Markdown table."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "–"
+        if isinstance(value, (int, float)):
+            return f"{value:.3f}" if value < 2 else f"{value:.0f}"
+        return str(value)
+
+    lines = [[first, *table["columns"]], ["---"] * (len(table["columns"]) + 1)]
+    lines += [list(map(cell, row)) for row in table["rows"]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_sentences(numbers: dict[str, Any]) -> str:
+    """The report's sentences, a setting a bullet."""
+    return "\n".join(
+        f"- **{answer['where']}**: {answer['what']} {' '.join(answer['further'])}".rstrip()
+        for answer in numbers["answers"]
+    )
+
+
+def first_sentence(numbers: dict[str, Any]) -> str:
+    """The sentence with which a run's report opens."""
+    answer = numbers["answers"][0]
+    return f"{answer['where']}: {answer['what']}"
+
+
+def as_stages(numbers: dict[str, Any]) -> str:
+    """What each stage of a full run took."""
+    lines = ["| stage | seconds | CPU seconds | memory |", "| --- | --- | --- | --- |"]
+    for name, row in numbers["stages"].items():
+        seconds, busy = f"{row['seconds']:,.0f}", f"{row['cpu_seconds']:,.0f}"
+        lines.append(f"| {name} | {seconds} | {busy} | {show_bytes(row['peak_bytes'])} |")
+    return "\n".join(lines)
+
+
+def short_answer(_: dict[str, Any] | None = None) -> str:
+    """README's first sentences: what the paper's tables say, then a run of ours."""
+    rows = read_numbers()["claims"]
+    found = {row["claim"]: row["published"]["difference"] for row in rows if row["published"]}
+    alone = "SAE probes alone are behind the best baseline"
+    behind = [
+        value
+        for row in rows
+        if row["published"]
+        and (value := row["published"]["difference"]) is not None
+        and (alone in row["claim"] or row["claim"].endswith("the same alone"))
+    ]
+    added = [
+        row["published"]["agrees"]
+        for row in rows
+        if row["published"]
+        and ("adding SAE probes" in row["claim"] or "when added" in row["claim"])
+    ]
+    shifted = found[f"{GEMMA}: SAE probes are behind logistic regression on OOD texts"]
+    ours = run_numbers("full_run")
+    normal = ours["against"]["normal"]
+    base = next(a for a in ours["answers"] if a["where"].startswith("normal"))["what"]
+    verdict = "not as probes" if max(behind) < 0 else "it depends on the setting"
+    return (
+        f"**Short answer: {verdict}.** In the paper's tables of {GEMMA} and {LLAMA}, SAE probes are"
+        f" {-max(behind):.3f} to {-min(behind):.3f} AUC behind the best baseline, and"
+        f" {-shifted:.3f} out of distribution. Adding them to the baselines improves the pick in"
+        f" {added.count('no')} of {len(added)} comparisons. Our own run ({ours['model']},"
+        f" {ours['n_datasets']} datasets, fresh test rows): {base} They are"
+        f" {side(normal['text_only'])} words alone, which need no model, and"
+        f" {side(normal['random_sae'])} their random twins."
+    )
+
+
+def side(numbers: list[float]) -> str:
+    """A difference in words, with its interval."""
+    word = "above" if numbers[0] > 0 else "below"
+    return f"{abs(numbers[0]):.3f} AUC {word} ({numbers[1]:+.3f} to {numbers[2]:+.3f})"
+
+
+def of_run(name: str, show: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    return lambda: show(run_numbers(name))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "answer": short_answer,
+    "words": lambda: sentence(json.loads(WORDS.read_text(encoding="utf-8"))),
+    "formats": lambda: "\n".join(f"- {one.needs}" for one in (*FORMATS, *FILE_FORMATS)),
+    "demo fixed_k": of_run("demo", lambda n: as_table("normal, fresh rows", n["fixed_k"])),
+    "demo first": of_run("demo", lambda n: "> " + first_sentence(n)),
+    "demo sentences": of_run("demo", as_sentences),
+}
+for _name in ("full_run", "full_run_lm"):
+    BLOCKS |= {
+        f"{_name} sentences": of_run(_name, as_sentences),
+        f"{_name} means": of_run(_name, lambda n: as_table("mean test AUC", n["means"])),
+        f"{_name} stages": of_run(_name, as_stages),
+    }
+
+
+def fill(text: str) -> str:
+    """A document with what the files of numbers say between its markers."""
+
+    def block(match: re.Match) -> str:
+        if match[2] not in BLOCKS:
+            raise UserError(f"no figure is called {match[2]!r}: {', '.join(BLOCKS)}")
+        return f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}"
+
+    measured = json.loads(KEPT.read_text(encoding="utf-8"))
+    return MARKED.sub(block, quoted(text, measured))
+
+
+if __name__ == "__main__":
+    cli.run(main)
