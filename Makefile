@@ -143,7 +143,7 @@ train-multi-token-probes: $(STAMP)
 	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
 
 .PHONY: explain
-## explain: latent cards: what the probes read, in which texts
+## explain: latent cards, what the probes read and in which texts
 explain: $(STAMP)
 	$(RUN) explain_probes.py $(common) --device $(DEVICE) $(ARGS)
 
@@ -178,11 +178,6 @@ visualize: $(STAMP)
 ## claims: the paper's claims one by one, docs/claims.md
 claims: $(STAMP)
 	$(RUN) -m checks.claims $(folders) $(if $(PUBLISHED),--published $(call q,$(PUBLISHED))) $(ARGS)
-
-.PHONY: docs
-## docs: every figure in README and docs/ from its numbers
-docs: $(STAMP)
-	$(RUN) -m checks.documents $(folders) $(ARGS)
 
 .PHONY: fetch-published-results
 ## fetch-published-results: the paper's result tables
@@ -311,6 +306,11 @@ benchmark-release: $(STAMP)
 ## benchmark-full-run: all 113 datasets, each stage killed once
 benchmark-full-run: $(STAMP)
 	$(RUN) -m benchmarks.full_run $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
+
+.PHONY: docs
+## docs: every figure in README and docs/ from its numbers
+docs: $(STAMP)
+	$(RUN) -m checks.documents $(folders) $(ARGS)
 
 .PHONY: clean
 ## clean: remove caches (never data or results)

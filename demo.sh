@@ -32,6 +32,6 @@ controls=(--controls all)
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 stage 7. latent cards: what the probes read, and on which texts
 "$RUN" explain_probes.py "${common[@]}" --datasets "${datasets[@]}" --tokens --device "$DEVICE"
+printf '\ndemo: %d s up to here\n' $((SECONDS - started))
 stage 8. comparison, figures, report
 "$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
-printf '\ndemo done in %d s\n' $((SECONDS - started))

@@ -28,6 +28,6 @@ controls=(--controls all)
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --layers 14 --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --layers 14 --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+printf '\ndemo-lm: %d s up to here\n' $((SECONDS - started))
 stage 7. comparison, figures, report
 "$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
-printf '\ndemo-lm done in %d s\n' $((SECONDS - started))

@@ -38,6 +38,7 @@ from utils.results.cards import (
     write_cards,
 )
 from utils.results.kept_probes import Kept, find_probe
+from utils.results.side_experiments import explanations
 from utils.results.sources import Sources
 from utils.results.tables import ResultTable, sae_probe_table
 from utils.runtime.devices import pick_device
@@ -202,6 +203,8 @@ def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> P
     drawn = split(condition, source.labels, seed, texts=source.texts)
     release = release_of(paths, info.name, row["dataset"], row["sae_id"]) or ""
     rows = source.condition(condition, seed)
+    cards = make_cards(rows, kept.probe, partial(text_of, drawn, dataset.texts), seed)
+    known = explanations(paths, info.name, row["sae_id"])
     return ProbeCards(
         dataset=row["dataset"],
         sae_id=row["sae_id"],
@@ -215,7 +218,7 @@ def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> P
         release=release,
         neuronpedia=neuronpedia_address(release, row["sae_id"]),
         made_from=kept.made_from,
-        cards=make_cards(rows, kept.probe, partial(text_of, drawn, dataset.texts), seed),
+        cards=[replace(card, explanation=known.get(card.latent, "")) for card in cards],
     )
 
 

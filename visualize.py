@@ -154,9 +154,11 @@ def show(
     )
     write_report(folder / "report.html", report)
     print_summary(comparisons)
-    print(f"\nreport   {folder / 'report.html'}")
-    print(f"figures  {folder} ({len(drawings)} as PNG, PDF, SVG and CSV)")
+    print(f"\nfigures  {folder} ({len(drawings)} as PNG, PDF, SVG and CSV)")
     print(f"table    {table_path}")
+    print(f"report   {folder / 'report.html'}")
+    verdicts = in_a_word(comparisons)
+    print(textwrap.fill(f"Are these SAE probes useful? {verdicts} Open the report.", LINE))
 
 
 def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:
@@ -257,6 +259,17 @@ def print_summary(tables: Comparisons) -> None:
         for answer in answers(tables):
             for line in (f"{answer['where']}: {answer['what']}", *answer["further"]):
                 print(textwrap.fill(line, LINE, subsequent_indent="  "))
+
+
+def in_a_word(tables: Comparisons) -> str:
+    """The verdict of each setting: worse, better, … than the best baseline, by one protocol."""
+    said = answers(tables)
+    shown = [
+        f"{answer['setting']}: {answer['said'][2:]}"
+        for answer in said
+        if answer["protocol"] == said[0]["protocol"]
+    ]
+    return f"Against the best baseline, {'; '.join(shown)}." if shown else "Nothing to compare yet."
 
 
 def short(number: float) -> str:

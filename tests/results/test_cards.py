@@ -9,6 +9,7 @@ import pytest
 from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
+from utils.paths import Paths
 from utils.probes.linear import LinearProbe
 from utils.results.cards import (
     FALSE_ALARM,
@@ -23,6 +24,7 @@ from utils.results.cards import (
     with_tokens,
     write_cards,
 )
+from utils.results.side_experiments import explanations
 from utils.runtime.errors import UserError
 from utils.saes.releases import neuronpedia_address
 from utils.settings import TrainTest
@@ -145,3 +147,15 @@ def test_an_address_is_the_registrys():
         "gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical"
     ) == ("https://www.neuronpedia.org/gemma-2-2b/12-gemmascope-res-16k")
     assert neuronpedia_address("its files", "layer_2/w") == ""
+
+
+def test_published_explanations_are_found_by_the_saes_name(tmp_path):
+    paths = Paths(results_dir=tmp_path)
+    sae_id = "layer_20/width_131k/average_l0_114"
+    table = paths.sae_probe_table("gemma-2-9b", "normal")
+    table.parent.mkdir(parents=True)
+    name = "top_1_latent_results_layer_20_width_131k_average_l0_114_with_explanations.csv"
+    rows = 'dataset,best_feature,test_auc,explanation\na,7,0.9,"names, of ships"\nb,8,0.5,\n'
+    table.with_name(name).write_text(rows)
+    assert explanations(paths, "gemma-2-9b", sae_id) == {7: "names, of ships"}
+    assert explanations(paths, "gemma-2-9b", "layer_20/other") == {}

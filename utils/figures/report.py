@@ -336,6 +336,7 @@ def answers(tables: Comparisons) -> list[dict[str, Any]]:
                 "where": where,
                 "what": _answer(row),
                 "further": further,
+                "setting": row["setting"],
                 "protocol": row["protocol"],
                 "said": said_of_it,
                 "mark": mark,

@@ -62,7 +62,8 @@ class Card:
     that did not; ``test_auc_fresh``: on test rows whose text is in no training row, NaN with fewer
     than 30; ``fires``: share of test rows of class 0 and of class 1 on which it is not zero;
     ``edges`` [n_bins + 1] and ``counts`` [2][n_bins]: of its values above zero; ``chosen``: how
-    often it is among the first k when the training rows are drawn again.
+    often it is among the first k when the training rows are drawn again; ``explanation``: what it
+    reads in words, where somebody has published that.
     """
 
     rank: int
@@ -78,6 +79,7 @@ class Card:
     counts: list[list[int]]
     chosen: float
     examples: list[Example]
+    explanation: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ OF_CARD = {
     "counts": pa.list_(pa.list_(pa.int32())),
     "chosen": pa.float64(),
     "examples": pa.list_(EXAMPLE),
+    "explanation": pa.string(),
 }
 SCHEMA = pa.schema([*OF_PROBE.items(), *OF_CARD.items()])
 

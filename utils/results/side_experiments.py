@@ -11,7 +11,7 @@ import pandas as pd
 from utils.paths import Paths
 from utils.results.csv_files import read_table
 from utils.runtime.errors import UserError
-from utils.settings import SETTINGS
+from utils.settings import NORMAL, SETTINGS
 
 RELABELLED_MODEL = "gemma-2-9b"  # the experiment's only model; its table does not name it
 
@@ -47,6 +47,19 @@ def pruned(paths: Paths, model_name: str) -> dict[str, pd.DataFrame]:
     files = sorted(paths.pruned_latents(model_name).glob("*/*_pruned.csv"))
     columns = ("k", "ood_auc_llm", "val_auc_llm", "ood_auc_human", "val_auc_human")
     return {file.name.removesuffix("_pruned.csv"): _table(file, columns) for file in files}
+
+
+def explanations(paths: Paths, model_name: str, sae_id: str) -> dict[int, str]:
+    """{latent: what it reads, in words}: of an SAE's latents that the paper published; {} where it
+    did not.
+    """
+    table = paths.sae_probe_table(model_name, NORMAL.name)
+    name = f"top_1_latent_results_{sae_id.replace('/', '_')}_with_explanations.csv"
+    path = table.with_name(name)
+    if not path.is_file():
+        return {}
+    rows = _table(path, ("best_feature", "explanation")).dropna(subset=["explanation"])
+    return dict(zip(rows["best_feature"].astype(int), rows["explanation"].astype(str)))
 
 
 def transfer(paths: Paths, model_name: str) -> pd.DataFrame | None:

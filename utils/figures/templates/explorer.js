@@ -142,7 +142,9 @@
       + ` ${percent(card.chosen)} of redrawn training sets.`);
     const list = make("ul");
     card.examples.forEach(one => list.append(example(one, about.classes)));
-    section.append(title, facts);
+    section.append(title);
+    if (card.explanation) section.append(make("p", `Published explanation: ${card.explanation}`));
+    section.append(facts);
     if (card.edges.length) section.append(histogram(card, about.classes));
     section.append(list);
     return section;
