@@ -162,6 +162,11 @@ score: $(STAMP)
 audit-labels: $(STAMP)
 	$(RUN) -m checks.labels --model_name $(MODEL) $(folders) $(if $(DATASET),--dataset $(call q,$(DATASET))) $(ARGS)
 
+.PHONY: prune-latents
+## prune-latents: probes on DATASET's most relevant latents, OOD
+prune-latents: $(STAMP)
+	$(RUN) -m checks.pruning --model_name $(MODEL) $(folders) $(if $(DATASET),--dataset $(call q,$(DATASET))) $(ARGS)
+
 .PHONY: transfer
 ## transfer: each dataset's probe on every other's texts
 transfer: $(STAMP)

@@ -135,6 +135,9 @@ class Paths:
         """Of explain_probes.py: a row for each latent of each probe."""
         return self.results_dir / f"latents_{model_name}.parquet"
 
+    def pruning(self, model_name: str, dataset: str) -> Path:
+        return self.results_dir / f"pruning_{model_name}_{dataset}.csv"
+
     def transfer_table(self, model_name: str) -> Path:
         """Of checks.transfer."""
         return self.results_dir / f"transfer_{model_name}.csv"

@@ -9,12 +9,14 @@ from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
 from checks.labels import Views, as_table, before_and_after, corrected_labels, deny, planted
+from checks.pruning import judged_order, pruned
 from checks.transfer import FEWEST_ROWS, ON_LATENTS, OtherRows, Trained, scores, summary
 from utils.datasets import Dataset
 from utils.figures.study import transfer
 from utils.figures.style import NoData, plotted
 from utils.probes.linear import LinearProbe
 from utils.runtime.errors import UserError
+from utils.settings import TrainTest
 
 
 def made(n: int = 400, with_latents: bool = True) -> tuple[Views, np.ndarray, Dataset]:
@@ -159,3 +161,38 @@ def test_the_matrix_is_drawn_as_it_is():
     assert "on its OOD texts (1)" in summary(table)
     with pytest.raises(NoData):
         transfer(None)
+
+
+def pruned_rows() -> TrainTest:
+    """Latent 2 tells the class everywhere; latent 5 tells it in training rows, and lies outside."""
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 2
+    X = np.maximum(rng.normal(size=(600, 8)), 0)
+    X[:, 2] = np.maximum(y + 0.6 * rng.normal(size=600), 0)
+    X[:, 5] = np.maximum(np.where(np.arange(600) < 400, y, 1 - y) + 0.2 * rng.normal(size=600), 0)
+    return TrainTest(csr_array(X[:400]), y[:400], csr_array(X[400:]), y[400:])
+
+
+def test_pruning_keeps_the_first_latents_of_an_order():
+    rows = pruned_rows()
+    table = pruned(rows, np.array([2, 5]), 42)
+    assert table["k"].tolist() == [1, 2]
+    alone = roc_auc_score(rows.y_test, rows.X_test.toarray()[:, 2])
+    assert table["ood_auc"][0] == pytest.approx(alone)  # one latent: its sign is all there is
+    assert table["ood_auc"][0] > 0.7 > table["ood_auc"][1]
+    assert table["val_auc"][1] > table["val_auc"][0]
+
+
+def test_a_judge_orders_the_latents(tmp_path):
+    path = tmp_path / "judged.csv"
+    latents = np.array([7, 3, 9])
+    path.write_text("latent,relevance\n9,1\n3,\n7,2\n")
+    assert judged_order(path, latents).tolist() == [9, 7, 3]
+    for content, said in (
+        ("latent\n7\n", "lacks the columns relevance"),
+        ("latent,relevance\n7,\n", "judges no latent"),
+        ("latent,relevance\n8,1\n", "latent 8, which is none"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=said):
+            judged_order(path, latents)
