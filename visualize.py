@@ -119,7 +119,8 @@ def show(
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
-    comparisons, controls = compare_all(tidy, shown), against_controls(of_shown)
+    comparisons = compare_all(tidy, shown)
+    controls = against_controls(on_fresh_where_known(of_shown))
     table_path = paths.comparison_table(model_name, selected)
     write_table(table_path, comparisons.table())
     write_table(paths.datasets_table(model_name, selected), comparisons.datasets)
@@ -146,7 +147,7 @@ def show(
         controls=controls,
         calibration=calibration(paths) if made_here(tidy) else "",
         gap=gap,
-        each_sae=by_sae(tidy),
+        each_sae=by_sae(on_fresh_where_known(tidy)),
         drawings=drawings,
         left_out=left_out,
         findings=audit(paths, results),

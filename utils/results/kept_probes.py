@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.names import layer_folder, set_stem
+from utils.probes.controls import DENSE
 from utils.probes.linear import LinearProbe
 from utils.results.csv_files import MADE_FROM
 from utils.results.keys import plain, sortable
@@ -69,6 +70,8 @@ class Keeping:
             return False
         if self.which == EVERYTHING or len(probe.coef) <= MOST_COLUMNS:
             return True
+        if row.get("method") in DENSE:  # d_model weights that nobody reads
+            return False
         return probe.columns is None and self.every_condition
 
 
@@ -115,6 +118,7 @@ def keep_probes(table: ResultTable, rows: Iterable[dict]) -> None:
                 pa.Table.from_pylist(ordered, schema=_schema(table)),
                 temporary,
                 compression="zstd",
+                use_dictionary=False,  # pages of their own, larger than so few values
                 write_statistics=False,
                 store_schema=False,
             )
