@@ -28,6 +28,8 @@ controls=(--controls all)
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --layers 14 --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --layers 14 --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+stage 7. latent cards: what the probes read, and on which texts
+"$RUN" explain_probes.py "${common[@]}" --datasets "${datasets[@]}" --tokens --device "$DEVICE"
 printf '\ndemo-lm: %d s up to here\n' $((SECONDS - started))
-stage 7. comparison, figures, report
+stage 8. comparison, figures, report
 "$RUN" visualize.py "${common[@]}" --datasets "${datasets[@]}"
