@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -101,11 +102,21 @@ def main(argv: list[str] | None = None) -> int:
                 f"there are no SAE probes of {info.name} to explain: make them with python"
                 f" train_sae_probes.py --model_name {info.name}"
             )
-        there = {} if wanted.overwrite else {cards.key: cards for cards in read_cards(path)}
+        there = read_there(path, wanted.overwrite)
         explain(paths, info, table, rows, wanted, there, failures)
     n_latents = sum(len(cards.cards) for cards in there.values())
     print(f"{n_latents} latents of {len(there)} probes: {path}")
     return cli.report(failures, "probes")
+
+
+def read_there(path: Path, overwrite: bool) -> dict[tuple[str, str], ProbeCards]:
+    """The cards that are there. One that cannot be read is no hindrance where all is made again."""
+    try:
+        return {cards.key: cards for cards in read_cards(path)}
+    except UserError:
+        if not overwrite:
+            raise
+        return {}
 
 
 def probes_to_explain(
@@ -153,7 +164,7 @@ def explain(
             try:
                 kept = kept_probe(table, row, sources)
                 old = there.get((row["dataset"], row["sae_id"]))
-                if old is not None and _is_done(old, row, kept, wanted):
+                if old is not None and not wanted.overwrite and _is_done(old, row, kept, wanted):
                     continue
                 cards = explain_probe(paths, info, row, kept)
                 if wanted.tokens:
@@ -162,6 +173,8 @@ def explain(
                 n_new += 1
             except UserError as error:
                 failures.add(f"{row['dataset']}, {row['sae_id']}: {error}")
+                # what was said of another probe must not stand beside this one's numbers
+                n_new += there.pop((row["dataset"], row["sae_id"]), None) is not None
     finally:  # a run that is stopped keeps its work
         if n_new:
             write_cards(paths.latents_table(info.name), there.values())
@@ -214,6 +227,7 @@ def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> P
         hook_name=hook_name(row["layer"]),
         classes=list(dataset.classes),
         probe_test_auc=float(row["test_auc"]),
+        probe_val_auc=float(row["val_auc"]),
         n_test=len(rows.y_test),
         release=release,
         neuronpedia=neuronpedia_address(release, row["sae_id"]),

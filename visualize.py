@@ -26,6 +26,7 @@ from utils import cli
 from utils.figures.gallery import Material, draw_all, gallery
 from utils.figures.report import Report, answers, write_leaderboard, write_report
 from utils.models import get_model
+from utils.names import parse_layer
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.readers.fingerprints import digest
@@ -48,11 +49,12 @@ from utils.results.comparison import (
 )
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
+from utils.results.sources import Sources
 from utils.results.tidy import SAE, Results, load_results
 from utils.runtime.errors import Failures, UserError, unknown_name
 from utils.runtime.files import atomic_path, locked
 from utils.runtime.provenance import current_commit, read_run_settings
-from utils.settings import SETTINGS
+from utils.settings import NORMAL, SETTINGS
 
 LINE = 80  # characters of a terminal
 
@@ -142,7 +144,8 @@ def show(
         about=about(tidy),
         shown=of_shown,
         comparisons=comparisons,
-        cards=latent_cards(paths, model_name, failures),
+        cards=latent_cards(paths, model_name, shown, failures),
+        selected=selected,
         leaderboard=ranked,
         controls=controls,
         calibration=calibration(paths) if made_here(tidy) else "",
@@ -202,13 +205,31 @@ def about(tidy: pd.DataFrame) -> str:
     return " · ".join([*parts, *([f"commit {commit[:10]}"] if commit else [])])
 
 
-def latent_cards(paths: Paths, model_name: str, failures: Failures) -> list[ProbeCards]:
-    """Those of explain_probes.py; a file that cannot be read is a failure."""
+def latent_cards(
+    paths: Paths, model_name: str, protocol: str, failures: Failures
+) -> list[ProbeCards]:
+    """Those of explain_probes.py that are of a protocol's probes and of what there is now; a file
+    that cannot be read is a failure.
+    """
     try:
-        return read_cards(paths.latents_table(model_name))
+        cards = read_cards(paths.latents_table(model_name))
     except UserError as error:
         failures.add(error)
         return []
+    sources = Sources(paths, model_name)
+    current = []
+    for probe in cards:
+        layer = parse_layer(probe.hook_name)
+        about = {"dataset": probe.dataset, "sae_id": probe.sae_id, "layer": layer, "method": SAE}
+        made_from = sources.of(about, NORMAL)
+        if probe.protocol == protocol and (not made_from or made_from == probe.made_from):
+            current.append(probe)
+    if len(current) < len(cards):
+        print(
+            f"left out: latent cards of {len(cards) - len(current)} probes, which are of another"
+            " protocol or of what is no longer there: python explain_probes.py makes them again"
+        )
+    return current
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

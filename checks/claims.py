@@ -75,7 +75,14 @@ class Published:
 
     def tidy(self, model: str) -> pd.DataFrame:
         if model not in self._tidy:
-            self._tidy[model] = load_results(self.paths, model, tuple(SETTINGS)).tidy
+            tidy = load_results(self.paths, model, tuple(SETTINGS)).tidy
+            for kind, what in ((BASELINE, "baselines"), (SAE, "SAE probes")):
+                if not (tidy["kind"] == kind).any():
+                    raise UserError(
+                        f"{self.paths.results_dir} has no {what} of {model}: make"
+                        " fetch-published-results, or name the paper's folder with --published"
+                    )
+            self._tidy[model] = tidy
         return self._tidy[model]
 
     def compared(self, model: str) -> pd.DataFrame:
@@ -203,6 +210,8 @@ def conditions_of(setting: str) -> Callable[[Published], Measured | None]:
         rows = source.tidy(GEMMA)
         there = rows.loc[rows["setting"] == setting, "condition"].unique()
         n = len(there)
+        if not n:
+            return None
         numbers = sorted(float(value) for value in there)
         shown = f"{n} values, {numbers[0]:.3g} to {numbers[-1]:.3g}"
         return Measured(shown, SAME if n == len(SETTINGS[setting].values) else OTHER)
@@ -215,6 +224,8 @@ def best_layer(source: Published) -> Measured | None:
     rows = source.tidy(GEMMA)
     normal = rows[(rows["setting"] == NORMAL.name) & (rows["method"] == "logreg")]
     means = normal.groupby("layer")["test_auc"].mean().sort_values(ascending=False)
+    if not len(means):
+        return None
     shown = ", ".join(f"{layer}: {value:.3f}" for layer, value in means.items())
     return Measured(f"logreg by layer: {shown}", SAME if str(means.index[0]) == "20" else OTHER)
 
@@ -260,7 +271,9 @@ def wide_saes(source: Published) -> Measured | None:
     )
     means = best.groupby("sae_id")["test_auc"].mean().sort_values(ascending=False)
     shown = ", ".join(f"{name.split('/')[1]}: {value:.3f}" for name, value in means.items())
-    widest = next(name for name in means.index if "width_1m" in name)
+    widest = next((name for name in means.index if "width_1m" in name), None)
+    if widest is None:
+        return None
     return Measured(shown, OTHER if means.index[0] == widest else SAME)
 
 
@@ -325,6 +338,8 @@ def pruned_against_baseline(source: Published) -> Measured | None:
     behind = []
     tables = side_experiments.pruned(source.paths, GEMMA)
     for name, pruned in tables.items():
+        if name not in table.index:
+            continue
         behind.append(float(pruned["ood_auc_llm"].max() - table.loc[name, "test_auc_baseline"]))
     if not behind:
         return None

@@ -100,13 +100,16 @@ def record(paths: Paths, name: str, model: str, work: Path | None) -> None:
     write_json(RUNS / f"{name}.json", content)
     figure = paths.figures(info.name) / f"{DOTS}.png"
     if figure.is_file():
-        shutil.copyfile(figure, RUNS / f"{name}.png")
+        with atomic_path(RUNS / f"{name}.png") as temporary:
+            shutil.copyfile(figure, temporary)
     print(f"kept: {RUNS / f'{name}.json'}")
 
 
 def means(tables: Comparisons) -> pd.DataFrame:
     """Mean test AUC by setting, on fresh rows where they are known."""
-    rows = tables.fresh if len(tables.fresh) else tables.all_rows
+    fresh, every = tables.fresh, tables.all_rows
+    others = every[~every["setting"].isin(fresh["setting"])] if len(fresh) else every
+    rows = pd.concat([table for table in (fresh, others) if len(table)])
     return headline(rows[rows["protocol"] == "paper"])
 
 
@@ -149,15 +152,15 @@ def run_numbers(name: str) -> dict[str, Any]:
 def as_table(first: str, table: dict[str, Any]) -> str:
     """A Markdown table."""
 
-    def cell(value: Any) -> str:
+    def cell(value: Any, row: str) -> str:
         if value is None:
             return "–"
         if isinstance(value, (int, float)):
-            return f"{value:.3f}" if value < 2 else f"{value:.0f}"
+            return f"{value:.0f}" if row in ("datasets", "pairs") else f"{value:.3f}"
         return str(value)
 
     lines = [[first, *table["columns"]], ["---"] * (len(table["columns"]) + 1)]
-    lines += [list(map(cell, row)) for row in table["rows"]]
+    lines += [[row[0], *(cell(value, row[0]) for value in row[1:])] for row in table["rows"]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -14,6 +14,7 @@ the AUC of probes before and after. This is the paper's study of CoLA, for any d
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.corrected is not None:
         print(before_and_after(dataset, views, args.corrected, args.k, args.seed))
         return 0
+    path = paths.label_audit(info.name, args.dataset)
+    require_unfilled(path, "corrected")
     denial = deny(views, views.y, args.k, args.seed, "audit")
     table = as_table(dataset, views.y, denial)
-    path = paths.label_audit(info.name, args.dataset)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     if args.plant:
@@ -120,6 +122,19 @@ def main(argv: list[str] | None = None) -> int:
         f" --dataset {args.dataset} --corrected FILE"
     )
     return 0
+
+
+def require_unfilled(path: Path, column: str) -> None:
+    """Raise UserError where a file of an earlier run has been filled in: that would be lost."""
+    if not path.is_file():
+        return
+    table = pd.DataFrame()
+    with suppress(UserError):  # what cannot be read holds no work
+        table = read_csv(path, "earlier table")
+    if column in table and table[column].dropna().astype(str).str.strip().ne("").any():
+        raise UserError(
+            f"{path} has been filled in: give it with --{column}, or move it away first"
+        )
 
 
 def share(text: str) -> float:
@@ -265,15 +280,15 @@ def corrected_labels(dataset: Dataset, y: np.ndarray, path: Path) -> np.ndarray:
         raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}")
     codes = {name: code for code, name in enumerate(dataset.classes)}
     changed = y.copy()
-    for place, (row, to) in enumerate(zip(table["row"], table["corrected"])):
+    for row, to in zip(table["row"], table["corrected"]):
         if pd.isna(to) or not str(to).strip():
             continue
         number = pd.to_numeric(row, errors="coerce")
-        if not (number >= 0 and number == int(number) and number < len(y)):
-            raise UserError(f"{path}, line {place + 2}: {row!r} is no row of {dataset.name}")
+        if not (0 <= number < len(y) and number == int(number)):
+            raise UserError(f"{path}: row {row!s} is no row of {dataset.name}")
         if _as_class(to) not in codes:
             raise UserError(
-                f"{path}, line {place + 2}: {to!r} is no class of {dataset.name}"
+                f"{path}, row {row!s}: {to!r} is no class of {dataset.name}"
                 f" ({', '.join(dataset.classes)})"
             )
         changed[int(number)] = codes[_as_class(to)]
@@ -282,7 +297,7 @@ def corrected_labels(dataset: Dataset, y: np.ndarray, path: Path) -> np.ndarray:
 
 def _as_class(value: Any) -> str:
     """A class's name as it was written: an empty cell makes pandas read 1 as 1.0."""
-    number = isinstance(value, float) and value == int(value)
+    number = isinstance(value, float) and value.is_integer()
     return str(int(value)) if number else str(value).strip()
 
 

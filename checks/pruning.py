@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from checks.labels import best_sae
+from checks.labels import best_sae, require_unfilled
 from train_sae_probes import rows_of
 from utils import cli
 from utils.activations import load_rows
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     latents = rank_latents(rows.X_train, rows.y_train, n_keep=args.k).latents
     path = paths.pruning(info.name, args.dataset)
     if args.relevance is None:
+        require_unfilled(path, "relevance")
         write_table(path, to_judge(paths, args.dataset, rows, source.labels, latents, args.seed))
         print(f"{path}: fill in relevance (1: should decide), then --relevance {path}")
     orders = {"by rank": latents}
@@ -134,12 +135,12 @@ def judged_order(path: Path, latents: np.ndarray) -> np.ndarray:
     missing = {"latent", "relevance"} - set(table.columns)
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-    given = pd.to_numeric(table["relevance"], errors="coerce")
-    relevance = {
-        int(latent): float(value)
-        for latent, value in zip(pd.to_numeric(table["latent"], errors="coerce"), given)
-        if latent == latent and value == value
-    }
+    numbers = table[["latent", "relevance"]].apply(pd.to_numeric, errors="coerce")
+    known = numbers[np.isfinite(numbers).all(axis=1)]
+    whole = known["latent"] == known["latent"].round()
+    if not whole.all():
+        raise UserError(f"{path} judges latent {known.loc[~whole, 'latent'].iloc[0]:g}: no latent")
+    relevance = {int(latent): float(value) for latent, value in known.to_numpy()}
     if not relevance:
         raise UserError(f"{path} judges no latent: fill in relevance with 1, 2, …")
     strange = sorted(set(relevance) - set(latents.tolist()))

@@ -63,7 +63,7 @@ def made_cards() -> list[ProbeCards]:
                 examples)  # fmt: skip
     probe = ProbeCards(
         "", "layer_2/width_1k/topk_32", 16, "paper", 42, "blocks.2.hook_resid_post",
-        ["<i>ham</i>", "spam"], 0.85, 300, "", "https://www.neuronpedia.org/m/1", "abc", [card],
+        ["<i>ham</i>", "spam"], 0.85, 0.9, 300, "", "https://www.neuronpedia.org/m/1", "abc", [card],
     )  # fmt: skip
     return [replace(probe, dataset=name) for name in NAMES]
 
@@ -73,8 +73,9 @@ def report(tmp_path_factory) -> Path:
     tidy = made_tidy()
     path = tmp_path_factory.mktemp("report") / "report.html"
     empty = pd.DataFrame()
-    about = Report("model", "1 SAE", tidy, compare_all(tidy, "paper"), made_cards(), False, empty,
-                   "", empty, empty, [], [], [], {})  # fmt: skip
+    tables = compare_all(tidy, "paper")
+    of_page = ("model", "1 SAE", tidy, tables, made_cards(), False, "")
+    about = Report(*of_page, empty, "", empty, empty, [], [], [], {})
     write_report(path, about)
     return path
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.figures import study
+from utils.figures import explorer, study
 from utils.figures.gallery import FORMATS, Material, Picture, draw_all, gallery
 from utils.figures.report import Report, answers, cell, write_leaderboard, write_report
 from utils.figures.side_experiments import relabelling
@@ -15,6 +15,7 @@ from utils.paths import Paths
 from utils.results.comparison import (
     TITLES,
     Comparisons,
+    by_dataset,
     compare,
     leaderboard,
     on_fresh_rows,
@@ -119,7 +120,8 @@ def report(**parts) -> Report:
     nothing = compare(table().iloc[:0])
     tables = {"comparisons": Comparisons(nothing), **dict.fromkeys(names, EMPTY)}
     lists: dict = {name: [] for name in ("drawings", "left_out", "findings", "cards")}
-    rest: dict = {"calibration": "", "settings": {}, "about": "", "leaderboard": False}
+    rest: dict = {"calibration": "", "settings": {}, "about": "", "leaderboard": False,
+                  "selected": ""}  # fmt: skip
     shown = {"shown": table().iloc[:0]}
     return Report(**{"model_name": "m", **tables, **lists, **rest, **shown, **parts})
 
@@ -179,13 +181,14 @@ def test_a_figures_numbers_are_those_it_shows():
     axes.bar([0, 1], [0.2, 0.3], bottom=0.5, label="bars")
     axes.set_xticks([0, 1], ["left", "right"])
     axes.plot([0, 1], [0.9, 0.8], label="line")
-    axes.scatter([0.5], [0.6], label="dots")
+    axes.scatter([0.3], [0.6], label="dots")
+    axes.axhline(0.5)  # no number
     assert plotted(figure).to_dict("split")["data"] == [
         ["panel", "line", "left", 0.9],
         ["panel", "line", "right", 0.8],
         ["panel", "bars", "left", 0.7],
         ["panel", "bars", "right", 0.8],
-        ["panel", "dots", 0.5, 0.6],
+        ["panel", "dots", "left", 0.6],
     ]
 
 
@@ -248,3 +251,57 @@ def test_an_interval_of_an_auc_is_that_of_many_draws():
         aucs.append((positive[:, None] > negative[None]).mean())
     assert np.mean(aucs) == pytest.approx(auc, abs=0.005)
     assert hanley_mcneil(auc, n, n) == pytest.approx(np.std(aucs), rel=0.06)
+
+
+def test_the_explorer_shows_the_decisions_that_the_table_compares():
+    """Baselines at a layer without SAEs, and a dataset with too few fresh rows."""
+    tidy = table()
+    elsewhere = tidy[tidy["kind"] == "baseline"].assign(layer=9, test_auc=0.99, method="mlp")
+    tidy = pd.concat([tidy, elsewhere], ignore_index=True)
+    tidy["test_auc_fresh"] = tidy["test_auc"].astype(float) - 0.1
+    tidy["n_fresh"] = 40
+    tidy.loc[tidy["dataset"] == "3_d", "test_auc_fresh"] = np.nan
+    datasets = by_dataset(tidy, "paper")
+    matched = explorer.matched_rows(tidy, datasets)
+    drawn = explorer.curves(matched)
+    for row in explorer.dataset_rows(matched, datasets):
+        assert row["method"] == "logreg"
+        assert row["test_rows"] == ("all" if row["dataset"] == "3_d" else "fresh")
+        shown = drawn[row["dataset"]]["by_k"]
+        assert shown["quiver_baselines"] == [[None, pytest.approx(row["baseline"], abs=1e-4)]]
+        assert [k for k, _ in shown["sae_only"]] == [1, 16]
+        assert row["k"] == 1  # the first of those that validate alike
+
+
+def test_a_leaderboard_pairs_decisions_that_both_have():
+    """B has one easy condition alone, and is a little worse there: it is no winner."""
+    rows = []
+    for i in range(10):
+        base = {"setting": "scarcity", "dataset": f"d{i}", "layer": 1, "protocol": "paper",
+                "seed": 42, "n_test": 300, "n_nonzero": 5.0, "val_auc": 0.8}  # fmt: skip
+        probe = {**base, "kind": "sae", "method": "sae_probe", "k": 5.0}
+        for condition, auc in ((2, 0.6), (20, 0.7), (1024, 0.9)):
+            rows.append({**probe, "sae_id": "A", "condition": condition, "test_auc": auc})
+            rows.append({**probe, "sae_id": "C", "condition": condition, "test_auc": auc - 0.02})
+            if i < 2:
+                baseline = {"kind": "baseline", "method": "logreg", "condition": condition}
+                rows.append({**base, **baseline, "test_auc": 0.95})
+        rows.append({**probe, "sae_id": "B", "condition": 1024, "test_auc": 0.89})
+    saes, pairs = leaderboard(pd.DataFrame(rows), "scarcity")
+    assert saes["SAE"].tolist() == ["A", "C", "B"]
+    assert np.isnan(saes["mean_test_auc"].iloc[2])
+    assert saes["n_datasets"].tolist() == [2, 2, 2]
+    assert {verdict(row) for row in saes.to_dict("records")} == {"too few datasets"}
+    ((better, other, gain),) = pairs[["SAE", "other", "mean_difference"]].to_numpy()
+    assert (better, other, gain) == ("A", "C", pytest.approx(0.02))
+
+
+def test_saes_without_a_common_dataset_are_no_error(tmp_path):
+    base = {"setting": "normal", "condition": "all", "layer": 1, "protocol": "paper", "seed": 42,
+            "kind": "sae", "method": "sae_probe", "k": 5.0, "val_auc": 0.8, "n_test": 300,
+            "n_nonzero": 5.0, "test_auc": 0.7}  # fmt: skip
+    tidy = pd.DataFrame([{**base, "sae_id": "a", "dataset": "x"},
+                         {**base, "sae_id": "b", "dataset": "y"}])  # fmt: skip
+    page = tmp_path / "leaderboard.html"
+    write_leaderboard(page, "m", "normal", leaderboard(tidy, "normal"), fresh=False)
+    assert "No two of them" in page.read_text()

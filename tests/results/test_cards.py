@@ -117,7 +117,7 @@ def test_tokens_around_the_strongest_are_kept():
 def probe_cards(cards: list[Card]) -> ProbeCards:
     return ProbeCards(
         "mails", "layer_2/w", 3, "paper", 42, "blocks.2.hook_resid_post", ["ham", "spam"],
-        0.9, 300, "", "", "abc", cards,
+        0.9, 0.91, 300, "", "", "abc", cards,
     )  # fmt: skip
 
 
@@ -139,6 +139,14 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     path = tmp_path / "latents.parquet"
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"explain_probes\.py again"):
+        read_cards(path)
+
+
+def test_an_address_that_is_none_of_neuronpedias_is_refused(tmp_path):
+    path = tmp_path / "latents.parquet"
+    cards = [replace(card, test_auc_fresh=0.5) for card in made()[2]]
+    write_cards(path, [replace(probe_cards(cards), neuronpedia="javascript:alert(1)")])
+    with pytest.raises(UserError, match="Neuronpedia"):
         read_cards(path)
 
 

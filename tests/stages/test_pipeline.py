@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ from utils.language_models import HookedModel
 from utils.models import get_model
 from utils.notebook import probe_sae
 from utils.paths import Paths
-from utils.results.cards import read_cards
+from utils.results.cards import read_cards, write_cards
 from utils.runtime import files
 from utils.runtime.errors import UserError
 from utils.saes.store import SaeActivations
@@ -132,6 +133,26 @@ def test_cards_say_what_the_latents_say(done):
     before = done.latents_table(MODEL).read_bytes()
     assert explain_probes.main([*common, "--overwrite", "--tokens"]) == 0
     assert done.latents_table(MODEL).read_bytes() == before
+
+
+def test_cards_made_again_for_one_dataset_leave_the_others(done):
+    common = ["--model_name", MODEL, *folder_flags(done)]
+    before = done.latents_table(MODEL).read_bytes()
+    again = ["--datasets", NAMES[1], "--overwrite", "--tokens"]
+    assert explain_probes.main([*common, *again]) == 0
+    assert done.latents_table(MODEL).read_bytes() == before
+
+
+def test_cards_of_what_is_no_longer_there_are_not_shown(done, tmp_path, capsys):
+    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
+    shutil.copytree(done.results_dir, paths.results_dir)
+    probes = read_cards(paths.latents_table(MODEL))
+    stale = [replace(probe, made_from="another") if i else probe for i, probe in enumerate(probes)]
+    write_cards(paths.latents_table(MODEL), stale)
+    assert visualize.main(["--model_name", MODEL, *folder_flags(paths)]) == 0
+    assert f"latent cards of {len(probes) - 1} probes" in capsys.readouterr().out
+    page = (paths.figures(MODEL) / "report.html").read_text()
+    assert page.count('"neuronpedia"') == 1
 
 
 def test_a_kept_probe_scores_the_texts_it_was_tested_on_as_its_table_says(done, tmp_path, capsys):

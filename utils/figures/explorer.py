@@ -15,32 +15,52 @@ import numpy as np
 import pandas as pd
 
 from utils.results.cards import Card, ProbeCards
-from utils.results.comparison import BASELINES, CONTENDERS, PROBES, TITLES, on_fresh_where_known
+from utils.results.comparison import BASELINES, CONTENDERS, DECISION, PROBES, TITLES, on_fresh_rows
 from utils.results.statistics import hanley_mcneil
 from utils.results.tidy import BASELINE, SAE
 from utils.settings import NORMAL, SETTINGS
 
+NO_K = -1.0
 MOST_CARDS = 6  # of a dataset: those through which most of the score goes
 CURVES = (BASELINES, PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims", "text_only")
 
 
-def dataset_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str, Any]]:
+def matched_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> pd.DataFrame:
+    """The probes behind a table of ``by_dataset``: of the decisions that baselines and SAE probes
+    share (without SAE probes, of the baselines), on the test rows that the table says for each
+    setting and dataset.
+    """
+    fresh = datasets.loc[datasets["test_rows"] == "fresh", ["setting", "dataset"]]
+    wants_fresh = pd.MultiIndex.from_frame(tidy[["setting", "dataset"]]).isin(
+        pd.MultiIndex.from_frame(fresh)
+    )
+    known = pd.concat([on_fresh_rows(tidy[wants_fresh]), tidy[~wants_fresh]])
+    kept = []
+    for _, of_setting in known.groupby("setting", sort=False):
+        sides = [of_setting.loc[of_setting["kind"] == kind, DECISION] for kind in (BASELINE, SAE)]
+        shared = sides[0].drop_duplicates()
+        if len(sides[1]):
+            shared = shared.merge(sides[1].drop_duplicates(), on=DECISION)
+        place = pd.MultiIndex.from_frame(of_setting[DECISION])
+        kept.append(of_setting[place.isin(pd.MultiIndex.from_frame(shared))])
+    return pd.concat(kept) if kept else known
+
+
+def dataset_rows(matched: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str, Any]]:
     """A row a setting and dataset: best baseline and its name, words alone, SAE probe with its SAE
     and k, their difference and how wide the number of rows leaves it.
 
-    ``tidy``: of one protocol; ``datasets``: of ``by_dataset``. Where a setting has several
-    conditions, the names are those picked most often.
+    ``matched``: of ``matched_rows``; ``datasets``: of ``by_dataset``. Where there are several
+    decisions, the names are those picked most often, with how often.
     """
     if not len(datasets):
         return []
-    known = on_fresh_where_known(tidy)
-    best = {kind: _most_picked(known[known["kind"] == kind]) for kind in (BASELINE, SAE)}
+    best = {kind: _most_picked(matched[matched["kind"] == kind]) for kind in (BASELINE, SAE)}
     rows = []
     for row in datasets.to_dict("records"):
         key = (row["setting"], row["dataset"])
         baseline, probe = best[BASELINE].get(key, {}), best[SAE].get(key, {})
         auc = {name: row.get(name) for name in (BASELINES, PROBES, "text_only", "random_sae")}
-        one_condition = not SETTINGS[row["setting"]].values
         width = interval_width(auc, row["n_test"]) if row["setting"] == NORMAL.name else None
         rows.append(
             {
@@ -48,11 +68,11 @@ def dataset_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str, A
                 "dataset": row["dataset"],
                 "words": row["words"],
                 "baseline": auc[BASELINES],
-                "method": _named(baseline, "method", one_condition),
+                "method": _named(baseline, "method"),
                 "text_only": auc["text_only"],
                 "sae": auc[PROBES],
-                "sae_id": _named(probe, "sae_id", one_condition),
-                "k": _named(probe, "k", one_condition),
+                "sae_id": _named(probe, "sae_id"),
+                "k": _named(probe, "k"),
                 "twin": auc["random_sae"],
                 "difference": _difference(auc),
                 "width": width,
@@ -67,32 +87,33 @@ def dataset_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str, A
 def interval_width(auc: dict[str, float | None], n_test: float) -> float | None:
     """Half of the 95 % interval of the difference between SAE probe and baseline on a dataset: from
     Hanley and McNeil's (1982) errors of both AUCs on n_test rows, half of each class, as if the
-    probes' errors had nothing in common. They have; the interval is at most so wide.
+    probes' errors had nothing in common (they have, so it is rather too wide). None where an AUC is
+    0 or 1, of which the formula knows no error.
     """
     sides = [auc[PROBES], auc[BASELINES]]
-    if any(side is None or side != side for side in sides) or not n_test > 3:
+    if any(side is None or not 0 < side < 1 for side in sides) or not n_test > 3:
         return None
     n = n_test / 2
     return 1.96 * math.hypot(*(hanley_mcneil(float(side or 0), n, n) for side in sides))
 
 
-def curves(tidy: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def curves(matched: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """{dataset: {"by_k": {contender: [[k, AUC], …]}, setting: {contender: [[condition, AUC], …]}}}:
     in the normal setting against k, each contender's best by validation AUC; in the others against
-    the condition. What has no k is a level line.
+    the condition. What has no k has None in its place, and is a level line.
+
+    ``matched``: of ``matched_rows``.
     """
-    known = on_fresh_where_known(tidy)
     by_dataset: dict[str, dict[str, Any]] = {}
     for name in CURVES:
-        probes = known[CONTENDERS[name].rows(known)].dropna(subset=["test_auc"])
+        probes = matched[CONTENDERS[name].rows(matched)].dropna(subset=["test_auc"])
         if not len(probes):
             continue
         normal = probes[probes["setting"] == NORMAL.name]
-        of_k = normal.assign(k=normal["k"].fillna(0))
+        of_k = normal.assign(k=normal["k"].fillna(NO_K))
         for dataset, k, auc in _picked_means(of_k, ["dataset", "k"]):
-            by_dataset.setdefault(dataset, {}).setdefault("by_k", {}).setdefault(name, []).append(
-                [k, auc]
-            )
+            of_dataset = by_dataset.setdefault(dataset, {}).setdefault("by_k", {})
+            of_dataset.setdefault(name, []).append([None if k == NO_K else k, auc])
         varied = probes[probes["setting"].map(lambda setting: bool(SETTINGS[setting].values))]
         for setting, dataset, condition, auc in _picked_means(
             varied, ["setting", "dataset", "condition"]
@@ -102,23 +123,22 @@ def curves(tidy: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return by_dataset
 
 
-def shown_cards(probes: Sequence[ProbeCards], tidy: pd.DataFrame) -> dict[str, Any]:
+def shown_cards(probes: Sequence[ProbeCards], datasets: set[str]) -> dict[str, Any]:
     """{dataset: its cards}: of the SAE with the best validation AUC, the latents through which most
     of the score goes.
     """
-    normal = tidy[(tidy["setting"] == NORMAL.name) & (tidy["kind"] == SAE)]
-    best = normal.groupby(["dataset", "sae_id"])["val_auc"].max().to_dict()
     chosen: dict[str, ProbeCards] = {}
     for probe in probes:
-        if probe.key not in best:  # of a dataset that is not shown
-            continue
         before = chosen.get(probe.dataset)
-        if before is None or best[probe.key] > best[before.key]:
+        better = before is None or probe.probe_val_auc > before.probe_val_auc
+        if probe.dataset in datasets and better:
             chosen[probe.dataset] = probe
     return {
         name: {
             "sae_id": probe.sae_id,
             "k": probe.k,
+            "protocol": probe.protocol,
+            "seed": probe.seed,
             "hook_name": probe.hook_name,
             "classes": probe.classes,
             "test_auc": probe.probe_test_auc,
@@ -172,7 +192,7 @@ def _most_picked(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[An
     if not len(rows):
         return {}
     ordered = rows.assign(rank=-rows["val_auc"].fillna(0)).sort_values("rank", kind="stable")
-    first = ordered.drop_duplicates(["setting", "dataset", "condition", "layer", "seed"])
+    first = ordered.drop_duplicates(DECISION)
     found: dict[tuple[str, str], dict[str, tuple[Any, int, int]]] = {}
     for key, of_dataset in first.groupby(["setting", "dataset"], sort=False):
         found[key] = {
@@ -183,12 +203,12 @@ def _most_picked(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[An
     return found
 
 
-def _named(picked: dict[str, tuple[Any, int, int]], column: str, one_condition: bool) -> Any:
+def _named(picked: dict[str, tuple[Any, int, int]], column: str) -> Any:
     if column not in picked:
         return None
     value, times, n = picked[column]
     value = int(value) if column == "k" else value
-    return value if one_condition or times == n else f"{value} ({times} of {n})"
+    return value if times == n else f"{value} ({times} of {n})"
 
 
 def _picked_means(rows: pd.DataFrame, by: list[str]) -> list[list[Any]]:

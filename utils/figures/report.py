@@ -54,6 +54,7 @@ COLUMNS = {
     "highest": "highest",
     "mde": "visible from",
     "verdict": "verdict",
+    "own_datasets": "own datasets",
     "n_datasets": "datasets",
     "n_pairs": "pairs",
     "n_candidates": "candidates",
@@ -62,7 +63,17 @@ COLUMNS = {
     "n_unmatched": "unmatched",
     "baselines": "baselines",
 }
-WHOLE = {"wins", "ties", "losses", "k", "datasets", "pairs", "unmatched", "without weights"}
+WHOLE = {
+    "wins",
+    "ties",
+    "losses",
+    "k",
+    "datasets",
+    "own datasets",
+    "pairs",
+    "unmatched",
+    "without weights",
+}
 MARKS = {  # of a verdict: how the page says it, and its colour
     "above": ("▲ better", "better"),
     "below": ("▼ worse", "worse"),
@@ -99,8 +110,8 @@ class Report:
 
     ``about``: the SAEs, the layers, the day and the commit; ``shown``: the rows of the protocol
     that figures show; ``cards``: of explain_probes.py; ``calibration``: what checks.calibrate
-    found, in sentences; ``leaderboard``: whether there is one beside the page; ``settings``: of the
-    runs that made the tables.
+    found, in sentences; ``leaderboard``: whether there is one beside the page; ``selected``: the
+    name of a selection of results, "" for all; ``settings``: of the runs that made the tables.
     """
 
     model_name: str
@@ -109,6 +120,7 @@ class Report:
     comparisons: Comparisons
     cards: list[ProbeCards]
     leaderboard: bool
+    selected: str
     controls: pd.DataFrame
     calibration: str
     gap: pd.DataFrame
@@ -155,6 +167,7 @@ def write_report(path: Path, report: Report) -> None:
             dots=next((figure for figure in figures if figure["name"] == DOTS), None),
             explorer=explored(report),
             leaderboard=report.leaderboard,
+            selected=report.selected,
             against=readable_columns(
                 tables.against.assign(control=tables.against["control"].map(TITLES))
                 if len(tables.against)
@@ -183,8 +196,8 @@ def write_report(path: Path, report: Report) -> None:
 
 
 RANKED = (
-    "SAE", "mean test AUC", "difference", "95 % from", "to", "wins", "losses", "Holm p", "verdict",
-    "datasets",
+    "SAE", "mean test AUC", "own datasets", "difference", "95 % from", "to", "wins", "losses",
+    "Holm p", "verdict", "datasets",
 )  # fmt: skip
 SIGNS = {"above": "▲", "below": "▼", "perhaps above": "△", "perhaps below": "▽"}
 OPPOSITE = {"▲": "▼", "▼": "▲", "△": "▽", "▽": "△", "": ""}
@@ -234,6 +247,8 @@ def _best_sae(saes: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """The leaderboard in a sentence."""
     best = saes.iloc[0]
     said_first = f"{best['SAE']} has the highest mean test AUC, {best['mean_test_auc']:.3f}"
+    if not len(pairs):
+        return f"{said_first}. No two of them have the same datasets."
     of_best = pairs[pairs["SAE"] == best["SAE"]]
     n_sure = sum(verdict(row) == "above" for row in of_best.to_dict("records"))
     return f"{said_first}. These datasets tell it from {n_sure} of {len(of_best)} others."
@@ -241,11 +256,13 @@ def _best_sae(saes: pd.DataFrame, pairs: pd.DataFrame) -> str:
 
 def explored(report: Report) -> dict[str, Any]:
     """The table by dataset and what its rows open, as JSON for the page."""
-    rows = explorer.dataset_rows(report.shown, report.comparisons.datasets)
+    datasets = report.comparisons.datasets
+    behind = explorer.matched_rows(report.shown, datasets) if len(datasets) else report.shown
+    rows = explorer.dataset_rows(behind, datasets)
     data = {
         "rows": rows,
-        "curves": explorer.curves(report.shown) if rows else {},
-        "cards": explorer.shown_cards(report.cards, report.shown) if rows else {},
+        "curves": explorer.curves(behind) if rows else {},
+        "cards": explorer.shown_cards(report.cards, {row["dataset"] for row in rows}),
         "titles": explorer.titles(),
         "looks": {name: LOOKS[name].color for name in explorer.titles()},
         "axes": {setting.name: setting.axis_label for setting in SETTINGS.values()},
@@ -258,7 +275,9 @@ def explored(report: Report) -> dict[str, Any]:
 
 
 def absent(report: Report) -> list[dict[str, str]]:
-    """What the page lacks, and the command that makes it."""
+    """What the page lacks, and the command that makes it; nothing where it is of a selection."""
+    if report.selected:
+        return []
     make = f"make {{}} MODEL={report.model_name}"
     there = set(zip(report.shown["setting"], report.shown["kind"]))
     needed = {BASELINE: ("baselines", "train-baselines"), SAE: ("SAE probes", "train-sae-probes")}

@@ -6,6 +6,7 @@ grey. Figures are made without pyplot: no window, no display, no state between f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,65 +147,63 @@ def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
 
 def plotted(figure: Figure) -> pd.DataFrame:
     """The numbers that a figure shows, a row a point, bar or cell: panel, series, x, y, and of
-    cells their value. Places are by the labels of their axis where it has words.
+    cells their value. Where an axis has words, a place is the nearest word. Lines across a whole
+    panel are no numbers.
     """
     rows: list[dict[str, Any]] = []
+    words: dict[str, dict[float, str]] = {"x": {}, "y": {}}
     for number, axes in enumerate(figure.axes):
         panel = axes.get_title() or axes.get_title(loc="left") or str(number + 1)
-        ticks = {
-            axis: dict(zip(map(float, of_axis.get_majorticklocs()), labels))
-            for axis, of_axis in (("x", axes.xaxis), ("y", axes.yaxis))
-            if any(labels := [tick.get_text() for tick in of_axis.get_majorticklabels()])
-        }
-        for line in axes.get_lines():
-            name = str(line.get_label())
+        # panels that share an axis have its words on the first alone
+        words = {"x": _words(axes.xaxis), "y": _words(axes.yaxis) or words["y"]}
+
+        def row_of(artist: Any, x: Any, y: Any) -> dict[str, Any]:
+            name = str(artist.get_label())
             series = "" if name.startswith("_") else name
-            rows += [
-                {"panel": panel, "series": series, **_named_point(ticks, x, y)}
-                for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
-            ]
-        for container in axes.containers:
-            if not isinstance(container, BarContainer):
-                continue
-            for bar in container:
+            return {"panel": panel, "series": series, "x": x, "y": y}  # noqa: B023
+
+        found: list[dict[str, Any]] = []
+        for line in axes.get_lines():
+            if line.get_transform() == axes.transData:
+                points = zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
+                found += [row_of(line, x, y) for x, y in points]
+        for bars in (one for one in axes.containers if isinstance(one, BarContainer)):
+            for bar in bars:
                 x, y = bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height()
-                if container.orientation == "horizontal":
+                if bars.orientation == "horizontal":
                     x, y = bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2
-                point = {"panel": panel, "series": str(container.get_label())}
-                rows.append({**point, **_named_point(ticks, x, y)})
+                found.append(row_of(bars, x, y))
         for image in axes.get_images():
             cells: np.ndarray = np.ma.filled(np.ma.asarray(image.get_array()), np.nan)
-            rows += [
-                {"panel": panel, "series": "", **_named_point(ticks, x, y), "value": value}
-                for (y, x), value in np.ndenumerate(cells)
+            found += [
+                {**row_of(image, x, y), "value": value} for (y, x), value in np.ndenumerate(cells)
             ]
-        for dots in axes.collections:
-            if isinstance(dots, PathCollection):
-                name = str(dots.get_label())
-                rows += [
-                    {
-                        "panel": panel,
-                        "series": "" if name.startswith("_") else name,
-                        **_named_point(ticks, x, y),
-                    }
-                    for x, y in np.asarray(dots.get_offsets())
-                ]
+        for dots in (one for one in axes.collections if isinstance(one, PathCollection)):
+            found += [row_of(dots, x, y) for x, y in np.asarray(dots.get_offsets())]
+        rows += [
+            {**row, **{axis: _named(words[axis], row[axis]) for axis in "xy"}} for row in found
+        ]
     columns = ["panel", "series", "x", "y"]
-    return pd.DataFrame(
-        rows, columns=[*columns, *(["value"] if "value" in (rows or [{}])[0] else [])]
-    )
+    has_cells = any("value" in row for row in rows)
+    return pd.DataFrame(rows, columns=[*columns, "value"] if has_cells else columns)
 
 
-def _named_point(ticks: dict[str, dict[float, str]], x: Any, y: Any) -> dict[str, Any]:
-    """A point's place, by the label that stands there where an axis has words for numbers."""
+def _words(axis: Any) -> dict[float, str]:
+    """{place: word} of an axis whose ticks have words; {} where they are numbers."""
+    labels = [tick.get_text() for tick in axis.get_majorticklabels()]
+    places = map(float, axis.get_majorticklocs())
+    words = {place: label for place, label in zip(places, labels) if label}
+    return {} if all(map(_is_number, words.values())) else words
 
-    def named(axis: str, value: Any) -> Any:
-        label = ticks.get(axis, {}).get(float(value))
-        if label is None:
-            return float(value)
-        try:
-            return float(label.replace("\u2212", "-"))
-        except ValueError:
-            return label
 
-    return {"x": named("x", x), "y": named("y", y)}
+def _is_number(text: str) -> bool:
+    return text.startswith("$") or re.fullmatch(r"[\d.,\u2212-]+[kM]?", text) is not None
+
+
+def _named(words: dict[float, str], value: Any) -> Any:
+    """The word that stands nearest, half a step away at most; the number where there is none."""
+    place = float(value)
+    nearest = min(words, key=lambda known: abs(known - place), default=None)
+    if nearest is None or abs(nearest - place) > 0.5:
+        return place
+    return words[nearest].replace("\n", " ")

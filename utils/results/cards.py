@@ -23,6 +23,7 @@ from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import atomic_path
 from utils.settings import TrainTest
 
+NEURONPEDIA = "https://www.neuronpedia.org/"
 N_BOOTSTRAPS = 20
 N_BINS = 8
 N_TOP, N_WRONG = 3, 2  # texts that a card shows: the strongest, and of each kind of mistake
@@ -35,10 +36,11 @@ TOP, FALSE_ALARM, MISS = KINDS = ("top", "false alarm", "miss")
 class Example:
     """A test row that a card shows.
 
-    ``kind``: "top", the rows where the latent is largest; "false alarm", the largest of the class
-    that it speaks against; "miss", rows of its own class where it is smallest, those first that
-    the probe gets most wrong. ``row``: of the dataset; ``score``: the probe's. ``tokens`` and
-    ``token_values``: what each token gives the latent; empty where the model was not run.
+    ``kind``: "top", the rows where the latent is largest; "false alarm", beyond these, the
+    largest of the class that it speaks against; "miss", rows of its own class where it is smallest,
+    those first that the probe gets most wrong. ``row``: of the dataset; ``score``: the probe's.
+    ``tokens`` and ``token_values``: what each token gives the latent; empty where the model was not
+    run.
     """
 
     kind: str
@@ -94,6 +96,7 @@ class ProbeCards:
     hook_name: str
     classes: list[str]
     probe_test_auc: float
+    probe_val_auc: float
     n_test: int
     release: str
     neuronpedia: str  # the address of the SAE's latents, to which "/{latent}" is added; "" for none
@@ -264,6 +267,7 @@ OF_PROBE = {
     "hook_name": pa.string(),
     "classes": pa.list_(pa.string()),
     "probe_test_auc": pa.float64(),
+    "probe_val_auc": pa.float64(),
     "n_test": pa.int32(),
     "release": pa.string(),
     "neuronpedia": pa.string(),
@@ -314,7 +318,10 @@ def read_cards(path: Path) -> list[ProbeCards]:
         by_probe: dict[tuple, list[dict[str, Any]]] = {}
         for row in table.cast(SCHEMA).to_pylist() if table.schema != SCHEMA else table.to_pylist():
             by_probe.setdefault((row["dataset"], row["sae_id"]), []).append(row)
-        return [_probe_cards(rows) for rows in by_probe.values()]
+        probes = [_probe_cards(rows) for rows in by_probe.values()]
+        if any(p.neuronpedia and not p.neuronpedia.startswith(NEURONPEDIA) for p in probes):
+            raise ValueError("an address that is not Neuronpedia's")
+        return probes
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({first_line(error)}): delete it, and run explain_probes.py"

@@ -518,41 +518,52 @@ MOST_RANKED = 60  # SAEs that are compared pair by pair: their number grows as t
 
 
 def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(a row an SAE, the best mean first; a row a pair of the first MOST_RANKED), over the
-    decisions of a setting; ``tidy``: of one protocol.
+    """(a row an SAE, the best mean first; a row a pair), over the decisions of a setting; ``tidy``:
+    of one protocol.
 
-    Of an SAE: its mean test AUC, k picked by val_auc, its datasets, and its mean difference from
-    the best baseline with 95 % interval. Of a pair: the columns of ``describe_difference`` over the
-    datasets that both have, with p_holm over all pairs.
+    Of an SAE: its mean test AUC over the decisions that all SAEs share (k picked by val_auc; NaN
+    where it lacks some that others have, and then it stands last and is in no pair), its
+    ``own_datasets``, and against the best baseline the columns of ``describe_difference`` over the
+    ``n_datasets`` that both have. Of a pair of the first MOST_RANKED: those columns, with p_holm
+    over all pairs.
     """
     of_setting = tidy[tidy["setting"] == setting].dropna(subset=["test_auc"])
     probes = of_setting[of_setting["kind"] == SAE]
     if not len(probes):
         return pd.DataFrame(), pd.DataFrame()
     picked = pick(probes, ("sae_id",))
-    means = picked.groupby(["sae_id", "dataset"])["test_auc"].mean().unstack()
-    means = means.loc[means.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    by_sae = {str(name): rows for name, rows in picked.groupby("sae_id")}
+    most = max(map(len, by_sae.values()))
+    decisions = {name: set(map(tuple, rows[DECISION].to_numpy())) for name, rows in by_sae.items()}
+    every = next(decisions[name] for name, rows in by_sae.items() if len(rows) == most)
+    means = {
+        name: dataset_means(rows["test_auc"].to_numpy(), rows["dataset"].to_numpy()).mean()
+        if decisions[name] == every
+        else float("nan")
+        for name, rows in by_sae.items()
+    }
     baseline = contenders(of_setting).get(BASELINES)
+    ordered = sorted(by_sae, key=lambda name: (means[name] != means[name], -means[name], name))
     rows = []
-    for sae_id, of_sae in means.iterrows():
-        row = {"SAE": sae_id, "mean_test_auc": of_sae.mean(), "n_datasets": of_sae.count()}
+    for name in ordered:
+        own = by_sae[name]
+        row = {"SAE": name, "mean_test_auc": means[name], "own_datasets": own["dataset"].nunique()}
         if baseline is not None:
-            mine = picked.loc[picked["sae_id"] == sae_id, baseline.columns]
-            sides = matched({"sae": mine, "baseline": baseline})
+            sides = matched({"sae": own[baseline.columns], "baseline": baseline})
             if len(sides["sae"]):
-                own, others = sides["sae"]["test_auc"], sides["baseline"]["test_auc"]
-                datasets = sides["sae"]["dataset"].to_numpy()
-                row |= describe_difference((own - others).to_numpy(), datasets)
-                row["n_datasets"] = of_sae.count()
+                n = sides["sae"]["dataset"].nunique()
+                row |= {**_difference(sides["sae"], sides["baseline"]), "n_datasets": n}
         rows.append(row)
+    ranked = [name for name in ordered if means[name] == means[name]][:MOST_RANKED]
     pairs = []
-    first = means.iloc[:MOST_RANKED]
-    for i, better in enumerate(first.index):
-        for other in first.index[i + 1 :]:
-            both = (first.loc[better] - first.loc[other]).dropna()
-            if len(both):
-                said = describe_difference(both.to_numpy(), both.index.to_numpy())
-                pairs.append({"SAE": better, "other": other, "n_datasets": len(both), **said})
+    for i, better in enumerate(ranked):
+        for other in ranked[i + 1 :]:
+            sides = matched({"sae": by_sae[better], "other": by_sae[other]})
+            difference = (sides["sae"]["test_auc"] - sides["other"]["test_auc"]).to_numpy()
+            datasets = sides["sae"]["dataset"].to_numpy()
+            said = describe_difference(difference, datasets)
+            n = len(set(datasets))
+            pairs.append({"SAE": better, "other": other, "n_datasets": n, **said})
     return _with_holm(pd.DataFrame(rows)), _with_holm(pd.DataFrame(pairs))
 
 

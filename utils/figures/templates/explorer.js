@@ -35,7 +35,8 @@
   const chart = (series, title, xName, logarithmic) => {
     const [width, height, left, bottom, top, right] = [340, 210, 44, 36, 8, 12];
     const points = Object.values(series).flat();
-    const xs = [...new Set(points.map(point => +point[0]).filter(x => x > 0))].sort((a, b) => a - b);
+    const placed = point => point[0] !== null && (!logarithmic || +point[0] > 0);
+    const xs = [...new Set(points.filter(placed).map(point => +point[0]))].sort((a, b) => a - b);
     if (!xs.length) return null;
     const scale = x => (logarithmic ? Math.log2(x) : x);
     const [x0, x1] = [scale(xs[0]), scale(xs[xs.length - 1])];
@@ -61,10 +62,10 @@
     const legend = make("div", null, "legend");
     for (const [name, all] of Object.entries(series)) {
       const look = data.looks[name] === "#000000" ? "currentColor" : data.looks[name];
-      const level = all.length === 1 && !(+all[0][0] > 0);
+      const level = all.length === 1 && all[0][0] === null;
       const line = level
         ? [[xs[0], all[0][1]], [xs[xs.length - 1], all[0][1]]]
-        : all.filter(point => +point[0] > 0);
+        : all.filter(placed);
       if (!line.length) continue;
       svg.append(draw("polyline", {
         points: line.map(([x, y]) => `${px(+x)},${py(y)}`).join(" "),
@@ -166,7 +167,7 @@
     const about = data.cards[row.dataset];
     if (about) {
       inside.append(make("p", `The probe on ${about.k} latents of ${about.sae_id} at`
-        + ` ${about.hook_name} (normal setting, test AUC ${number(about.test_auc)} on ${about.n_test}`
+        + ` ${about.hook_name} (normal setting, ${about.protocol} protocol, seed ${about.seed}, test AUC ${number(about.test_auc)} on ${about.n_test}`
         + ` rows); the ${about.cards.length} latents through which most of its score goes, of`
         + ` ${about.n_latents}. Class ${about.classes[1]} is the one it scores high.`
         + " Marked tokens carry the latent; where a mean over tokens is read, blue ones hold it back."));

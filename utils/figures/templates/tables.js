@@ -6,7 +6,7 @@ const makeSortable = table => {
   headings.forEach((heading, column) => {
     const value = row => {
       const text = row.cells[column].textContent.trim();
-      const number = parseFloat(text);
+      const number = parseFloat(text.replace(/^</, ""));
       return isNaN(number) ? text : number;
     };
     const compare = (a, b) => {
@@ -16,7 +16,10 @@ const makeSortable = table => {
     const sort = () => {
       const up = heading.getAttribute("aria-sort") !== "ascending";
       const body = table.tBodies[0];
-      body.querySelectorAll("tr.detail").forEach(row => row.remove());
+      body.querySelectorAll("tr.detail").forEach(row => {
+        row.previousElementSibling.setAttribute("aria-expanded", "false");
+        row.remove();
+      });
       [...body.rows]
         .sort((a, b) => compare(value(a), value(b)) * (up ? 1 : -1))
         .forEach(row => body.append(row));
