@@ -150,22 +150,23 @@ explain: $(STAMP)
 .PHONY: export-probe
 ## export-probe: a kept probe of DATASETS to a folder (ARGS)
 export-probe: $(STAMP)
-	$(RUN) export_probe.py --model_name $(MODEL) $(folders) $(if $(DATASETS),--dataset $(DATASETS)) $(ARGS)
+	$(RUN) export_probe.py --model_name $(MODEL) $(folders) --dataset $(if $(DATASET),$(call q,$(DATASET)),$(DATASETS)) $(ARGS)
 
 .PHONY: score
 ## score: new TEXTS with an exported PROBE
 score: $(STAMP)
+	@test -n $(call q,$(PROBE)) || { echo "say which: make score PROBE=folder (make export-probe writes one)" >&2; exit 2; }
 	@$(RUN) score_texts.py --probe $(call q,$(PROBE)) $(if $(TEXTS),--texts $(call q,$(TEXTS))) $(folders) --device $(DEVICE) $(ARGS)
 
 .PHONY: audit-labels
 ## audit-labels: rows of DATASET whose label probes deny
 audit-labels: $(STAMP)
-	$(RUN) -m checks.labels --model_name $(MODEL) $(folders) $(if $(DATASET),--dataset $(call q,$(DATASET))) $(ARGS)
+	$(RUN) -m checks.labels --model_name $(MODEL) $(folders) --dataset $(if $(DATASET),$(call q,$(DATASET)),$(DATASETS)) $(ARGS)
 
 .PHONY: prune-latents
 ## prune-latents: probes on DATASET's most relevant latents, OOD
 prune-latents: $(STAMP)
-	$(RUN) -m checks.pruning --model_name $(MODEL) $(folders) $(if $(DATASET),--dataset $(call q,$(DATASET))) $(ARGS)
+	$(RUN) -m checks.pruning --model_name $(MODEL) $(folders) --dataset $(if $(DATASET),$(call q,$(DATASET)),$(DATASETS)) $(ARGS)
 
 .PHONY: transfer
 ## transfer: each dataset's probe on every other's texts

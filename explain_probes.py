@@ -12,9 +12,9 @@ carry the latent. Fits nothing.
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -98,25 +98,18 @@ def main(argv: list[str] | None = None) -> int:
         table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
         rows = probes_to_explain(table, wanted, datasets, args.target_sae_id)
         if not rows:
+            asked = [*(args.datasets or ()), *(args.target_sae_id or ())]
+            of_these = f" for {', '.join(asked)}" if asked else ""
             raise UserError(
-                f"there are no SAE probes of {info.name} to explain: make them with python"
-                f" train_sae_probes.py --model_name {info.name}"
+                f"{table.path} has no SAE probes of {info.name}{of_these} with at most {args.k}"
+                f" latents: make them with python {stage(info.name, args.datasets)}"
             )
-        there = read_there(path, wanted.overwrite)
+        everything = wanted.overwrite and not (args.datasets or args.target_sae_id)
+        there = {} if everything else {cards.key: cards for cards in read_cards(path)}
         explain(paths, info, table, rows, wanted, there, failures)
     n_latents = sum(len(cards.cards) for cards in there.values())
     print(f"{n_latents} latents of {len(there)} probes: {path}")
     return cli.report(failures, "probes")
-
-
-def read_there(path: Path, overwrite: bool) -> dict[tuple[str, str], ProbeCards]:
-    """The cards that are there. One that cannot be read is no hindrance where all is made again."""
-    try:
-        return {cards.key: cards for cards in read_cards(path)}
-    except UserError:
-        if not overwrite:
-            raise
-        return {}
 
 
 def probes_to_explain(
@@ -162,7 +155,7 @@ def explain(
     try:
         for row in progress(rows, desc="latent cards", unit="probe"):
             try:
-                kept = kept_probe(table, row, sources)
+                kept = kept_probe(info.name, table, row, sources)
                 old = there.get((row["dataset"], row["sae_id"]))
                 if old is not None and not wanted.overwrite and _is_done(old, row, kept, wanted):
                     continue
@@ -192,12 +185,19 @@ def _is_done(old: ProbeCards, row: dict, kept: Kept, wanted: Wanted) -> bool:
     return same and (marked or not shown or not wanted.tokens)
 
 
-def kept_probe(table: ResultTable, row: dict, sources: Sources) -> Kept:
+def stage(model_name: str, datasets: list[str] | None, sae_id: str | None = None) -> str:
+    """The command that makes the probes."""
+    command = f"train_sae_probes.py --model_name {model_name}"
+    command += f" --datasets {shlex.join(datasets)}" if datasets else ""
+    return command + (f" --target_sae_id {sae_id}" if sae_id else "")
+
+
+def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources) -> Kept:
     """The weights of a row. Raises UserError where they were not kept, or were made from something
     else than there is now.
     """
     kept = find_probe(table, row)
-    again = f"train_sae_probes.py --datasets {row['dataset']} --overwrite"
+    again = f"{stage(model_name, [row['dataset']], row['sae_id'])} --overwrite"
     if kept is None:
         raise UserError(f"its weights were not kept: make it again with python {again}")
     made_from = sources.of(row, NORMAL)

@@ -49,6 +49,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    if args.output is not None and args.output.is_dir():
+        raise UserError(f"{args.output} is a folder: give --output a file's name")
     probe = load_probe(args.probe, cli.paths_of(args))
     probe.device = args.device
     threshold = probe.held_out.threshold(args.fpr)
@@ -74,33 +76,43 @@ def share(text: str) -> float:
     return value
 
 
-def read_texts(source: str, column: str) -> list[str]:
-    """The texts of a file, or of standard input.
+TABLES = (".csv", ".tsv", ".csv.gz", ".csv.zst")
 
-    Raises UserError when there are none, or the CSV lacks the column.
+
+def read_texts(source: str, column: str) -> list[str]:
+    """The texts of a table (by its name's end), or the lines of another file or standard input.
+
+    Raises UserError when there are none, one is empty, or the table lacks the column.
     """
     if source == "-":
-        lines = sys.stdin.read().splitlines()
+        texts = lines_of(sys.stdin.buffer.read(), "standard input")
+    elif not Path(source).is_file():
+        raise UserError(f"no file {source}")
+    elif source.lower().endswith(TABLES):
+        table = read_csv(Path(source), "texts", (column.strip().casefold(),))
+        if column not in table.columns:
+            raise UserError(
+                f"{source} has no column {column!r}: name one of"
+                f" {', '.join(map(str, table.columns))} with --column"
+            )
+        texts = [str(text) for text in table[column]]
+        empty = [row for row, text in enumerate(texts) if not text.strip()]
+        if empty:
+            raise UserError(f"{source} has no {column} in row {empty[0]}: fill or remove it")
     else:
-        path = Path(source)
-        if not path.is_file():
-            raise UserError(f"no file {path}")
-        if path.suffix.lower() == ".csv":
-            table = read_csv(path, "texts")
-            if column not in table.columns:
-                raise UserError(
-                    f"{path} has no column {column!r}: name one of"
-                    f" {', '.join(map(str, table.columns))} with --column"
-                )
-            return [str(text) for text in table[column]]
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is no text in UTF-8") from None
-    texts = [line for line in lines if line.strip()]
+        texts = lines_of(Path(source).read_bytes(), source)
     if not texts:
-        raise UserError("there are no texts: give a file with --texts, or lines on standard input")
+        raise UserError(f"there are no texts in {'standard input' if source == '-' else source}")
     return texts
+
+
+def lines_of(content: bytes, name: str) -> list[str]:
+    """The lines that hold something. Raises UserError where the content is not in UTF-8."""
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is no text in UTF-8: save it so") from None
+    return [line.rstrip("\r") for line in lines if line.strip()]
 
 
 def of_texts(probe: ExportedProbe, texts: list[str], threshold: float) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import cli
+from utils.datasets import choose_datasets
 from utils.figures.gallery import Material, draw_all, gallery
 from utils.figures.report import Report, answers, write_leaderboard, write_report
 from utils.models import get_model
@@ -51,7 +52,7 @@ from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.sources import Sources
 from utils.results.tidy import SAE, Results, load_results
-from utils.runtime.errors import Failures, UserError, unknown_name
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import atomic_path, locked
 from utils.runtime.provenance import current_commit, read_run_settings
 from utils.settings import NORMAL, SETTINGS
@@ -80,7 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         there = sorted(set(tidy["dataset"]))
         absent = [name for name in args.datasets if name not in there]
         if there and len(absent) == len(args.datasets):
-            raise unknown_name("dataset", absent[0], there, "(those with results)")
+            choose_datasets(paths, absent)  # says which name is none
+            raise UserError(
+                f"{absent[0]} has no results of {model_name}: make train-baselines"
+                f" train-sae-probes MODEL={model_name} DATASETS={absent[0]!r}"
+            )
         if absent:
             print(f"without results: {', '.join(absent)}")
         tidy = tidy[tidy["dataset"].isin(args.datasets)]

@@ -79,8 +79,8 @@ class Published:
             for kind, what in ((BASELINE, "baselines"), (SAE, "SAE probes")):
                 if not (tidy["kind"] == kind).any():
                     raise UserError(
-                        f"{self.paths.results_dir} has no {what} of {model}: make"
-                        " fetch-published-results, or name the paper's folder with --published"
+                        f"{self.paths.results_dir} has no {what} of {model}: `make"
+                        " fetch-published-results` puts them there"
                     )
             self._tidy[model] = tidy
         return self._tidy[model]
@@ -616,6 +616,8 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.published
         published = paths
         if folder is not None:
+            if not (folder / "results").is_dir():
+                raise UserError(f"{folder} has no folder results/: name that of the paper's files")
             published = replace(paths, results_dir=folder / "results", data_dir=folder / "data")
         ours = read_ours(paths, args.ours_model)
         rows = measure(Published(published), ours)

@@ -14,7 +14,6 @@ the AUC of probes before and after. This is the paper's study of CoLA, for any d
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from utils.probes.baselines import logreg
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.probes.scores import roc_auc
 from utils.results.tables import sae_probe_table
-from utils.runtime.errors import UserError
+from utils.runtime.errors import UserError, unknown_name
 from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, Condition, TrainTest, split
@@ -125,13 +124,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def require_unfilled(path: Path, column: str) -> None:
-    """Raise UserError where a file of an earlier run has been filled in: that would be lost."""
+    """Raise UserError where a file of an earlier run has been filled in, or cannot be read and may
+    have been: that would be lost.
+    """
     if not path.is_file():
         return
-    table = pd.DataFrame()
-    with suppress(UserError):  # what cannot be read holds no work
-        table = read_csv(path, "earlier table")
-    if column in table and table[column].dropna().astype(str).str.strip().ne("").any():
+    table = read_csv(path, "earlier table", ("row" if column == "corrected" else "latent", column))
+    if column in table and table[column].str.strip().ne("").any():
         raise UserError(
             f"{path} has been filled in: give it with --{column}, or move it away first"
         )
@@ -151,11 +150,8 @@ def share(text: str) -> float:
 def read_views(paths: Paths, info: LanguageModel, args: argparse.Namespace) -> tuple[Views, str]:
     """(what probes read, in words). Raises UserError where activations or latents are missing."""
     sae_id, layer = args.sae_id, args.layer
-    if sae_id is None:
-        sae_id, found = best_sae(paths, info, args.dataset, layer)
-        layer = found if layer is None else layer
-    elif layer is None:
-        _, layer = best_sae(paths, info, args.dataset, None, sae_id)
+    sae_id, found = best_sae(paths, info, args.dataset, layer, sae_id)
+    layer = found if layer is None else layer
     layer = info.probe_layer if layer is None else layer
     rows = load_rows(
         paths, info.name, args.dataset, hook_name(layer), ood=False, d_model=info.width_at(layer)
@@ -168,6 +164,8 @@ def read_views(paths: Paths, info: LanguageModel, args: argparse.Namespace) -> t
         source = rows_of(paths, info.name, base, ood=False)
         latents = source.condition(Condition(NORMAL.name), args.seed)  # says what is wrong with it
         latents = source.rows()  # type: ignore[attr-defined]
+        if args.k > latents.shape[1]:
+            raise UserError(f"--k {args.k}: {sae_id} has {latents.shape[1]} latents")
         reads += f" and {args.k} latents of {sae_id}"
     codes = rows.texts.rows if rows.texts is not None else np.arange(len(rows.y))
     return Views(rows.X, latents, rows.y, codes[: len(rows.y)]), reads
@@ -176,18 +174,23 @@ def read_views(paths: Paths, info: LanguageModel, args: argparse.Namespace) -> t
 def best_sae(
     paths: Paths, info: LanguageModel, dataset: str, layer: Layer | None, sae_id: str | None = None
 ) -> tuple[str | None, Layer | None]:
-    """(the SAE whose probe of the dataset has the best val_auc, its layer); None without one."""
+    """(the SAE whose probe of the dataset has the best val_auc, its layer); None without one.
+
+    Raises UserError where an SAE is named that has no probe of the dataset.
+    """
     rows = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None).read()
-    if not len(rows):
-        return None, None
-    mine = (rows["dataset"] == dataset) & (rows["method"] == "sae_probe")
+    mine = rows[(rows["dataset"] == dataset) & (rows["method"] == "sae_probe")]
     if layer is not None:
-        mine &= rows["layer"].astype(str) == str(layer)
+        mine = mine[mine["layer"].astype(str) == str(layer)]
+    if sae_id is not None and sae_id not in set(mine["sae_id"]):
+        raise unknown_name(
+            "SAE", sae_id, mine["sae_id"].unique(), f"(those with probes of {dataset})"
+        )
     if sae_id is not None:
-        mine &= rows["sae_id"] == sae_id
-    if not mine.any():
+        mine = mine[mine["sae_id"] == sae_id]
+    if not len(mine):
         return None, None
-    best = rows[mine].sort_values("val_auc", kind="stable").iloc[-1]
+    best = mine.sort_values("val_auc", kind="stable").iloc[-1]
     return best["sae_id"], best["layer"]
 
 
@@ -273,32 +276,43 @@ def planted(views: Views, part: float, k: int, seed: int) -> str:
 
 
 def corrected_labels(dataset: Dataset, y: np.ndarray, path: Path) -> np.ndarray:
-    """The labels [n] with a file's corrections. Raises UserError where it is not understood."""
-    table = read_csv(path, "corrected labels")
+    """The labels [n] with a file's corrections.
+
+    Raises UserError where it is not understood, contradicts itself, or was made from other texts or
+    labels (where it says which).
+    """
+    table = read_csv(path, "corrected labels", ("row", "corrected"))
     missing = {"row", "corrected"} - set(table.columns)
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}")
     codes = {name: code for code, name in enumerate(dataset.classes)}
-    changed = y.copy()
-    for row, to in zip(table["row"], table["corrected"]):
-        if pd.isna(to) or not str(to).strip():
+    given: dict[int, str] = {}
+    for line in table.to_dict("records"):
+        to = str(line["corrected"]).strip()
+        if not to:
             continue
-        number = pd.to_numeric(row, errors="coerce")
+        number = pd.to_numeric(line["row"], errors="coerce")
         if not (0 <= number < len(y) and number == int(number)):
-            raise UserError(f"{path}: row {row!s} is no row of {dataset.name}")
-        if _as_class(to) not in codes:
+            raise UserError(f"{path}: row {line['row']} is no row of {dataset.name}")
+        row = int(number)
+        if to not in codes:
             raise UserError(
-                f"{path}, row {row!s}: {to!r} is no class of {dataset.name}"
+                f"{path}, row {row}: {to!r} is no class of {dataset.name}"
                 f" ({', '.join(dataset.classes)})"
             )
-        changed[int(number)] = codes[_as_class(to)]
+        if given.setdefault(row, to) != to:
+            raise UserError(f"{path} corrects row {row} to {given[row]!r} and to {to!r}")
+        now = {"text": dataset.texts[row], "label": dataset.classes[y[row]]}
+        for column, value in now.items():
+            if column in table and line[column].strip() != value.strip():
+                raise UserError(
+                    f"{path}, row {row}: its {column} is not that of {dataset.name} now: was it"
+                    " made from another dataset, or its rows counted from 1?"
+                )
+    changed = y.copy()
+    for row, to in given.items():
+        changed[row] = codes[to]
     return changed
-
-
-def _as_class(value: Any) -> str:
-    """A class's name as it was written: an empty cell makes pandas read 1 as 1.0."""
-    number = isinstance(value, float) and value.is_integer()
-    return str(int(value)) if number else str(value).strip()
 
 
 def before_and_after(dataset: Dataset, views: Views, path: Path, k: int, seed: int) -> str:

@@ -131,21 +131,23 @@ def judged_order(path: Path, latents: np.ndarray) -> np.ndarray:
 
     Raises UserError where the file is not of these latents.
     """
-    table = read_csv(path, "relevance")
+    table = read_csv(path, "relevance", ("latent", "relevance"))
     missing = {"latent", "relevance"} - set(table.columns)
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-    numbers = table[["latent", "relevance"]].apply(pd.to_numeric, errors="coerce")
-    known = numbers[np.isfinite(numbers).all(axis=1)]
-    whole = known["latent"] == known["latent"].round()
-    if not whole.all():
-        raise UserError(f"{path} judges latent {known.loc[~whole, 'latent'].iloc[0]:g}: no latent")
-    relevance = {int(latent): float(value) for latent, value in known.to_numpy()}
+    relevance: dict[int, float] = {}
+    for line in table.to_dict("records"):
+        if not line["relevance"].strip():
+            continue
+        latent, value = (pd.to_numeric(line[n], errors="coerce") for n in ("latent", "relevance"))
+        if not np.isfinite(value):
+            raise UserError(f"{path}: relevance {line['relevance']!r} is no number")
+        if latent not in latents:
+            raise UserError(f"{path} judges latent {line['latent']}, which is none of the probe's")
+        if relevance.setdefault(int(latent), float(value)) != value:
+            raise UserError(f"{path} judges latent {line['latent']} twice")
     if not relevance:
         raise UserError(f"{path} judges no latent: fill in relevance with 1, 2, …")
-    strange = sorted(set(relevance) - set(latents.tolist()))
-    if strange:
-        raise UserError(f"{path} judges latent {strange[0]}, which is none of the probe's")
     worst = max(relevance.values()) + 1
     by_relevance = np.array([relevance.get(int(latent), worst) for latent in latents])
     return latents[np.argsort(by_relevance, kind="stable")]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from explain_probes import stage
 from train_sae_probes import rows_of
 from utils import cli
 from utils.activations import load_rows
@@ -30,6 +31,7 @@ from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.linear import LinearProbe
 from utils.probes.scores import roc_auc
+from utils.readers.fingerprints import digest
 from utils.results.kept_probes import find_probe
 from utils.results.sources import Sources
 from utils.results.tables import ResultTable, baseline_table, sae_probe_table
@@ -86,9 +88,10 @@ def main(argv: list[str] | None = None) -> int:
     table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
     sae_rows = probes_of_one_sae(table, asked, args.sae_id, args.k, args.seed)
     if not len(sae_rows):
+        of_these = f" for {', '.join(asked)}" if asked else ""
         raise UserError(
-            f"there are no SAE probes of {info.name} with k = {args.k}: make them with python"
-            f" train_sae_probes.py --model_name {info.name} --ks {args.k}"
+            f"{table.path} has no SAE probes of {info.name}{of_these} with k = {args.k}: make them"
+            f" with python {stage(info.name, asked, args.sae_id)}"
         )
     failures = Failures()
     layer, sae_id = sae_rows["layer"].iloc[0], sae_rows["sae_id"].iloc[0]
@@ -102,14 +105,20 @@ def main(argv: list[str] | None = None) -> int:
                 rows += scores(tested, trained)
         except UserError as error:
             failures.add(f"{name}: {error}")
-    path = paths.transfer_table(info.name)
+    path = paths.transfer_table(info.name, of_selection(names, table))
     columns = ["trained_on", "tested_on", "probe", "test_auc", "n_test"]
     made = pd.DataFrame(rows, columns=columns).assign(sae_id=sae_id, k=args.k, layer=layer)
     with locked(path.parent, path.name), atomic_path(path) as temporary:
         made.to_csv(temporary, index=False, lineterminator="\n")
     print(summary(made))
-    print(f"{path}; visualize.py draws it")
+    print(f"{path}{'' if asked else '; visualize.py draws it'}")
     return cli.report(failures, "datasets")
+
+
+def of_selection(names: list[str], table: ResultTable) -> str:
+    """The name of a selection of the datasets that have probes; "" for all of them."""
+    every = set(table.read()["dataset"])
+    return "" if set(names) == every else f"{len(names)}_datasets_{digest(sorted(names))[:6]}"
 
 
 def probes_of_one_sae(
@@ -150,7 +159,8 @@ def kept_probes(
             failures.add(error)
             continue
         made_from = sources.of(row, NORMAL)
-        again = f"train_sae_probes.py --datasets {row['dataset']} --overwrite makes it"
+        command = stage(info.name, [row["dataset"]], row["sae_id"])
+        again = f"python {command} --overwrite makes it"
         if kept is None:
             failures.add(f"{row['dataset']}: the weights of its SAE probe were not kept: {again}")
         elif made_from and kept.made_from and made_from != kept.made_from:

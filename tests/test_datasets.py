@@ -153,7 +153,8 @@ def test_what_spreadsheets_write_is_read_with_a_line_that_says_how(paths, conten
     assert set(dataset.labels) == {0, 1}
     lines = [line for line in content.splitlines() if not line.startswith("sep=")]
     assert len(dataset) == len(lines) - 1
-    assert bool(dataset.notes) == bool(note)
+    notes = [one for one in dataset.notes if "trained on" not in one]  # so few rows
+    assert bool(notes) == bool(note)
     assert note is None or any(note in said for said in dataset.notes)
 
 
@@ -277,3 +278,13 @@ def test_the_one_ood_file_of_other_words_has_its_labels_the_right_way_round(path
     write_texts(paths, ["90_glue_qnli"], ood=("90_glue_qnli",))
     write(paths.ood_texts("90_glue_qnli"), ["a", "b", "c"], ["1", "not_entailment", "1"])
     assert load_ood(paths, "90_glue_qnli").labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "said"), [(120, "of its 120 rows 20 are trained on"), (200, "")]
+)
+def test_a_small_dataset_of_ones_own_is_said_to_be_small(paths, n_rows, said):
+    write_texts(paths, ["own"], n_rows=n_rows)
+    notes = load_dataset(paths, "own").notes
+    assert bool(notes) == bool(said)
+    assert said in "".join(notes)

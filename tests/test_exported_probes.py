@@ -121,3 +121,54 @@ def test_texts_are_read_as_those_of_the_probe_were(tmp_path):
         write_activations(path, torch.zeros(2, 384), ["one", "two"], said)
         expected = {"prepend_bos": False, **said, "model_name": info.name, "hook_name": hook}
         assert how_read(paths, info, "mails", hook) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pooling", "max"),
+        ("calibration", None),
+        ("calibration", [float("nan"), 0]),
+        ("classes", ["a"]),
+        ("sae", {}),
+        ("max_seq_len", "x"),
+        ("hook_name", "elsewhere"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(tmp_path, name, value):
+    probe = exported(tmp_path)
+    probe.save(tmp_path / "probe")
+    path = tmp_path / "probe" / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(UserError, match="holds no probe"):
+        load_probe(tmp_path / "probe")
+
+
+def test_a_probe_of_more_columns_than_there_are_is_refused(tmp_path):
+    probe = exported(tmp_path)
+    with pytest.raises(UserError, match="reads 384 columns and is given 10"):
+        probe.score_activations(np.zeros((2, 10), dtype=np.float32))
+
+
+def test_texts_of_tables_and_lines(tmp_path):
+    cases = {
+        "a.csv": 'prompt\n"Hello, you"\nagain\n',
+        "a.tsv": "prompt\tlabel\nHello, you\tx\nagain\ty\n",
+        "b.csv": "prompt;label\nHello, you;x\nagain;y\n",
+        "a.txt": "Hello, you\r\n\nagain\r\n",
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content.encode())
+        assert read_texts(str(tmp_path / name), "prompt") == ["Hello, you", "again"]
+    line = "one line\u2028of text"
+    (tmp_path / "b.txt").write_text(line)
+    assert read_texts(str(tmp_path / "b.txt"), "prompt") == [line]
+    for name, content, said in (
+        ("c.csv", b"prompt\nHello, you\n", "more cells than its header"),
+        ("d.csv", b"prompt\n", "no texts"),
+        ("e.csv", b'prompt,n\na,1\n"",2\n', "no prompt in row 1"),
+        ("e.txt", "a".encode("utf-16"), "no text in UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            read_texts(str(tmp_path / name), "prompt")

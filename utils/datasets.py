@@ -90,18 +90,32 @@ def other_kinds(paths: Paths) -> dict[str, Path]:
     }
 
 
-def read_csv(path: Path, what: str) -> pd.DataFrame:
-    """The table at ``path`` with every cell as text.
+def read_csv(path: Path, what: str, wanted: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The table at ``path`` with every cell as text. ``wanted``: columns by which its separator
+    (comma, semicolon or tab) is known.
 
     Raises UserError when the file is not there or is no CSV.
     """
     file_path, content = _content(path, what)
     try:
-        check_columns(content)
-        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        separator, content = _separator(content, wanted)
+        return _table(content, separator)
     # pandas and codecs each raise their own kinds for a broken file
     except Exception as error:
         raise _no_csv(file_path, error) from error
+
+
+def _table(content: bytes, separator: str) -> pd.DataFrame:
+    """Raises ValueError where a column stands twice, or a row has more cells than the header: what
+    belongs to which column is then a guess.
+    """
+    check_columns(content, separator)
+    table = pd.read_csv(
+        io.BytesIO(content), dtype=str, keep_default_na=False, sep=separator, encoding="utf-8-sig"
+    )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its rows have more cells than its header: a comma in a text?")
+    return table
 
 
 def _no_csv(path: Path, error: Exception) -> UserError:
@@ -432,16 +446,10 @@ def _prompt_and_target(path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
     file_path, content = _content(path, f"texts of {name}")
     notes: list[str] = []
     try:
-        separator, content = _separator(content)
+        separator, content = _separator(content, ("prompt", "target"))
         if separator != ",":
             notes.append(f"its cells are separated by {separator!r}")
-        check_columns(content, separator)
-        table = pd.read_csv(
-            io.BytesIO(content), dtype=str, keep_default_na=False, sep=separator,
-            encoding="utf-8-sig",
-        )  # fmt: skip
-        if not isinstance(table.index, pd.RangeIndex):
-            raise ValueError("its rows have more cells than its header: a comma in a text?")
+        table = _table(content, separator)
     except Exception as error:
         raise _no_csv(file_path, error) from error
     named = {column: str(column).strip().casefold() for column in table.columns}
@@ -475,9 +483,9 @@ def _prompt_and_target(path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def _separator(content: bytes) -> tuple[str, bytes]:
+def _separator(content: bytes, wanted: tuple[str, ...]) -> tuple[str, bytes]:
     """(what separates the cells, the content without the line that says so): a comma, but for
-    files whose first line has both columns only by another.
+    files whose first line has all wanted columns only by another.
     """
     first = content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
     said = re.fullmatch(r"\W?sep=(.)\W?", first, re.IGNORECASE)
@@ -487,7 +495,7 @@ def _separator(content: bytes) -> tuple[str, bytes]:
         named = {
             name.strip().casefold() for name in next(csv.reader([first], delimiter=separator), [])
         }
-        if {"prompt", "target"} <= named:
+        if wanted and set(wanted) <= named:
             return separator, content
     return ",", content
 

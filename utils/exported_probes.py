@@ -132,9 +132,17 @@ class ExportedProbe:
 
     def score_activations(self, activations: np.ndarray) -> np.ndarray:
         """Scores [n_rows] of model activations [n_rows, d_model] at the probe's hook."""
-        if self.described["sae"] is None:
-            return self.probe.scores(activations)
-        return self.probe.scores(latents_of(self._sae(), activations))
+        read = activations
+        if self.described["sae"] is not None:
+            read = latents_of(self._sae(), activations)
+        columns = self.probe.columns
+        needed = len(self.probe.coef) if columns is None else int(columns.max()) + 1
+        if read.shape[1] < needed or (columns is None and read.shape[1] != needed):
+            raise UserError(
+                f"the probe reads {needed} columns and is given {read.shape[1]}: its files do not"
+                " belong together. Export it again"
+            )
+        return self.probe.scores(read)
 
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all, in place of an older probe.
@@ -207,12 +215,35 @@ def load_probe(folder: str | Path, paths: Paths | None = None) -> ExportedProbe:
         finite = all(np.isfinite(a).all() for a in (probe.coef, held_out.scores, probe.intercept))
         if probe.coef.shape != (n_columns,) or not finite:
             raise ValueError("its arrays do not fit together")
-        hook_name(parse_layer(described["hook_name"]))
+        check_description(described)
+        columns = probe.columns if probe.columns is not None else np.zeros(1, dtype=np.int64)
+        if columns.dtype.kind not in "iu" or columns.min(initial=0) < 0:
+            raise ValueError("its columns are no columns")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no probe ({first_line(error)}): write one with export_probe.py"
         ) from error
     return ExportedProbe(described, probe, held_out, paths or Paths())
+
+
+def check_description(described: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError where probe.json says what cannot be."""
+    if hook_name(parse_layer(described["hook_name"])) != described["hook_name"]:
+        raise ValueError(f"hook_name {described['hook_name']!r} is none")
+    if described["pooling"] not in ("last", "mean"):
+        raise ValueError(f"pooling {described['pooling']!r} is not known")
+    if not all(isinstance(described[name], bool) for name in ("prepend_bos", "binarize")):
+        raise ValueError("prepend_bos and binarize are true or false")
+    if not isinstance(described["max_seq_len"], int) or described["max_seq_len"] < 1:
+        raise ValueError("max_seq_len is no number of tokens")
+    if len(described["classes"]) != 2 or not all(isinstance(c, str) for c in described["classes"]):
+        raise ValueError("it has not two classes")
+    slope, intercept = described["calibration"]
+    if not np.isfinite([slope, intercept]).all():
+        raise ValueError("its calibration is no curve")
+    sae = described["sae"]
+    if sae is not None and not (isinstance(sae, dict) and isinstance(sae.get("sae_id"), str)):
+        raise ValueError("its sae is not described")
 
 
 def model_of(described: dict[str, Any], paths: Paths) -> LanguageModel:

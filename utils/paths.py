@@ -138,9 +138,9 @@ class Paths:
     def pruning(self, model_name: str, dataset: str) -> Path:
         return self.results_dir / f"pruning_{model_name}_{dataset}.csv"
 
-    def transfer_table(self, model_name: str) -> Path:
+    def transfer_table(self, model_name: str, selection: str = "") -> Path:
         """Of checks.transfer."""
-        return self.results_dir / f"transfer_{model_name}.csv"
+        return self.results_dir / f"transfer_{model_name}{'_' if selection else ''}{selection}.csv"
 
     def label_audit(self, model_name: str, dataset: str) -> Path:
         return self.results_dir / f"label_audit_{model_name}_{dataset}.csv"

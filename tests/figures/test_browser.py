@@ -63,7 +63,8 @@ def made_cards() -> list[ProbeCards]:
                 examples)  # fmt: skip
     probe = ProbeCards(
         "", "layer_2/width_1k/topk_32", 16, "paper", 42, "blocks.2.hook_resid_post",
-        ["<i>ham</i>", "spam"], 0.85, 0.9, 300, "", "https://www.neuronpedia.org/m/1", "abc", [card],
+        ["<i>ham</i>", "spam"], 0.85, 0.9, 300, "", "https://www.neuronpedia.org/m/1", "abc",
+        [card],
     )  # fmt: skip
     return [replace(probe, dataset=name) for name in NAMES]
 

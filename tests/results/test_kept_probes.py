@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array
@@ -124,3 +125,17 @@ def test_a_broken_file_is_named(table):
     pd.DataFrame({"a": [1]}).to_parquet(path)
     with pytest.raises(UserError, match="lacks columns"):
         find_probe(table, made[0])
+
+
+def test_weights_that_are_none_are_refused(table):
+    """As a file by others or a fault of a disk may have: no score is made of them."""
+    rows = made_rows(ks=(16,))[0]
+    keep_probes(table, choose_kept(rows, Keeping()))
+    path = probes_file(table, rows[0])
+    whole = pq.read_table(path)
+    for column, values in (("coef", [[float("nan")] * 16]), ("coef", [None]), ("columns", [[1]])):
+        at = whole.schema.get_field_index(column)
+        broken = whole.set_column(at, column, pa.array(values, whole.schema.field(column).type))
+        pq.write_table(broken, path)
+        with pytest.raises(UserError, match="cannot be read"):
+            find_probe(table, rows[0])

@@ -8,7 +8,15 @@ import pytest
 from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
 
-from checks.labels import Views, as_table, before_and_after, corrected_labels, deny, planted
+from checks.labels import (
+    Views,
+    as_table,
+    before_and_after,
+    corrected_labels,
+    deny,
+    planted,
+    require_unfilled,
+)
 from checks.pruning import judged_order, pruned
 from checks.transfer import FEWEST_ROWS, ON_LATENTS, OtherRows, Trained, scores, summary
 from utils.datasets import Dataset
@@ -99,6 +107,10 @@ def test_corrections_are_fed_back(tmp_path):
         ("row,corrected\n999,ham\n", "row 999 is no row"),
         ("row,corrected\n1.5,ham\n", "is no row"),
         ("row,corrected\n1,eggs\n", r"'eggs' is no class of d \(ham, spam\)"),
+        ("row,corrected\ninf,ham\n", "is no row"),
+        ("row,corrected\n1,ham\n1,spam\n", "corrects row 1 to 'ham' and to 'spam'"),
+        ("row,corrected,text\n1,ham,text 2\n", "its text is not that of d now"),
+        ("row,corrected,text\n1,ham,a,b\n", "more cells than its header"),
     ],
 )
 def test_corrections_that_make_no_sense_are_refused(tmp_path, content, said):
@@ -115,6 +127,20 @@ def test_an_empty_cell_leaves_number_classes_as_they_were_written(tmp_path):
     path = tmp_path / "corrected.csv"
     path.write_text("row,corrected\n0,1\n1,\n")
     assert corrected_labels(numbers, views.y, path)[0] == 1
+
+
+def test_what_was_filled_in_by_hand_is_not_written_over(tmp_path):
+    path = tmp_path / "audit.csv"
+    require_unfilled(path, "corrected")
+    path.write_text("row,corrected\n0,\n")
+    require_unfilled(path, "corrected")
+    for content in ("row,corrected\n0,ham\n", "row;corrected\n0;ham\n"):
+        path.write_text(content)
+        with pytest.raises(UserError, match="has been filled in"):
+            require_unfilled(path, "corrected")
+    path.write_bytes("row,corrected\n0,ham\n".encode("utf-16"))
+    with pytest.raises(UserError, match="cannot be read"):
+        require_unfilled(path, "corrected")
 
 
 def transferred() -> tuple[OtherRows, Trained]:
@@ -192,6 +218,9 @@ def test_a_judge_orders_the_latents(tmp_path):
         ("latent\n7\n", "lacks the columns relevance"),
         ("latent,relevance\n7,\n", "judges no latent"),
         ("latent,relevance\n8,1\n", "latent 8, which is none"),
+        ("latent,relevance\n7.5,1\n", "latent 7.5, which is none"),
+        ("latent,relevance\n7,high\n", "relevance 'high' is no number"),
+        ("latent,relevance\n7,1\n7,2\n", "latent 7 twice"),
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=said):

@@ -312,6 +312,8 @@ def read_cards(path: Path) -> list[ProbeCards]:
         return []
     try:
         table = pq.read_table(path)
+        if "explanation" not in table.column_names:  # of an older version
+            table = table.append_column("explanation", pa.array([""] * len(table), pa.string()))
         missing = sorted(set(SCHEMA.names) - set(table.column_names))
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")

@@ -127,7 +127,7 @@ def keep_probes(table: ResultTable, rows: Iterable[dict]) -> None:
 def find_probe(table: ResultTable, row: dict) -> Kept | None:
     """The kept probe of a row (its key and, of a baseline, its layer); None where there is none.
 
-    Raises UserError when the file cannot be read.
+    Raises UserError when the file cannot be read, or its weights are none.
     """
     path = probes_file(table, row)
     if not path.is_file():
@@ -135,15 +135,19 @@ def find_probe(table: ResultTable, row: dict) -> Kept | None:
     key = tuple(map(str, table.key_of(row)))
     for kept in read_rows(path):
         if tuple(kept.get(name, "") for name in table.key) == key:
-            columns = np.array(kept["columns"], dtype=np.int64)
-            coef = np.array(kept["coef"], dtype=np.float64)
+            columns = np.array(kept["columns"] or (), dtype=np.int64)
+            coef = np.array(kept["coef"] or (), dtype=np.float64)
+            numbers = np.append(coef, np.nan if kept["intercept"] is None else kept["intercept"])
+            unfit = len(columns) and (len(columns) != len(coef) or columns.min() < 0)
+            if not len(coef) or not np.isfinite(numbers).all() or unfit:
+                raise _unreadable(path, "a probe without weights")
             probe = LinearProbe(
                 coef,
                 kept["intercept"],
                 columns if len(columns) else None,
                 kept.get("binarize") == "True",
             )
-            scores = np.array(kept["row_scores"], dtype=np.float64)
+            scores = np.array(kept["row_scores"] or (), dtype=np.float64)
             return Kept(probe, kept["C"], kept[MADE_FROM], scores)
     return None
 
@@ -156,10 +160,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError("it lacks columns of kept probes")
         return rows
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} cannot be read ({first_line(error)}): delete it, and make its probes again"
-            " with --overwrite"
-        ) from error
+        raise _unreadable(path, first_line(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({why}): delete it, and make its probes again with --overwrite"
+    )
 
 
 def _as_kept(table: ResultTable, row: dict, key: tuple) -> dict[str, Any]:
