@@ -284,7 +284,9 @@ def test_the_one_ood_file_of_other_words_has_its_labels_the_right_way_round(path
     ("n_rows", "said"), [(120, "of its 120 rows 20 are trained on"), (200, "")]
 )
 def test_a_small_dataset_of_ones_own_is_said_to_be_small(paths, n_rows, said):
-    write_texts(paths, ["own"], n_rows=n_rows)
+    write_texts(paths, ["d"])
+    rows = [f"text {i},{i % 2}" for i in range(n_rows)]
+    paths.texts("own").write_text("\n".join(["prompt,target", *rows]) + "\n")
     notes = load_dataset(paths, "own").notes
     assert bool(notes) == bool(said)
     assert said in "".join(notes)

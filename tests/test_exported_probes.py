@@ -163,12 +163,12 @@ def test_texts_of_tables_and_lines(tmp_path):
     line = "one line\u2028of text"
     (tmp_path / "b.txt").write_text(line)
     assert read_texts(str(tmp_path / "b.txt"), "prompt") == [line]
-    for name, content, said in (
+    for name, bad, said in (
         ("c.csv", b"prompt\nHello, you\n", "more cells than its header"),
         ("d.csv", b"prompt\n", "no texts"),
         ("e.csv", b'prompt,n\na,1\n"",2\n', "no prompt in row 1"),
         ("e.txt", "a".encode("utf-16"), "no text in UTF-8"),
     ):
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(bad)
         with pytest.raises(UserError, match=said):
             read_texts(str(tmp_path / name), "prompt")
