@@ -45,6 +45,10 @@ from utils.settings import SETTINGS
 DOCS, RUNS = ROOT / "docs", ROOT / "docs" / "runs"
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 MARKED = re.compile(r"(<!-- made ([\w ]+) -->\n).*?(<!-- -->)", re.DOTALL)
+STAGES = (  # of benchmarks.full_run
+    "texts and model", "model activations", "SAEs", "SAE activations", "baselines and words",
+    "SAE probes and controls", "comparison and figures",
+)  # fmt: skip
 NAMES = ("demo", "full_run", "full_run_lm")
 
 
@@ -125,7 +129,7 @@ def against(tables: Comparisons) -> dict[str, Any]:
     for row in tables.against.to_dict("records"):
         if row["protocol"] == "paper":
             numbers = [row[name] for name in ("mean_difference", "ci_low", "ci_high")]
-            found.setdefault(row["setting"], {})[row["control"]] = [round(n, 4) for n in numbers]
+            found.setdefault(row["setting"], {})[row["control"]] = [round(n, 6) for n in numbers]
     return found
 
 
@@ -181,7 +185,8 @@ def first_sentence(numbers: dict[str, Any]) -> str:
 def as_stages(numbers: dict[str, Any]) -> str:
     """What each stage of a full run took."""
     lines = ["| stage | seconds | CPU seconds | memory |", "| --- | --- | --- | --- |"]
-    for name, row in numbers["stages"].items():
+    for name in STAGES:
+        row = numbers["stages"][name]
         seconds, busy = f"{row['seconds']:,.0f}", f"{row['cpu_seconds']:,.0f}"
         lines.append(f"| {name} | {seconds} | {busy} | {show_bytes(row['peak_bytes'])} |")
     return "\n".join(lines)
