@@ -143,7 +143,7 @@ train-multi-token-probes: $(STAMP)
 	$(RUN) train_multi_token_probes.py $(common) $(scheduler) --device $(DEVICE) $(if $(LAYERS),--layers $(LAYERS)) $(ARGS)
 
 .PHONY: explain
-## explain: latent cards, what the probes read and in which texts
+## explain: latent cards, what the probes read and where
 explain: $(STAMP)
 	$(RUN) explain_probes.py $(common) --device $(DEVICE) $(ARGS)
 
@@ -314,7 +314,7 @@ benchmark-full-run: $(STAMP)
 	$(RUN) -m benchmarks.full_run $(if $(TEXT_DIR),--text_dir $(TEXT_DIR)) $(ARGS)
 
 .PHONY: docs
-## docs: every figure in README and docs/ from its numbers
+## docs: every figure in README and docs from its numbers
 docs: $(STAMP)
 	$(RUN) -m checks.documents $(folders) $(ARGS)
 

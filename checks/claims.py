@@ -316,7 +316,9 @@ def pruned_latents(source: Published) -> Measured | None:
         parts.append(f"{name}: {few:.3f} at best, {every:.3f} with all")
         gains.append(few - every)
     why = "the best k is seen on the OOD rows themselves, so this is its upper end"
-    return Measured("; ".join(parts), SAME if float(np.mean(gains)) > 0 else OTHER, why)
+    n_better = sum(gain > 0 for gain in gains)
+    shown = f"on {n_better} of {len(gains)}: {'; '.join(parts)}"
+    return Measured(shown, SAME if n_better == len(gains) else UNSURE, why)
 
 
 def pruned_by_humans(source: Published) -> Measured | None:
@@ -678,8 +680,9 @@ HEAD = """\
 *its tables* is what we compute from the tables published with the paper, matched, and with ties
 resolved as everywhere here. A difference is of mean test AUC from the best baseline, with its
 95 % interval over datasets. *Ours* is a run of our own: {ours}.
-*yes* and *no* say whether a number agrees with the claim. *not sure* says that its interval has
-zero in it. A number that stands in the paper's text and in none of its tables is not repeated."""
+*yes* and *no* say whether a number agrees with the claim. *not sure* says that its interval reaches
+zero. For "does not improve" and "not ahead" such an interval agrees, unless its middle is above zero.
+A number that stands in the paper's text and in none of its tables is not repeated."""
 TAIL = """\
 Not here: the normal setting of Gemma 2 9B, whose published table of SAE probes is too large for the
 copy that this page was made from."""
@@ -717,8 +720,13 @@ def as_page(content: dict) -> str:
     lines += [
         "",
         *(
-            f"{name}: {found[SAME]} agree, {found[OTHER]} do not, {found[UNSURE]} are not sure."
+            f"{name}: {found[SAME]} agree; {found[OTHER]} not; not sure: {found[UNSURE]}."
             for name, found in (("Its tables", n_agree["published"]), ("Ours", n_agree["ours"]))
+        ),
+        *(
+            f"Against: {number}, {row['claim']}."
+            for number, row in enumerate(content["claims"], 1)
+            if any(row[side] and row[side]["agrees"] == OTHER for side in ("published", "ours"))
         ),
         "",
         *TAIL.splitlines(),

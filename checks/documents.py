@@ -213,16 +213,21 @@ def short_answer(_: dict[str, Any] | None = None) -> str:
     shifted = found[f"{GEMMA}: SAE probes are behind logistic regression on OOD texts"]
     ours = run_numbers("full_run")
     normal = ours["against"]["normal"]
-    base = next(a for a in ours["answers"] if a["where"].startswith("normal"))["what"]
+    first = next(a for a in ours["answers"] if a["where"].startswith("normal"))
     verdict = "not as probes" if max(behind) < 0 else "it depends on the setting"
-    return (
-        f"**Short answer: {verdict}.** In the paper's tables of {GEMMA} and {LLAMA}, SAE probes are"
-        f" {-max(behind):.3f} to {-min(behind):.3f} AUC behind the best baseline, and"
-        f" {-shifted:.3f} out of distribution. Adding them to the baselines improves the pick in"
-        f" {added.count('no')} of {len(added)} comparisons. Our own run ({ours['model']},"
-        f" {ours['n_datasets']} datasets, fresh test rows): {base} They are"
-        f" {side(normal['text_only'])} words alone, which need no model, and"
-        f" {side(normal['random_sae'])} their random twins."
+    return "\n".join(
+        [
+            f"**Short answer: {verdict}.**",
+            f"- *The paper's tables* ({GEMMA}, {LLAMA}; all test rows): SAE probes are"
+            f" {-max(behind):.3f} to {-min(behind):.3f} AUC behind the best baseline in"
+            f" {len(behind)} comparisons of models and settings. Adding them to the baselines"
+            f" improves the pick in {added.count('no')} of {len(added)}. Out of distribution they"
+            f" are {-shifted:.3f} behind ({GEMMA}, 8 datasets).",
+            f"- *Our own run* ({ours['model']}, {ours['n_datasets']} datasets, {first['where']}):"
+            f" {first['what']}",
+            f"- *Against the controls* there: {side(normal['text_only'])} words alone, which need"
+            f" no model; {side(normal['random_sae'])} SAEs with random directions.",
+        ]
     )
 
 

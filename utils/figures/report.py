@@ -79,7 +79,7 @@ MARKS = {  # of a verdict: how the page says it, and its colour
     "below": ("▼ worse", "worse"),
     "perhaps above": ("△ perhaps better", "better"),
     "perhaps below": ("▽ perhaps worse", "worse"),
-    "no difference seen": ("≈ none seen", "same"),
+    "no difference seen": ("≈ not told apart", "same"),
     "too few datasets": ("? too few data", "few"),
 }
 EXPLORER_COLUMNS = {
@@ -99,8 +99,8 @@ EXPLORER_COLUMNS = {
 }
 WEIGHTS = {
     "wrong": "Must not be used as what it is called",
-    "doubt": "To be known",
-    "fine": "Looked for and not found",
+    "doubt": "Warnings",
+    "fine": "Checks passed",
 }
 
 
@@ -164,6 +164,7 @@ def write_report(path: Path, report: Report) -> None:
             answers=[answer for answer in sentences if answer["protocol"] == first],
             others=[answer for answer in sentences if answer["protocol"] != first],
             absent=absent(report),
+            citation=citation(report, sentences),
             dots=next((figure for figure in figures if figure["name"] == DOTS), None),
             explorer=explored(report),
             leaderboard=report.leaderboard,
@@ -274,6 +275,14 @@ def explored(report: Report) -> dict[str, Any]:
     }
 
 
+def citation(report: Report, sentences: list[dict[str, Any]]) -> str:
+    """A sentence to cite, with all that it depends on; "" where there is nothing to say."""
+    if not sentences:
+        return ""
+    first = sentences[0]
+    return f"{report.model_name}, {first['where']}: {first['what']} ({report.about}.)"
+
+
 def absent(report: Report) -> list[dict[str, str]]:
     """What the page lacks, and the command that makes it; nothing where it is of a selection."""
     if report.selected:
@@ -287,7 +296,9 @@ def absent(report: Report) -> list[dict[str, str]]:
         if lacking:
             names, targets = zip(*lacking)
             command = f"{make.format(' '.join(targets))} SETTING={setting}"
-            lines.append({"what": f"No {' or '.join(names)} of {setting}:", "command": command})
+            lines.append(
+                {"what": f"Not run: {' and '.join(names)} of {setting}:", "command": command}
+            )
     return lines
 
 

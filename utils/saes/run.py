@@ -142,7 +142,11 @@ class EncodingRun:
         try:
             failures = order(work, bar)
         finally:  # a run that is stopped keeps what it has encoded
-            late = self._wait_for_writing(0)
+            try:
+                late = self._wait_for_writing(0)
+            except KeyboardInterrupt:  # stopped while it waits: what is begun is still finished
+                self._writer.shutdown(cancel_futures=True)
+                raise
         failures += late
         # reading and loading count: the time that products did not take is shared among the SAEs
         spent = sum(self.tallies[i].seconds - before[i] for i in work.sae_ids)

@@ -6,6 +6,12 @@
   const data = JSON.parse(holder.textContent);
   const table = document.getElementById("explorer");
   const body = table.tBodies[0];
+  const headings = [...table.querySelectorAll("th")];
+  const distinct = column => new Set(data.rows.map(row => row[column])).size;
+  if (distinct("sae_id") < 2) {  // the same in each row
+    headings.find(heading => heading.dataset.column === "sae_id").remove();
+    document.getElementById("filter-sae_id").parentElement.hidden = true;
+  }
   const columns = [...table.querySelectorAll("th")].map(heading => heading.dataset.column);
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -110,6 +116,11 @@
     text.dir = "auto";
     if (one.tokens.length) {
       const most = Math.max(...one.token_values.map(Math.abs), 1e-9);
+      // a text that is cut says so
+      const letters = text => text.replace(/\s/g, "").toLowerCase();
+      const [whole, shown] = [letters(one.text), letters(one.tokens.join(""))];
+      const begins = shown.startsWith("[cls]") || whole.startsWith(shown.slice(0, 8));
+      if (!begins) text.append("… ");
       one.tokens.forEach((token, i) => {
         const value = one.token_values[i] / most;
         const mark = make("span", token);
@@ -120,6 +131,8 @@
         }
         text.append(mark);
       });
+      const ends = shown.endsWith("[sep]") || whole.endsWith(shown.slice(-8));
+      if (!ends) text.append(" …");
     } else text.textContent = one.text;
     item.append(text, make("span", `latent ${number(one.activation, 2)}, score ${number(one.score, 2)}`,
                            "soft"));
@@ -136,11 +149,13 @@
       title.append(" ", link);
     }
     const side = about.classes[card.speaks_for];
-    const facts = make("p", `Speaks for ${side}: AUC alone ${number(card.test_auc)} on test rows`
-      + ` (${number(card.train_auc)} on the rows that chose it). Weight ${number(card.weight)},`
-      + ` ${percent(card.share)} of the score. Fires on ${percent(card.fires[1])} of`
-      + ` ${about.classes[1]}, ${percent(card.fires[0])} of ${about.classes[0]}. Chosen in`
-      + ` ${percent(card.chosen)} of redrawn training sets.`);
+    const other = about.classes[1 - card.speaks_for];
+    const fresh = card.test_auc_fresh === null ? "" : `, ${number(card.test_auc_fresh)} on fresh ones`;
+    const facts = make("p", `Evidence for class ${side}. Alone: AUC ${number(card.test_auc)} on test rows`
+      + `${fresh} (${number(card.train_auc)} on the rows that chose it). Active in`
+      + ` ${percent(card.fires[card.speaks_for])} of class ${side} and`
+      + ` ${percent(card.fires[1 - card.speaks_for])} of class ${other}. Weight ${number(card.weight)},`
+      + ` ${percent(card.share)} of the score. Chosen in ${percent(card.chosen)} of redrawn training sets.`);
     const list = make("ul");
     card.examples.forEach(one => list.append(example(one, about.classes)));
     section.append(title);
@@ -166,11 +181,15 @@
     inside.append(charts);
     const about = data.cards[row.dataset];
     if (about) {
-      inside.append(make("p", `The probe on ${about.k} latents of ${about.sae_id} at`
-        + ` ${about.hook_name} (normal setting, ${about.protocol} protocol, seed ${about.seed}, test AUC ${number(about.test_auc)} on ${about.n_test}`
-        + ` rows); the ${about.cards.length} latents through which most of its score goes, of`
-        + ` ${about.n_latents}. Class ${about.classes[1]} is the one it scores high.`
-        + " Marked tokens carry the latent; where a mean over tokens is read, blue ones hold it back."));
+      const other = row.k !== null && String(row.k) !== String(about.k)
+        ? `The probe in the table uses ${row.k} latents, picked by validation AUC. Explained here is` : "Explained here is";
+      inside.append(make("p", `${other} the probe on ${about.k} latents of ${about.sae_id} at`
+        + ` ${about.hook_name}: normal setting, ${about.protocol} protocol, seed ${about.seed}, test AUC`
+        + ` ${number(about.test_auc)} on all ${about.n_test} test rows. Below are the ${about.cards.length} of its`
+        + ` ${about.n_latents} latents through which most of its score goes; the score is the probe's`
+        + ` log-odds of class ${about.classes[1]}. Orange tokens raise the latent. Where a mean over tokens is`
+        + " read, blue tokens lower it. Bars: how many test rows have each value above zero, orange for class"
+        + ` ${about.classes[1]}, blue for class ${about.classes[0]}.`));
       const cards = make("div", null, "cards");
       about.cards.forEach(card => cards.append(latentCard(card, about)));
       inside.append(cards);

@@ -3,9 +3,9 @@
 
 const makeSortable = table => {
   const headings = [...table.querySelectorAll("thead th")];
-  headings.forEach((heading, column) => {
+  headings.forEach(heading => {
     const value = row => {
-      const text = row.cells[column].textContent.trim();
+      const text = row.cells[heading.cellIndex].textContent.trim();
       const number = parseFloat(text.replace(/^</, ""));
       return isNaN(number) ? text : number;
     };
