@@ -681,7 +681,7 @@ HEAD = """\
 resolved as everywhere here. A difference is of mean test AUC from the best baseline, with its
 95 % interval over datasets. *Ours* is a run of our own: {ours}.
 *yes* and *no* say whether a number agrees with the claim. *not sure* says that its interval reaches
-zero. For "does not improve" and "not ahead" such an interval agrees, unless its middle is above zero.
+zero. For "does not improve" and "not ahead" such an interval agrees, unless its middle is above it.
 A number that stands in the paper's text and in none of its tables is not repeated."""
 TAIL = """\
 Not here: the normal setting of Gemma 2 9B, whose published table of SAE probes is too large for the
