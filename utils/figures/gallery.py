@@ -9,7 +9,9 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from utils.figures import side_experiments as paper_figures
 from utils.figures import study
@@ -243,8 +245,9 @@ def draw_all(
                 matplotlib.rcParams.update(RC)
                 figure = picture.draw(material)
                 numbers = plotted(figure)  # before it is saved, which may add marks
+                around = tight_box(figure)  # once: each format would find it by drawing all
                 for suffix in FORMATS:
-                    _save(figure, files[suffix], suffix)
+                    _save(figure, files[suffix], suffix, around)
                 with atomic_path(files["csv"]) as temporary:
                     numbers.to_csv(temporary, index=False, lineterminator="\n")
         except NoData as reason:
@@ -266,10 +269,15 @@ def draw_all(
     return drawings, left_out
 
 
-def _save(figure: Figure, path: Path, suffix: str) -> None:
+def tight_box(figure: Figure) -> Bbox:
+    """What a figure covers, in inches, with a margin."""
+    return figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(0.1)
+
+
+def _save(figure: Figure, path: Path, suffix: str, around: Bbox) -> None:
     content = BytesIO()  # on a full disk matplotlib's own writing ends in a traceback
     # the same bytes on every run
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
-    figure.savefig(content, format=suffix, dpi=160, metadata=metadata)
+    figure.savefig(content, format=suffix, dpi=160, metadata=metadata, bbox_inches=around)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getvalue())

@@ -159,15 +159,17 @@ def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The picks over the decisions that all contenders have, in the same order."""
     if not picks:
         return {}
-    first, *others = picks.values()
-    shared = first[DECISION]
-    for picked in others:
-        shared = shared.merge(picked[DECISION], on=DECISION)
+    places = {name: pd.MultiIndex.from_frame(rows[DECISION]) for name, rows in picks.items()}
+    first, *others = places.values()
+    shared = first
+    for other in others:
+        shared = shared[shared.isin(other)]
     # layers are numbers and "embed"
-    shared = shared.iloc[shared.astype(str).sort_values(DECISION).index]
+    order = shared.to_frame(index=False).astype(str).sort_values(DECISION, kind="stable").index
+    shared = shared[order]
     return {
-        name: shared.merge(picked, on=DECISION, how="left")[picked.columns]
-        for name, picked in picks.items()
+        name: rows.iloc[places[name].get_indexer(shared)].reset_index(drop=True)
+        for name, rows in picks.items()
     }
 
 
@@ -555,14 +557,15 @@ def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.Data
                 row |= {**_difference(sides["sae"], sides["baseline"]), "n_datasets": n}
         rows.append(row)
     ranked = [name for name in ordered if means[name] == means[name]][:MOST_RANKED]
+    # they have the same decisions: matched once, all at a time
+    rows_of = matched({name: by_sae[name] for name in ranked})
     pairs = []
     for i, better in enumerate(ranked):
+        datasets = rows_of[better]["dataset"].to_numpy()
+        n = len(set(datasets))
         for other in ranked[i + 1 :]:
-            sides = matched({"sae": by_sae[better], "other": by_sae[other]})
-            difference = (sides["sae"]["test_auc"] - sides["other"]["test_auc"]).to_numpy()
-            datasets = sides["sae"]["dataset"].to_numpy()
-            said = describe_difference(difference, datasets)
-            n = len(set(datasets))
+            difference = rows_of[better]["test_auc"] - rows_of[other]["test_auc"]
+            said = describe_difference(difference.to_numpy(), datasets)
             pairs.append({"SAE": better, "other": other, "n_datasets": n, **said})
     return _with_holm(pd.DataFrame(rows)), _with_holm(pd.DataFrame(pairs))
 
