@@ -180,6 +180,9 @@ def _client(address: str) -> Iterator[Any]:
             client.close(timeout=PATIENCE)
 
 
+COMPILED = "utils/probes/compiled.py"
+
+
 def packed_code() -> bytes:
     """A zip of all of utils/, its rooms included; the same bytes for the same code."""
     packed = io.BytesIO()
@@ -190,11 +193,24 @@ def packed_code() -> bytes:
     return packed.getvalue()
 
 
+def compiled_here() -> tuple[dict[str, bytes], int]:
+    """(what numba has compiled of utils/ on this machine, {path in the checkout: content}; the time
+    of its source, in nanoseconds, by which numba knows it again).
+
+    A worker of the same kind need not compile it, which takes half a minute; another compiles its
+    own.
+    """
+    folder = ROOT / "utils" / "probes" / "__pycache__"
+    files = {f.relative_to(ROOT).as_posix(): f.read_bytes() for f in folder.glob("compiled.*.nb?")}
+    return files, (ROOT / COMPILED).stat().st_mtime_ns
+
+
 def _code_plugin() -> Any:
     """What puts utils/ on a worker: on those that are there, and on each that comes later."""
     from distributed.diagnostics.plugin import WorkerPlugin
 
-    content = packed_code()
+    content, (compiled, changed) = packed_code(), compiled_here()
+    source = COMPILED  # a plugin travels with what it names, not with this module
     digest = hashlib.sha256(content).hexdigest()[:16]
 
     class Code(WorkerPlugin):
@@ -214,6 +230,10 @@ def _code_plugin() -> Any:
                 unpacked = place.with_name(f".{place.name}.{os.getpid()}")
                 with zipfile.ZipFile(io.BytesIO(content)) as archive:
                     archive.extractall(unpacked)
+                for name, made in compiled.items():
+                    (unpacked / name).parent.mkdir(exist_ok=True)
+                    (unpacked / name).write_bytes(made)
+                os.utime(unpacked / source, ns=(changed, changed))
                 try:
                     unpacked.rename(place)
                 except OSError:  # another worker was first
