@@ -51,7 +51,7 @@ from utils.results.comparison import (
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.sources import Sources
-from utils.results.tidy import SAE, Results, load_results
+from utils.results.tidy import SAE, TEXT, Results, load_results
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import atomic_path, locked
 from utils.runtime.provenance import current_commit, read_run_settings
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     results = load_results(paths, model_name, cli.settings_asked(args))
     failures = Failures(results.unreadable())
     tidy = results.tidy
-    n_all = tidy["dataset"].nunique()
+    n_all = len(of_model(tidy))
     if args.datasets:
         there = sorted(set(tidy["dataset"]))
         absent = [name for name in args.datasets if name not in there]
@@ -102,10 +102,15 @@ def main(argv: list[str] | None = None) -> int:
     for finding in results.findings:
         if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED):
             print(f"note: {finding}")
-    selected = selection(sorted(set(tidy["dataset"])), n_all, args.setting)
+    selected = selection(of_model(tidy), n_all, args.setting)
     with locked(paths.figures(model_name, selected), "report.html", also=paths.results_dir):
         show(paths, model_name, replace(results, tidy=tidy), selected, failures)
     return cli.report(failures, "result tables")
+
+
+def of_model(tidy: pd.DataFrame) -> list[str]:
+    """The datasets on which the model has probes: those on words alone are of all models."""
+    return sorted(set(tidy.loc[tidy["kind"] != TEXT, "dataset"]))
 
 
 def selection(datasets: list[str], n_all: int, setting: str) -> str:
