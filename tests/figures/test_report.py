@@ -25,7 +25,7 @@ from utils.results.findings import Finding, Kind
 from utils.results.statistics import hanley_mcneil, verdict
 from utils.results.tidy import TIDY_COLUMNS
 from utils.runtime.errors import Failures, UserError
-from visualize import selection
+from visualize import of_model, selection
 
 EMPTY = pd.DataFrame()
 
@@ -238,6 +238,13 @@ def test_a_selection_has_a_name_of_its_own():
     two = {selection(pair, 3, "all") for pair in (["a", "b"], ["a", "c"], ["b", "c"])}
     assert len(two) == 3
     assert all(name.startswith("2_datasets_") for name in two)
+
+
+def test_words_of_other_datasets_are_not_the_models():
+    """Probes on words alone are in one table for all models."""
+    tidy = table(3)
+    words = tidy.iloc[:1].assign(kind="text", method="text_only", dataset="other")
+    assert of_model(pd.concat([tidy, words])) == ["0_d", "1_d", "2_d"]
 
 
 def test_an_interval_of_an_auc_is_that_of_many_draws():

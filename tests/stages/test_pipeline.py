@@ -143,19 +143,6 @@ def test_cards_made_again_for_one_dataset_leave_the_others(done):
     assert done.latents_table(MODEL).read_bytes() == before
 
 
-def test_words_of_other_datasets_make_no_selection_of_all_there_is(done, tmp_path):
-    """Probes on words alone are in one table for all models."""
-    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
-    shutil.copytree(done.results_dir, paths.results_dir)
-    table = paths.text_table("normal")
-    words = pd.read_csv(table)
-    more = words[words["dataset"] == NAMES[0]].assign(dataset="4_corpus")
-    pd.concat([words, more]).to_csv(table, index=False)
-    assert visualize.main(["--model_name", MODEL, *folder_flags(paths), "--datasets", *NAMES]) == 0
-    assert (paths.figures(MODEL) / "report.html").is_file()
-    assert not list(paths.figures(MODEL).glob("*_datasets_*"))
-
-
 def test_cards_of_what_is_no_longer_there_are_not_shown(done, tmp_path, capsys):
     paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
     shutil.copytree(done.results_dir, paths.results_dir)
