@@ -25,7 +25,7 @@ from utils.datasets import choose_datasets, load_dataset
 from utils.exported_probes import left_out_means, model_of, token_activations
 from utils.language_models import load_model
 from utils.models import LanguageModel, get_model
-from utils.names import hook_name, split_twin
+from utils.names import hook_name
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS
 from utils.results.cards import (
@@ -41,7 +41,7 @@ from utils.results.cards import (
 from utils.results.kept_probes import Kept, find_probe
 from utils.results.side_experiments import explanations
 from utils.results.sources import Sources
-from utils.results.tables import ResultTable, sae_probe_table
+from utils.results.tables import ResultTable, default_sae_probes, sae_probe_table
 from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     path = paths.latents_table(info.name)
     failures = Failures()
     with locked(path.parent, path.name):
-        table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
+        table = probes_of(paths, info)
         rows = probes_to_explain(table, wanted, datasets, args.target_sae_id)
         if not rows:
             asked = [*(args.datasets or ()), *(args.target_sae_id or ())]
@@ -106,35 +106,28 @@ def main(argv: list[str] | None = None) -> int:
             )
         everything = wanted.overwrite and not (args.datasets or args.target_sae_id)
         there = {} if everything else {cards.key: cards for cards in read_cards(path)}
-        explain(paths, info, table, rows, wanted, there, failures)
+        explain(paths, info, rows, wanted, there, failures)
     n_latents = sum(len(cards.cards) for cards in there.values())
     print(f"{n_latents} latents of {len(there)} probes: {path}")
     return cli.report(failures, "probes")
+
+
+def probes_of(paths: Paths, info: LanguageModel) -> ResultTable:
+    """The table of a model's SAE probes in the normal setting."""
+    return sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
 
 
 def probes_to_explain(
     table: ResultTable, wanted: Wanted, datasets: list[str] | None, sae_ids: list[str] | None
 ) -> list[dict]:
     """Of each dataset and SAE the row with ``wanted.k`` latents, or the most below it."""
-    rows = table.read()
-    if not len(rows):
-        return []
-    mine = (
-        (rows["reg_type"] == "l1")
-        & (rows["solver"] == "path")
-        & ~rows["binarize"].astype(bool)
-        & (rows["protocol"] == wanted.protocol)
-        & (rows["seed"] == wanted.seed)
-        & (rows["latent_selection"] == "mean_diff_normalized")
-        & (rows["method"] == "sae_probe")
-        & (rows["k"] <= wanted.k)
-        & rows["sae_id"].map(lambda sae_id: split_twin(str(sae_id))[1] is None)
-    )
+    rows = default_sae_probes(table.read(), wanted.protocol, wanted.seed)
+    mine = rows[rows["k"] <= wanted.k]
     if datasets is not None:
-        mine &= rows["dataset"].isin(datasets)
+        mine = mine[mine["dataset"].isin(datasets)]
     if sae_ids is not None:
-        mine &= rows["sae_id"].isin(sae_ids)
-    ordered = rows[mine].sort_values("k", kind="stable")
+        mine = mine[mine["sae_id"].isin(sae_ids)]
+    ordered = mine.sort_values("k", kind="stable")
     last = ordered.drop_duplicates(["dataset", "sae_id"], keep="last")
     return last.sort_values(["dataset", "sae_id"], kind="stable").to_dict("records")
 
@@ -142,14 +135,13 @@ def probes_to_explain(
 def explain(
     paths: Paths,
     info: LanguageModel,
-    table: ResultTable,
     rows: list[dict],
     wanted: Wanted,
     there: dict[tuple[str, str], ProbeCards],
     failures: Failures,
 ) -> None:
     """Add the cards of rows to ``there``, and write all."""
-    sources = Sources(paths, info.name)
+    sources, table = Sources(paths, info.name), probes_of(paths, info)
     markers: dict[tuple, TokenMarker] = {}
     n_new = 0
     try:
@@ -201,7 +193,7 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
     if kept is None:
         raise UserError(f"its weights were not kept: make it again with python {again}")
     made_from = sources.of(row, NORMAL)
-    if made_from and kept.made_from and made_from != kept.made_from:
+    if not kept.is_of(made_from):
         raise UserError(
             f"it was made from other inputs than there are now: make it again with python {again}"
         )
@@ -245,13 +237,13 @@ def text_of(drawn: Split, texts: list[str], place: int) -> tuple[int, str]:
 class TokenMarker:
     """Tokens of texts and what each gives an SAE's latents, as the activations were made."""
 
-    def __init__(
-        self, paths: Paths, info: LanguageModel, dataset: str, sae_id: str, hook: str, device: str
-    ) -> None:
-        self.about = how_read(paths, info, dataset, hook)
-        self.encoder = encoder_of(paths, info.name, dataset, sae_id)
-        model = model_of(self.about, paths)
-        self.model = load_model(model, (hook,), paths, pick_device(device), "float32")
+    def __init__(self, paths: Paths, probe: ProbeCards, about: dict, device: str) -> None:
+        """``about``: how the probe's dataset was read, of ``how_read``."""
+        self.about = about
+        self.encoder = encoder_of(paths, about["model_name"], probe.dataset, probe.sae_id)
+        hooks = (probe.hook_name,)
+        model = model_of(about, paths)
+        self.model = load_model(model, hooks, paths, pick_device(device), "float32")
 
     def values(
         self, texts: list[str], latents: list[np.ndarray]
@@ -296,9 +288,7 @@ def mark_tokens(
     key = (probe.sae_id, probe.release, *sorted(map(str, about.values())))
     if key not in markers:
         markers.clear()  # one model in memory
-        markers[key] = TokenMarker(
-            paths, info, probe.dataset, probe.sae_id, probe.hook_name, device
-        )
+        markers[key] = TokenMarker(paths, probe, about, device)
     columns = [np.array(sorted(latents_of_row[row])) for row in shown]
     made = markers[key].values([texts[row] for row in shown], columns)
     by_row = {row: (*one, list(of_row)) for row, one, of_row in zip(shown, made, columns)}

@@ -94,7 +94,7 @@ def export(args: argparse.Namespace, paths: Paths, info: LanguageModel) -> Expor
             f" {stage(args)} --overwrite --keep_probes all"
         )
     made_from = Sources(paths, info.name).of(row, NORMAL)
-    if made_from and kept.made_from and made_from != kept.made_from:
+    if not kept.is_of(made_from):
         raise UserError(
             f"the probe of {args.dataset} was made from other inputs than there are now: run the"
             " stage that made it again"

@@ -21,8 +21,8 @@ import pandas as pd
 from utils import cli
 from utils.datasets import read_csv
 from utils.exported_probes import ExportedProbe, load_probe
+from utils.results.csv_files import write_csv
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_path
 
 FPR = 0.05
 
@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output is None:
         print(table.to_csv(index=False, lineterminator="\n"), end="")
         return 0
-    with atomic_path(args.output) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(args.output, table)
     print(f"{len(texts)} texts scored: {args.output}")
     return 0
 

@@ -48,12 +48,13 @@ from utils.results.comparison import (
     protocols,
     val_test_gap,
 )
+from utils.results.csv_files import write_csv
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
 from utils.results.sources import Sources
 from utils.results.tidy import SAE, TEXT, Results, load_results
 from utils.runtime.errors import Failures, UserError
-from utils.runtime.files import atomic_path, locked
+from utils.runtime.files import locked
 from utils.runtime.provenance import current_commit, read_run_settings
 from utils.settings import NORMAL, SETTINGS
 
@@ -132,10 +133,11 @@ def show(
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
     comparisons = compare_all(tidy, shown)
-    controls = against_controls(on_fresh_where_known(of_shown))
+    known = on_fresh_where_known(of_shown)
+    controls = against_controls(known)
     table_path = paths.comparison_table(model_name, selected)
-    write_table(table_path, comparisons.table())
-    write_table(paths.datasets_table(model_name, selected), comparisons.datasets)
+    write_csv(table_path, comparisons.table())
+    write_csv(paths.datasets_table(model_name, selected), comparisons.datasets)
 
     multi_token, unusable = load_multi_token(paths, model_name)
     for finding in unusable:
@@ -146,7 +148,7 @@ def show(
     material = Material(of_shown, of_table, on_best_rows(comparisons, shown), gap, multi_token)
     folder = paths.figures(model_name, selected)
     drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
-    ranked = write_ranking(folder, model_name, of_shown)
+    ranked = write_ranking(folder, model_name, of_shown, known)
     for line in left_out:
         print(f"left out: {line}")
     report = Report(
@@ -176,22 +178,18 @@ def show(
 
 
 def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:
-    """The comparison over all conditions by one protocol, on fresh rows in the settings where they
-    are known.
+    """The comparison over all conditions by one protocol, on fresh rows where they are known."""
+    rows = comparisons.best_known()
+    return rows[(rows["condition"] == ALL) & (rows["protocol"] == protocol)]
+
+
+def write_ranking(folder: Path, model_name: str, tidy: pd.DataFrame, known: pd.DataFrame) -> bool:
+    """Write the page of all SAEs where there are several; an older one goes where there are not.
+    ``known``: the same probes on fresh rows where they are known.
     """
-    everything, fresh = comparisons.all_rows, comparisons.fresh
-    if len(fresh):
-        others = everything[~everything["setting"].isin(fresh["setting"].unique())]
-        everything = pd.concat([fresh, others]) if len(others) else fresh
-    return everything[(everything["condition"] == ALL) & (everything["protocol"] == protocol)]
-
-
-def write_ranking(folder: Path, model_name: str, tidy: pd.DataFrame) -> bool:
-    """Write the page of all SAEs where there are several; an older one goes where there are not."""
     path = folder / "leaderboard.html"
     n_saes = tidy[tidy["kind"] == SAE].groupby("setting")["sae_id"].nunique()
     setting = max(SETTINGS, key=lambda name: n_saes.get(name, 0))
-    known = on_fresh_where_known(tidy)
     tables = leaderboard(known, setting)
     if len(tables[0]) < 2:
         path.unlink(missing_ok=True)
@@ -240,11 +238,6 @@ def latent_cards(
             " protocol or of what is no longer there: python explain_probes.py makes them again"
         )
     return current
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def made_here(tidy: pd.DataFrame) -> bool:

@@ -29,8 +29,9 @@ from utils import cli
 from utils.paths import Paths
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.results.calibration import in_sentences, read_summary
+from utils.results.csv_files import write_csv
 from utils.results.statistics import describe_difference, verdict, visible_in_deviations
-from utils.runtime.files import atomic_path, write_json
+from utils.runtime.files import write_json
 from utils.runtime.progress import progress
 from utils.saes.catalog import open_sae
 from utils.saes.encode import latents_of
@@ -73,8 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             "spearman": float(spearmanr(ordered["quality"], ordered["mean_test_auc"])[0]),
             **shares(equal_saes(world), args.seed),
         }
-        with atomic_path(table_path) as temporary:
-            ordered.to_csv(temporary, index=False, lineterminator="\n")
+        write_csv(table_path, ordered)
         write_json(summary_path, known)
     else:
         print(f"done: {table_path} (--overwrite does it again)")

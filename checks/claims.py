@@ -27,7 +27,15 @@ from utils.datasets import paper_datasets
 from utils.models import get_model
 from utils.paths import Paths
 from utils.results import side_experiments
-from utils.results.comparison import ALL, PROBES, Comparisons, compare, compare_all, on_fresh_rows
+from utils.results.comparison import (
+    ALL,
+    PROBES,
+    WORDS_SUFFICE,
+    Comparisons,
+    compare,
+    compare_all,
+    on_fresh_rows,
+)
 from utils.results.csv_files import read_table
 from utils.results.multi_token import ATTENTION, load_multi_token
 from utils.results.tidy import BASELINE, SAE, load_results
@@ -131,13 +139,11 @@ def agrees(claimed: str, low: float, high: float, difference: float) -> str:
 
 
 def of_comparison(
-    rows: pd.DataFrame, setting: str, contender: str, claimed: str, condition: str = ALL
+    rows: pd.DataFrame, setting: str, contender: str, claimed: str
 ) -> Measured | None:
     """The difference of a contender from the best baseline in a setting."""
     mine = rows[
-        (rows["setting"] == setting)
-        & (rows["contender"] == contender)
-        & (rows["condition"].astype(str) == condition)
+        (rows["setting"] == setting) & (rows["contender"] == contender) & (rows["condition"] == ALL)
     ]
     if not len(mine):
         return None
@@ -151,20 +157,16 @@ def of_comparison(
 
 
 def published_difference(
-    model: str, setting: str, contender: str, claimed: str, condition: str = ALL
+    model: str, setting: str, contender: str, claimed: str
 ) -> Callable[[Published], Measured | None]:
-    return lambda source: of_comparison(
-        source.compared(model), setting, contender, claimed, condition
-    )
+    return lambda source: of_comparison(source.compared(model), setting, contender, claimed)
 
 
 def our_difference(setting: str, contender: str, claimed: str) -> Callable[[Ours], Measured | None]:
     """On fresh test rows where they are known, which the paper does not tell apart."""
 
     def measure(ours: Ours) -> Measured | None:
-        fresh = ours.tables.fresh
-        known = len(fresh) and (fresh["setting"] == setting).any()
-        return of_comparison(fresh if known else ours.tables.all_rows, setting, contender, claimed)
+        return of_comparison(ours.tables.best_known(), setting, contender, claimed)
 
     return measure
 
@@ -450,13 +452,13 @@ def our_words(ours: Ours) -> Measured | None:
     marks = ours.tables.datasets
     normal = marks.loc[marks["setting"] == NORMAL.name, "words"].dropna() if len(marks) else marks
     return Measured(
-        f"words suffice on {int((normal == 'words suffice').sum())} of {len(normal)} datasets"
+        f"words suffice on {int((normal == WORDS_SUFFICE).sum())} of {len(normal)} datasets"
     )
 
 
-def _setting_claims(setting: str, name: str, llama: bool = True) -> list[Claim]:
+def _setting_claims(setting: str, name: str) -> list[Claim]:
     """What the abstract says of each regime, on both models."""
-    claims = [
+    return [
         Claim(
             name,
             f"{GEMMA}: SAE probes alone are behind the best baseline",
@@ -469,21 +471,15 @@ def _setting_claims(setting: str, name: str, llama: bool = True) -> list[Claim]:
             published_difference(GEMMA, setting, WITH_SAE, NOT_AHEAD),
             our_difference(setting, WITH_SAE, NOT_AHEAD),
         ),
+        Claim(
+            name, f"{LLAMA}: the same alone", published_difference(LLAMA, setting, PROBES, BEHIND)
+        ),
+        Claim(
+            name,
+            f"{LLAMA}: the same when added",
+            published_difference(LLAMA, setting, WITH_SAE, NOT_AHEAD),
+        ),
     ]
-    if llama:
-        claims += [
-            Claim(
-                name,
-                f"{LLAMA}: the same alone",
-                published_difference(LLAMA, setting, PROBES, BEHIND),
-            ),
-            Claim(
-                name,
-                f"{LLAMA}: the same when added",
-                published_difference(LLAMA, setting, WITH_SAE, NOT_AHEAD),
-            ),
-        ]
-    return claims
 
 
 CLAIMS: tuple[Claim, ...] = (

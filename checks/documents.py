@@ -111,9 +111,7 @@ def record(paths: Paths, name: str, model: str, work: Path | None) -> None:
 
 def means(tables: Comparisons) -> pd.DataFrame:
     """Mean test AUC by setting, on fresh rows where they are known."""
-    fresh, every = tables.fresh, tables.all_rows
-    others = every[~every["setting"].isin(fresh["setting"])] if len(fresh) else every
-    rows = pd.concat([table for table in (fresh, others) if len(table)])
+    rows = tables.best_known()
     return headline(rows[rows["protocol"] == "paper"])
 
 

@@ -32,9 +32,9 @@ from utils.paths import Paths
 from utils.probes.baselines import logreg
 from utils.probes.k_sparse import ProbeOptions, fit_sae_probes
 from utils.probes.scores import roc_auc
+from utils.results.csv_files import write_csv
 from utils.results.tables import sae_probe_table
 from utils.runtime.errors import UserError, unknown_name
-from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, Condition, TrainTest, split
 
@@ -111,8 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     require_unfilled(path, "corrected")
     denial = deny(views, views.y, args.k, args.seed, "audit")
     table = as_table(dataset, views.y, denial)
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(path, table)
     if args.plant:
         print(planted(views, args.plant, args.k, args.seed))
     print(

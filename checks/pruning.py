@@ -32,8 +32,8 @@ from utils.probes.k_sparse import FoldRows, ProbeOptions, choose_C, final_fit, r
 from utils.probes.linear import dense_columns
 from utils.probes.scores import roc_auc, validation_folds
 from utils.results.cards import shortened
+from utils.results.csv_files import write_csv
 from utils.runtime.errors import UserError
-from utils.runtime.files import atomic_path
 from utils.settings import SHIFTED, Condition, TrainTest, split
 
 K = 8  # the paper's
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     path = paths.pruning(info.name, args.dataset)
     if args.relevance is None:
         require_unfilled(path, "relevance")
-        write_table(path, to_judge(paths, args.dataset, rows, source.labels, latents, args.seed))
+        write_csv(path, to_judge(paths, args.dataset, rows, source.labels, latents, args.seed))
         print(f"{path}: fill in relevance (1: should decide), then --relevance {path}")
     orders = {"by rank": latents}
     if args.relevance is not None:
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         [pruned(rows, order, args.seed).assign(order=name) for name, order in orders.items()]
     )
     dense = logistic_regression(paths, info, args.dataset, layer, args.seed)
-    write_table(path.with_name(f"{path.stem}_aucs.csv"), table)
+    write_csv(path.with_name(f"{path.stem}_aucs.csv"), table)
     shown = table.pivot_table(index="k", columns="order", values=["val_auc", "ood_auc"])
     print(f"{args.dataset}, {len(latents)} latents of {sae_id}:\n{shown.round(3).to_string()}")
     print(f"logistic regression on all activations: OOD AUC {dense:.3f}")
@@ -161,11 +161,6 @@ def logistic_regression(
         paths, info.name, dataset, hook_name(layer), ood=True, d_model=info.width_at(layer)
     )
     return float(logreg(rows.condition(Condition(SHIFTED.name), seed), seed)["test_auc"])
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

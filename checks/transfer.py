@@ -13,14 +13,13 @@ classes apart the other way round. Fits nothing.
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from explain_probes import stage
+from explain_probes import probes_of, stage
 from train_sae_probes import rows_of
 from utils import cli
 from utils.activations import load_rows
@@ -32,11 +31,12 @@ from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.linear import LinearProbe
 from utils.probes.scores import roc_auc
 from utils.readers.fingerprints import digest
+from utils.results.csv_files import write_csv
 from utils.results.kept_probes import find_probe
 from utils.results.sources import Sources
-from utils.results.tables import ResultTable, baseline_table, sae_probe_table
+from utils.results.tables import ResultTable, baseline_table, default_sae_probes
 from utils.runtime.errors import Failures, UserError
-from utils.runtime.files import atomic_path, locked
+from utils.runtime.files import locked
 from utils.runtime.progress import progress
 from utils.settings import NORMAL, SHIFTED, Condition, split
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = cli.paths_of(args)
     info = get_model(args.model_name, paths)
     asked = choose_datasets(paths, args.datasets) if args.datasets else None
-    table = sae_probe_table(paths.sae_probe_table(info.name, NORMAL.name), None)
+    table = probes_of(paths, info)
     sae_rows = probes_of_one_sae(table, asked, args.sae_id, args.k, args.seed)
     if not len(sae_rows):
         of_these = f" for {', '.join(asked)}" if asked else ""
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     path = paths.transfer_table(info.name, of_selection(names, table))
     columns = ["trained_on", "tested_on", "probe", "test_auc", "n_test"]
     made = pd.DataFrame(rows, columns=columns).assign(sae_id=sae_id, k=args.k, layer=layer)
-    with locked(path.parent, path.name), atomic_path(path) as temporary:
-        made.to_csv(temporary, index=False, lineterminator="\n")
+    with locked(path.parent, path.name):
+        write_csv(path, made)
     print(summary(made))
     print(f"{path}{'' if asked else '; visualize.py draws it'}")
     return cli.report(failures, "datasets")
@@ -125,22 +125,10 @@ def probes_of_one_sae(
     table: ResultTable, datasets: list[str] | None, sae_id: str | None, k: int, seed: int
 ) -> pd.DataFrame:
     """The rows of one SAE's probes on k latents, a row a dataset."""
-    rows = table.read()
-    if not len(rows):
-        return rows
-    mine = (
-        (rows["method"] == "sae_probe")
-        & (rows["k"] == k)
-        & (rows["reg_type"] == "l1")
-        & (rows["solver"] == "path")
-        & ~rows["binarize"].astype(bool)
-        & (rows["protocol"] == PROTOCOLS[0])
-        & (rows["latent_selection"] == "mean_diff_normalized")
-        & (rows["seed"] == seed)
-    )
+    rows = default_sae_probes(table.read(), PROTOCOLS[0], seed)
+    rows = rows[rows["k"] == k]
     if datasets is not None:
-        mine &= rows["dataset"].isin(datasets)
-    rows = rows[mine]
+        rows = rows[rows["dataset"].isin(datasets)]
     if sae_id is None and len(rows):
         sae_id = rows.groupby("sae_id")["val_auc"].mean().idxmax()
     return rows[rows["sae_id"] == sae_id].sort_values("dataset", kind="stable")
@@ -163,7 +151,7 @@ def kept_probes(
         again = f"python {command} --overwrite makes it"
         if kept is None:
             failures.add(f"{row['dataset']}: the weights of its SAE probe were not kept: {again}")
-        elif made_from and kept.made_from and made_from != kept.made_from:
+        elif not kept.is_of(made_from):
             failures.add(f"{row['dataset']}: its SAE probe was made from other inputs: {again}")
         else:
             texts = training_texts(paths, info, row["dataset"], row["layer"], int(row["seed"]))
@@ -193,13 +181,11 @@ def kept_baselines(
     ]
     found = []
     for row in mine.to_dict("records"):
-        with suppress(UserError):
+        with failures.caught():
             kept = find_probe(table, row)
-            made_from = sources.of(row, NORMAL)
-            if kept is None or (made_from and kept.made_from and made_from != kept.made_from):
-                continue
-            texts = training_texts(paths, info, row["dataset"], layer, seed)
-            found.append(Trained(row["dataset"], ON_ACTIVATIONS, kept.probe, texts))
+            if kept is not None and kept.is_of(sources.of(row, NORMAL)):
+                texts = training_texts(paths, info, row["dataset"], layer, seed)
+                found.append(Trained(row["dataset"], ON_ACTIVATIONS, kept.probe, texts))
     return found
 
 

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from utils.probes.k_sparse import rank_latents
 from utils.probes.linear import LinearProbe, dense_columns
-from utils.probes.scores import roc_auc
+from utils.probes.scores import roc_auc, score_test_rows
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import atomic_path
 from utils.settings import TrainTest
@@ -241,9 +241,9 @@ def with_tokens(example: Example, tokens: Sequence[str], values: np.ndarray) -> 
 
 
 def _fresh_auc(rows: TrainTest, values: np.ndarray) -> float:
-    if rows.fresh is None or rows.fresh.sum() < 30 or len(set(rows.y_test[rows.fresh])) < 2:
-        return float("nan")
-    return roc_auc(rows.y_test[rows.fresh], values[rows.fresh])
+    """By the rule of result tables."""
+    said = score_test_rows(rows.y_test, values > 0, values, rows.fresh)
+    return said.get("test_auc_fresh", float("nan"))
 
 
 EXAMPLE = pa.struct(

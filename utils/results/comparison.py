@@ -368,6 +368,13 @@ class Comparisons:
     datasets: pd.DataFrame = field(default_factory=pd.DataFrame)
     fixed_k: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    def best_known(self) -> pd.DataFrame:
+        """The comparison on fresh rows in the settings where they are known, on all in others."""
+        if not len(self.fresh):
+            return self.all_rows
+        others = self.all_rows[~self.all_rows["setting"].isin(self.fresh["setting"].unique())]
+        return pd.concat([self.fresh, others]) if len(others) else self.fresh
+
     def table(self) -> pd.DataFrame:
         """The comparisons as one table; ``test_rows`` and ``datasets`` tell them apart."""
         every = [

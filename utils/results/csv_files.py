@@ -20,6 +20,7 @@ import pyarrow.csv
 
 from utils.datasets import check_columns, header_of
 from utils.runtime.errors import UserError, first_line
+from utils.runtime.files import atomic_path
 
 MADE_FROM = "made_from"  # the fingerprint of a row's inputs; empty in tables of others
 # columns that hold text, whatever their cells look like: a dataset may be called "7" or "NA"
@@ -58,6 +59,12 @@ FRACTIONS = frozenset(
 EMPTY = ["", "nan", "NaN", "NA", "N/A", "null", "None"]
 TAIL = 1 << 16  # bytes in which a last line begins
 BLOCK = 8 << 20  # bytes that are read at a time
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """A table to a file of its own, whole; the same bytes on every system."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def whole_lines(content: bytes) -> bytes:

@@ -43,6 +43,10 @@ class Kept:
     made_from: str
     row_scores: np.ndarray
 
+    def is_of(self, made_from: str | None) -> bool:
+        """Whether it was made from these inputs; what is not known cannot be compared."""
+        return not made_from or not self.made_from or made_from == self.made_from
+
 
 def probes_file(table: ResultTable, row: dict) -> Path:
     """Where the probe of a row of ``table`` is kept."""

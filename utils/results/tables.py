@@ -274,6 +274,18 @@ def sae_probe_table(path: Path, condition_column: str | None) -> ResultTable:
     return ResultTable(path, (*SAE_PROBE_COLUMNS, *varied, *SAE_PROBE_EXTRAS), key)
 
 
+def default_sae_probes(rows: pd.DataFrame, protocol: str, seed: int) -> pd.DataFrame:
+    """Of a table of SAE probes those on an SAE's own latents, made as train_sae_probes.py does
+    unless it is asked for something else: one for each dataset, SAE and k.
+    """
+    mine = rows[(rows["method"] == "sae_probe") & (rows["protocol"] == protocol)]
+    asked = {"seed": seed, "reg_type": "l1", "solver": "path"}
+    asked |= {"latent_selection": "mean_diff_normalized"}
+    for column, value in asked.items():
+        mine = mine[mine[column] == value]
+    return mine[~mine["binarize"].astype(bool)]
+
+
 def seconds_table(table: ResultTable) -> ResultTable:
     """Beside a result table, how long each row took. Not a column of it: its bytes must not change
     from run to run.
