@@ -48,7 +48,7 @@ from utils.runtime.files import locked
 from utils.runtime.progress import progress
 from utils.saes.encode import latents_of
 from utils.saes.releases import neuronpedia_address
-from utils.settings import NORMAL, Condition, Split, split
+from utils.settings import NORMAL, Condition, Split, SplitKind, split
 
 K = 16
 NEAR = 0.1  # share by which a latent's largest values may differ: activations are kept in 16 bits
@@ -65,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--k", type=cli.positive, default=K, help="latents of the probe (or the most below it)"
     )
     parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="of the probe")
+    cli.add_split(parser)
     cli.add_seed(parser)
     parser.add_argument(
         "--tokens", action="store_true", help="run the model on the texts shown: tokens are marked"
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
             of_these = f" for {', '.join(asked)}" if asked else ""
             raise UserError(
                 f"{table.path} has no SAE probes of {info.name}{of_these} with at most {args.k}"
-                f" latents: make them with python {stage(info.name, args.datasets)}"
+                f" latents: make them with python {stage(info.name, args.datasets, paths.split)}"
             )
         everything = wanted.overwrite and not (args.datasets or args.target_sae_id)
         there = {} if everything else {cards.key: cards for cards in read_cards(path)}
@@ -177,11 +178,14 @@ def _is_done(old: ProbeCards, row: dict, kept: Kept, wanted: Wanted) -> bool:
     return same and (marked or not shown or not wanted.tokens)
 
 
-def stage(model_name: str, datasets: list[str] | None, sae_id: str | None = None) -> str:
+def stage(
+    model_name: str, datasets: list[str] | None, kind: SplitKind, sae_id: str | None = None
+) -> str:
     """The command that makes the probes."""
     command = f"train_sae_probes.py --model_name {model_name}"
     command += f" --datasets {shlex.join(datasets)}" if datasets else ""
-    return command + (f" --target_sae_id {sae_id}" if sae_id else "")
+    command += f" --target_sae_id {sae_id}" if sae_id else ""
+    return command + cli.split_flags(kind)
 
 
 def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources) -> Kept:
@@ -189,7 +193,7 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
     else than there is now.
     """
     kept = find_probe(table, row)
-    again = f"{stage(model_name, [row['dataset']], row['sae_id'])} --overwrite"
+    again = f"{stage(model_name, [row['dataset']], sources.paths.split, row['sae_id'])} --overwrite"
     if kept is None:
         raise UserError(f"its weights were not kept: make it again with python {again}")
     made_from = sources.of(row, NORMAL)
@@ -203,7 +207,7 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
 def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> ProbeCards:
     """The cards of one probe, without tokens."""
     source = rows_of(paths, info.name, row, ood=False)
-    condition, seed = Condition(NORMAL.name), int(row["seed"])
+    condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
     dataset = load_dataset(paths, row["dataset"])
     drawn = split(condition, source.labels, seed, texts=source.texts)
     release = release_of(paths, info.name, row["dataset"], row["sae_id"]) or ""

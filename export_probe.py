@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--layer", type=cli.layer, metavar="N", help="its layer (default: the model's probe layer)"
     )
     parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="of its row")
+    cli.add_split(parser)
     cli.add_seed(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
     return parser
@@ -143,12 +144,13 @@ def stage(args: argparse.Namespace) -> str:
     script, flags = "train_sae_probes.py", f"--target_sae_id {args.sae_id} --ks {args.k}"
     if args.method:
         script, flags = "train_baselines.py", f"--method {args.method}"
+    flags += cli.split_flags(cli.split_kind(args))
     return f"{script} --model_name {args.model_name} --datasets {args.dataset} {flags}"
 
 
 def rows_read(args: argparse.Namespace, paths: Paths, info: LanguageModel, row: dict) -> TrainTest:
     """The rows that the probe was trained and tested on, as it reads them."""
-    condition = Condition(NORMAL.name)
+    condition = Condition(NORMAL.name, kind=paths.split)
     if args.method:
         width = info.width_at(row["layer"])
         hook = hook_name(row["layer"])

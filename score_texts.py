@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--column", default="prompt", help="of the CSV")
     parser.add_argument(
-        "--fpr", type=share, default=FPR, help="false-positive rate of the threshold"
+        "--fpr", type=cli.share, default=FPR, help="false-positive rate of the threshold"
     )
     parser.add_argument(
         "--per_token", action="store_true", help="a row a token: what each adds to its text's score"
@@ -62,17 +62,6 @@ def main(argv: list[str] | None = None) -> int:
     write_csv(args.output, table)
     print(f"{len(texts)} texts scored: {args.output}")
     return 0
-
-
-def share(text: str) -> float:
-    """A flag's share, between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a share between 0 and 1, as 0.05")
-    return value
 
 
 TABLES = (".csv", ".tsv", ".csv.gz", ".csv.zst")

@@ -106,7 +106,6 @@ def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
     info, setting = get_model(args.model_name, paths), get_setting(args.setting)
     names = choose_datasets(paths, args.datasets, ood=setting.shifted)
     datasets = readable(paths, names, failures, ood=setting.shifted)
-    grouped = cli.is_grouped(args)
     table = text_table(paths.text_table(setting.name), setting.sae_column)
     with lock_tables([table]) as place:
         made_now = Sources(paths, info.name)
@@ -118,8 +117,10 @@ def train_on_texts(args: argparse.Namespace, failures: Failures) -> None:
                 n_rows = dataset_size(paths, dataset) if read is None else read
                 made_from = made_now.of_texts(dataset, n_rows, setting)
                 base = {"dataset": dataset, "method": TEXT_ONLY, "n_rows": n_rows}
-                n_drawn = n_rows_to_split(paths, info.name, dataset, True) if grouped else n_rows
-                chosen = choose_conditions(setting.name, n_drawn, args.conditions, grouped)
+                n_drawn = n_rows
+                if paths.split.grouped:
+                    n_drawn = n_rows_to_split(paths, info.name, dataset)
+                chosen = choose_conditions(setting.name, n_drawn, args.conditions, paths.split)
                 wanted: Wanted = defaultdict(list)
                 for seed, condition in product(cli.seeds_of(args), chosen):
                     row = {**base, **varied(condition), "seed": seed}

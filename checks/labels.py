@@ -59,7 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="default: the SAE's, or the model's probe layer",
     )
     parser.add_argument(
-        "--plant", type=share, default=PLANTED, help="share of labels flipped as a test (0: none)"
+        "--plant",
+        type=flipped_share,
+        default=PLANTED,
+        help="share of labels flipped as a test (0: none)",
     )
     parser.add_argument(
         "--corrected", type=Path, metavar="FILE", help="CSV with the columns row and corrected"
@@ -135,7 +138,7 @@ def require_unfilled(path: Path, column: str) -> None:
         )
 
 
-def share(text: str) -> float:
+def flipped_share(text: str) -> float:
     """A flag's share of labels, from 0 to below a half."""
     try:
         value = float(text)

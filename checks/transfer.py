@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--sae_id", type=cli.sae_id, metavar="ID", help="default: the best mean val_auc at k"
     )
     parser.add_argument("--k", type=cli.positive, default=K, help="latents of the SAE probes")
+    cli.add_split(parser)
     cli.add_seed(parser)
     return parser
 
@@ -195,7 +196,7 @@ def training_texts(
     """The texts of the normal split's training rows."""
     width = info.width_at(layer)
     rows = load_rows(paths, info.name, dataset, hook_name(layer), ood=False, d_model=width)
-    drawn = split(Condition(NORMAL.name), rows.y, seed)
+    drawn = split(Condition(NORMAL.name, kind=paths.split), rows.y, seed, texts=rows.texts)
     texts = load_dataset(paths, dataset).texts
     return frozenset(texts[row] for row in drawn.train)
 
@@ -205,7 +206,6 @@ def test_rows(
 ) -> list[OtherRows]:
     """A dataset's test rows, and those of its OOD file where that was read by the model."""
     base = {"dataset": dataset, "sae_id": sae_id, "method": "sae_probe", "layer": layer}
-    texts = load_dataset(paths, dataset).texts
     width, hook = info.width_at(layer), hook_name(layer)
     found = []
     for setting, name in ((NORMAL, dataset), (SHIFTED, f"{dataset}_OOD")):
@@ -215,18 +215,16 @@ def test_rows(
         try:
             dense = load_rows(paths, info.name, dataset, hook, ood=ood, d_model=width)
             latents = rows_of(paths, info.name, base, ood=ood)
-            condition = Condition(setting.name)
+            condition = Condition(setting.name, kind=paths.split)
             of_latents = latents.condition(condition, seed)
         except UserError:
             if ood:  # not every dataset's OOD file was encoded
                 continue
             raise
         of_dense = dense.condition(condition, seed)
-        if ood:
-            read = load_ood(paths, dataset).texts
-        else:
-            drawn = split(condition, dense.y, seed)
-            read = [texts[row] for row in drawn.test]
+        texts = (load_ood if ood else load_dataset)(paths, dataset).texts
+        drawn = split(condition, dense.y, seed, ood_labels=dense.y_ood, texts=dense.texts)
+        read = [texts[row] for row in drawn.test]
         found.append(OtherRows(name, of_dense.X_test, of_latents.X_test, of_dense.y_test, read))
     return found
 

@@ -17,6 +17,7 @@ from utils.runtime.errors import UserError
 from utils.settings import (
     SETTINGS,
     Condition,
+    SplitKind,
     balanced_test_rows,
     choose_conditions,
     conditions,
@@ -194,6 +195,50 @@ def test_an_unbalanced_dataset_is_cut_to_a_balanced_test_set():
     num_train, num_test = normal_sizes(labels)
     assert num_test >= 100
     assert num_train + num_test <= 600
+
+
+@pytest.mark.parametrize(("n_rows", "frac", "n_train"), [(120, 0.3, 84), (60, 0.5, 30)])
+def test_a_share_for_the_test_takes_the_place_of_a_hundred_rows(n_rows, frac, n_train):
+    """A dataset of 120 rows is else trained on 20 and tested on 99."""
+    kind = SplitKind(test_frac=frac)
+    labels = np.arange(n_rows) % 2
+    for name in ("normal", "label_noise"):
+        drawn = split(conditions(name, n_rows, kind)[0], labels)
+        assert (len(drawn.train), len(drawn.test)) == (n_train, n_rows - n_train - 1)
+        assert not set(drawn.train) & set(drawn.test)
+    sizes = [condition.value for condition in conditions("scarcity", n_rows, kind)]
+    assert sizes == [size for size in PUBLISHED_SIZES if size <= n_train]
+    for condition in conditions("class_imbalance", n_rows, kind):
+        drawn = split(condition, labels)
+        assert len(drawn.test) >= round(frac * n_rows / 2) - 2
+        assert len(drawn.train) >= 2
+
+
+@given(
+    n_pos=st.integers(8, 900), n_neg=st.integers(8, 900), frac=st.floats(0.05, 0.9, allow_nan=False)
+)
+def test_any_share_gives_a_split_or_one_line(n_pos, n_neg, frac):
+    labels = np.array([1] * n_pos + [0] * n_neg)
+    kind = SplitKind(test_frac=frac)
+    for name in ("normal", "scarcity", "class_imbalance", "label_noise"):
+        for condition in conditions(name, len(labels), kind)[::4]:
+            try:
+                drawn = split(condition, labels)
+            except UserError:
+                continue
+            assert len(drawn.test) > 0
+            assert not set(drawn.train) & set(drawn.test)
+
+
+def test_large_datasets_are_split_as_ever_by_a_small_share():
+    labels = np.arange(3000) % 2
+    asked = split(Condition("normal", kind=SplitKind(test_frac=0.2)), labels)
+    assert np.array_equal(asked.train, split(Condition("normal"), labels).train)
+
+
+def test_results_of_other_splits_have_folders_of_their_own():
+    names = [SplitKind(g, f).folder for g in (False, True) for f in (None, 0.3)]
+    assert names == ["", "test_0.3_split", "grouped_split", "grouped_test_0.3_split"]
 
 
 def test_too_small_a_class_is_a_clear_error():

@@ -118,12 +118,12 @@ def rows_with_activations(paths: Paths, model_name: str, dataset: str) -> int | 
     return max(n for n in counts if n is not None)
 
 
-def n_rows_to_split(paths: Paths, model_name: str, dataset: str, grouped: bool) -> int:
-    """Rows of a dataset from which a split can draw; ``grouped``: one a text, of those that have
-    activations.
+def n_rows_to_split(paths: Paths, model_name: str, dataset: str) -> int:
+    """Rows of a dataset from which a split can draw; in a grouped one one a text, of those that
+    have activations.
     """
     n_rows = dataset_size(paths, dataset)
-    if not grouped:
+    if not paths.split.grouped:
         return n_rows
     read = rows_with_activations(paths, model_name, dataset)
     codes = text_codes(paths, dataset, ood=False).rows

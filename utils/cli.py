@@ -21,7 +21,7 @@ from utils.runtime.progress import where_it_stood
 from utils.runtime.tasks import NO_ROOM
 from utils.runtime.units import parse_bytes
 from utils.runtime.workers import Workers
-from utils.settings import NORMAL, SETTINGS, get_setting
+from utils.settings import NORMAL, SETTINGS, SplitKind, get_setting
 
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
@@ -201,10 +201,25 @@ def add_split(parser: argparse.ArgumentParser) -> None:
         help="grouped: each text counts once, so that none is trained and tested on; results and"
         " figures go into folders grouped_split/",
     )
+    parser.add_argument(
+        "--test_frac",
+        type=share,
+        metavar="SHARE",
+        help="the share of a small dataset's rows that is kept for the test, in place of 100 rows:"
+        " 0.3; results and figures go into folders test_0.3_split/",
+    )
 
 
-def is_grouped(args: argparse.Namespace) -> bool:
-    return bool(args.split != SPLITS[0])
+def split_kind(args: argparse.Namespace) -> SplitKind:
+    """How the flags of ``add_split`` want rows drawn; the paper's way where there are none."""
+    grouped = getattr(args, "split", SPLITS[0]) != SPLITS[0]
+    return SplitKind(grouped, getattr(args, "test_frac", None))
+
+
+def split_flags(kind: SplitKind) -> str:
+    """The flags that ask for splits of a kind, to stand behind a command."""
+    flags = " --split grouped" if kind.grouped else ""
+    return flags if kind.test_frac is None else f"{flags} --test_frac {kind.test_frac:g}"
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -351,6 +366,17 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def share(text: str) -> float:
+    """A flag's share, between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a share between 0 and 1, as 0.05")
+    return value
+
+
 def positive(text: str) -> int:
     """A flag's whole number of at least 1."""
     if not text.lstrip("-").isdigit() or int(text) < 1:
@@ -360,12 +386,11 @@ def positive(text: str) -> int:
 
 def paths_of(args: argparse.Namespace) -> Paths:
     folders = (args.text_dir, args.data_dir, args.results_dir, args.figures_dir)
-    if getattr(args, "split", SPLITS[0]) != SPLITS[0]:
-        made = (args.results_dir, args.figures_dir)
-        folders = (*folders[:2], *(folder / f"{args.split}_split" for folder in made))
+    kind = split_kind(args)
+    folders = (*folders[:2], *(folder / kind.folder for folder in folders[2:]))
     if getattr(args, "scheduler", None):  # workers start elsewhere
         folders = tuple(folder.absolute() for folder in folders)
-    return Paths(*folders, sae_dir=args.sae_dir)
+    return Paths(*folders, sae_dir=args.sae_dir, split=kind)
 
 
 def folder_flags(paths: Paths) -> list[str]:

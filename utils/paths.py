@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.runtime.files import ROOT
-from utils.settings import NORMAL, get_setting
+from utils.settings import NORMAL, PAPERS, SplitKind, get_setting
 
 
 @dataclass(frozen=True)
 class Paths:
     """The four data folders; each method names one kind of file in them.
 
-    ``sae_dir``: where the SAEs are, in place of saes/{model} below ``data_dir``.
+    ``sae_dir``: where the SAEs are, in place of saes/{model} below ``data_dir``. ``split``: how the
+    rows of the results were drawn.
     """
 
     text_dir: Path = ROOT / "raw_text_datasets"
@@ -24,6 +25,7 @@ class Paths:
     results_dir: Path = ROOT / "results"
     figures_dir: Path = ROOT / "figures"
     sae_dir: Path | None = None
+    split: SplitKind = PAPERS
 
     # texts
     def master_table(self) -> Path:

@@ -98,14 +98,37 @@ class ConditionRows(Protocol):
 
 
 @dataclass(frozen=True)
-class Condition:
-    """A setting's name with its value: None where the setting has one condition. ``grouped``: a
-    text counts once, so that no text is on both sides of a split.
+class SplitKind:
+    """What of the paper's draw is done otherwise. ``grouped``: a text counts once, so that no text
+    is on both sides of a split. ``test_frac``: the share of the rows that is kept for the test, at
+    least, in place of 100 rows.
     """
+
+    grouped: bool = False
+    test_frac: float | None = None
+
+    def min_test(self, n_rows: int) -> int:
+        """Test rows that are kept of a dataset of ``n_rows`` rows."""
+        return MIN_TEST if self.test_frac is None else max(2, round(self.test_frac * n_rows))
+
+    @property
+    def folder(self) -> str:
+        """Of its results and figures, below those of the paper's splits; "" for these."""
+        frac = None if self.test_frac is None else f"test_{self.test_frac:g}"
+        parts = [part for part in ("grouped" if self.grouped else None, frac) if part]
+        return "_".join([*parts, "split"]) if parts else ""
+
+
+PAPERS = SplitKind()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A setting's name with its value: None where the setting has one condition."""
 
     setting: str
     value: float | int | None = None
-    grouped: bool = False
+    kind: SplitKind = PAPERS
 
     @property
     def label(self) -> float | int | None:
@@ -117,18 +140,19 @@ class Condition:
 class Setting:
     """One way to draw training and test rows, and all that follows from it.
 
-    ``draw(labels, value, seed)``: the split of a condition. ``fits(value, n_rows)``: whether a
-    dataset has the rows for it. ``n_test(value, n_rows)``: its test rows where classes are
-    balanced; None where another file says.
+    ``draw(labels, value, seed, kind)``: the split of a condition. ``fits(value, n_rows,
+    min_test)``: whether a dataset has the rows for it and ``min_test`` for the test.
+    ``n_test(value, n_rows)``: its test rows in the paper's splits where classes are balanced; None
+    where another file says.
     """
 
     name: str
-    draw: Callable[[np.ndarray, float, int], Split]
+    draw: Callable[[np.ndarray, float, int, SplitKind], Split]
     n_test: Callable[[float, int], int | None]
     baseline_folder: str  # of the published baseline tables
     win_rates: str  # how the published tables of win rates call the setting
     values: tuple[float | int, ...] = ()  # of its conditions; () is one condition without a value
-    fits: Callable[[float, int], bool] = lambda value, n_rows: True
+    fits: Callable[[float, int, int], bool] = lambda value, n_rows, min_test: True
     sae_column: str | None = None  # which holds the value in tables of SAE probes
     baseline_column: str | None = None  # and in those of baselines
     axis_label: str = ""  # of the value
@@ -177,25 +201,25 @@ def draw_rows(
     return train.astype(np.int64), test.astype(np.int64)
 
 
-def normal_sizes(labels: np.ndarray) -> tuple[int, int]:
+def normal_sizes(labels: np.ndarray, min_test: int = MIN_TEST) -> tuple[int, int]:
     """(num_train, num_test) of the normal setting.
 
     The paper's: min(N - 100, 1024) and N - num_train - 1, wherever these rows can be drawn. Where
     they cannot, the balanced test set is as large as the rarer class allows, and num_train is
-    lowered until 100 test rows remain.
+    lowered until 100 test rows (``min_test``) remain.
 
     Raises UserError when even that is impossible.
     """
-    num_train = min(len(labels) - MIN_TEST, MAX_TRAIN)
+    num_train = min(len(labels) - min_test, MAX_TRAIN)
     while num_train >= 2:
         num_test = balanced_test_rows(labels, num_train)
         # A balanced dataset of N rows and num_train = N - 100 leaves 99: the paper's "- 1"
-        if num_test >= min(MIN_TEST, len(labels) - num_train - 1):
+        if num_test >= max(1, min(min_test, len(labels) - num_train - 1)):
             return num_train, num_test
         num_train -= 1
     n_pos = int((labels == 1).sum())
     raise UserError(
-        f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for {MIN_TEST}"
+        f"{n_pos} positive and {len(labels) - n_pos} negative rows are too few for {min_test}"
         " balanced test rows"
     )
 
@@ -225,11 +249,12 @@ def _split(labels: np.ndarray, rows: tuple[np.ndarray, np.ndarray]) -> Split:
     return Split(train, test, labels[train], labels[test])
 
 
-def _draw_normal(labels: np.ndarray, value: float, seed: int) -> Split:
-    return _split(labels, draw_rows(labels, *normal_sizes(labels), seed=seed))
+def _draw_normal(labels: np.ndarray, value: float, seed: int, kind: SplitKind) -> Split:
+    sizes = normal_sizes(labels, kind.min_test(len(labels)))
+    return _split(labels, draw_rows(labels, *sizes, seed=seed))
 
 
-def _draw_scarce(labels: np.ndarray, value: float, seed: int) -> Split:
+def _draw_scarce(labels: np.ndarray, value: float, seed: int, kind: SplitKind) -> Split:
     num_train = int(value)
     num_test = balanced_test_rows(labels, num_train)
     if num_test < 2:
@@ -239,30 +264,33 @@ def _draw_scarce(labels: np.ndarray, value: float, seed: int) -> Split:
     return _split(labels, draw_rows(labels, num_train, num_test, seed=seed))
 
 
-def _draw_imbalanced(labels: np.ndarray, value: float, seed: int) -> Split:
+def _draw_imbalanced(labels: np.ndarray, value: float, seed: int, kind: SplitKind) -> Split:
     n_pos = int((labels == 1).sum())
     n_neg = len(labels) - n_pos
-    num_train, num_test = _imbalanced_sizes(min(n_neg, n_pos))
-    if num_train < 2:
+    num_train, num_test = _imbalanced_sizes(min(n_neg, n_pos), kind)
+    if min(num_train, num_test) < 2:
         raise UserError(
             f"{n_pos} positive and {n_neg} negative rows are too few for class_imbalance"
         )
     return _split(labels, draw_rows(labels, num_train, num_test, value, seed))
 
 
-def _imbalanced_sizes(n_rarer: int) -> tuple[int, int]:
+def _imbalanced_sizes(n_rarer: int, kind: SplitKind = PAPERS) -> tuple[int, int]:
     """(num_train, num_test) such that every ratio is possible."""
     largest = int(n_rarer / MOST_POSITIVE)
-    num_train = min(largest - MIN_TEST, MAX_TRAIN)
-    return num_train, max(MIN_TEST, largest - num_train - 1)
+    min_test = kind.min_test(largest)
+    num_train = min(largest - min_test, MAX_TRAIN)
+    if kind.test_frac is not None:  # of either side the positive rows are rounded up
+        return num_train, max(largest - num_train - 2, 0)
+    return num_train, max(min_test, largest - num_train - 1)
 
 
-def _draw_noisy(labels: np.ndarray, value: float, seed: int) -> Split:
-    clean = _draw_normal(labels, value, seed)
+def _draw_noisy(labels: np.ndarray, value: float, seed: int, kind: SplitKind) -> Split:
+    clean = _draw_normal(labels, value, seed, kind)
     return Split(clean.train, clean.test, flip_labels(clean.y_train, value, seed), clean.y_test)
 
 
-def _draw_shifted(labels: np.ndarray, value: float, seed: int) -> Split:
+def _draw_shifted(labels: np.ndarray, value: float, seed: int, kind: SplitKind) -> Split:
     """The training rows; the test rows are all those of the OOD file, which ``split`` adds."""
     pool = labels[:OOD_TRAIN_ROWS]
     num_train = min(MAX_TRAIN, 2 * int(min((pool == 1).sum(), (pool == 0).sum())))
@@ -284,7 +312,7 @@ SETTINGS: dict[str, Setting] = {
             "scarcity", _draw_scarce, lambda value, n_rows: n_rows - int(value) - 1,
             "scarcity", "scarcity",
             values=tuple(int(n) for n in np.unique(np.round(np.logspace(1, 10, 20, base=2)))),
-            fits=lambda value, n_rows: value <= n_rows - MIN_TEST,
+            fits=lambda value, n_rows, min_test: value <= n_rows - min_test,
             sae_column="num_train", baseline_column="num_train",
             axis_label="training rows", log_axis=True, file_suffix="_",
         ),
@@ -320,35 +348,35 @@ def get_setting(name: str) -> Setting:
     raise unknown_name("setting", name, SETTINGS)
 
 
-def conditions(setting: str, n_rows: int) -> list[Condition]:
+def conditions(setting: str, n_rows: int, kind: SplitKind = PAPERS) -> list[Condition]:
     """All conditions of a setting for a dataset of ``n_rows`` rows, in the paper's order."""
-    row = get_setting(setting)
+    row, kept = get_setting(setting), kind.min_test(n_rows)
     if not row.values:
-        return [Condition(row.name)]
-    return [Condition(row.name, value) for value in row.values if row.fits(value, n_rows)]
+        return [Condition(row.name, kind=kind)]
+    return [Condition(row.name, v, kind) for v in row.values if row.fits(v, n_rows, kept)]
 
 
 def is_possible(condition: Condition, n_rows: int) -> bool:
     """Whether a dataset of ``n_rows`` rows has the condition."""
-    return replace(condition, grouped=False) in conditions(condition.setting, n_rows)
+    return condition in conditions(condition.setting, n_rows, condition.kind)
 
 
 def n_drawable(activations: ConditionRows, condition: Condition) -> int:
     """Rows from which a condition's are drawn: all, or in a grouped split one a text."""
     n_rows = len(activations.labels)
-    if not condition.grouped or activations.texts is None:
+    if not condition.kind.grouped or activations.texts is None:
         return n_rows
     return len(np.unique(activations.texts.rows[:n_rows]))
 
 
 def choose_conditions(
-    setting: str, n_rows: int, asked: Sequence[float] | None = None, grouped: bool = False
+    setting: str, n_rows: int, asked: Sequence[float] | None = None, kind: SplitKind = PAPERS
 ) -> list[Condition]:
     """The conditions asked for by value, or all.
 
     Raises UserError for a value that the setting does not have.
     """
-    every = [replace(condition, grouped=grouped) for condition in conditions(setting, n_rows)]
+    every = conditions(setting, n_rows, kind)
     if not asked:
         return every
     possible = get_setting(setting).values
@@ -380,7 +408,7 @@ def split(
 
     Raises UserError when the dataset is too small or too one-sided for the condition.
     """
-    if condition.grouped:
+    if condition.kind.grouped:
         return _grouped_split(condition, labels, seed, ood_labels, texts)
     setting = get_setting(condition.setting)
     drawn = _drawn(condition, labels.astype(np.int64).tobytes(), seed)
@@ -404,7 +432,8 @@ def _grouped_split(
     if texts is None:
         raise ValueError("a grouped split needs the texts of the rows")
     first = np.sort(np.unique(texts.rows[: len(labels)], return_index=True)[1])
-    drawn = split(replace(condition, grouped=False), labels[first], seed, ood_labels)
+    alone = replace(condition, kind=replace(condition.kind, grouped=False))
+    drawn = split(alone, labels[first], seed, ood_labels)
     train = first[drawn.train]
     if not drawn.shifted:
         return Split(train, first[drawn.test], drawn.y_train, drawn.y_test)
@@ -416,7 +445,8 @@ def _grouped_split(
 @lru_cache(maxsize=64)  # every SAE of a dataset asks again
 def _drawn(condition: Condition, labels: bytes, seed: int) -> Split:
     setting = get_setting(condition.setting)
-    drawn = setting.draw(np.frombuffer(labels, dtype=np.int64), condition.value or 0, seed)
+    y = np.frombuffer(labels, dtype=np.int64)
+    drawn = setting.draw(y, condition.value or 0, seed, condition.kind)
     for rows in (drawn.train, drawn.test, drawn.y_train, drawn.y_test):
         rows.setflags(write=False)
     return drawn

@@ -11,6 +11,7 @@ import torch
 from conftest import MODEL, folder_flags, write_texts
 from sae_lens import SAE
 
+import explain_probes
 import generate_sae_activations_optimized as generator
 import train_baselines
 import train_sae_probes
@@ -21,7 +22,7 @@ from utils.names import hook_name
 from utils.probes.controls import OF_LAYER, ControlActivations
 from utils.results.tidy import load_results
 from utils.saes.store import SaeActivations
-from utils.settings import Condition, ConditionRows, split
+from utils.settings import Condition, ConditionRows, SplitKind, split
 
 NAME, SAE_ID, LAYER = "1_first", "layer_2/mine", 2
 CONDITIONS = [Condition("normal"), Condition("scarcity", 20), Condition("OOD")]
@@ -100,7 +101,8 @@ def test_a_grouped_split_has_fresh_rows_alone_and_results_of_its_own(ready, caps
             == 0
         )
         assert train_sae_probes.main([*flags, *more, "--ks", "16", "--controls", "none"]) == 0
-    grouped = replace(ready, results_dir=ready.results_dir / "grouped_split")
+    kind = SplitKind(grouped=True)
+    grouped = replace(ready, results_dir=ready.results_dir / "grouped_split", split=kind)
     tidy = load_results(grouped, MODEL).tidy
     assert set(tidy["setting"]) == {condition.setting for condition in CONDITIONS}
     assert (tidy["n_fresh"] == tidy["n_test"]).all()
@@ -117,8 +119,31 @@ def test_a_grouped_split_is_the_papers_draw_from_one_row_a_text(ready):
     codes = text_codes(ready, NAME, ood=False)
     first = [i for i, text in enumerate(dataset.texts) if text not in dataset.texts[:i]]
     assert len(first) < len(dataset)
-    drawn = split(Condition("normal", grouped=True), dataset.labels, texts=codes)
+    drawn = split(Condition("normal", kind=SplitKind(grouped=True)), dataset.labels, texts=codes)
     plain = split(Condition("normal"), dataset.labels[first])
     assert drawn.train.tolist() == [first[i] for i in plain.train]
     assert drawn.test.tolist() == [first[i] for i in plain.test]
     assert drawn.y_test.tolist() == dataset.labels[drawn.test].tolist()
+
+
+def test_a_share_for_the_test_is_used_by_every_stage(ready, capsys):
+    """Scripts agree on the rows, and no stage takes such probes for those of the paper's split."""
+    flags = ["--model_name", MODEL, *folder_flags(ready)]
+    more = ["--n_jobs", "1", "--test_frac", "0.5"]
+    assert (
+        train_baselines.main([*flags, *more, "--method", "logreg,text_only", "--layers", "2"]) == 0
+    )
+    assert train_sae_probes.main([*flags, *more, "--ks", "16", "--controls", "none"]) == 0
+    kind = SplitKind(test_frac=0.5)
+    ours = replace(ready, results_dir=ready.results_dir / "test_0.5_split", split=kind)
+    tidy = load_results(ours, MODEL).tidy
+    assert set(tidy["n_test"]) == {199}
+    assert {"logreg", "text_only", "sae_probe"} <= set(tidy["method"])
+    assert not list(ready.results_dir.glob("sae_probes_*"))
+    assert explain_probes.main([*flags, "--test_frac", "0.5"]) == 0
+    capsys.readouterr()
+    asked = ["--results_dir", str(ours.results_dir), "--data_dir", str(ready.data_dir)]
+    asked += ["--text_dir", str(ready.text_dir), "--overwrite"]
+    assert explain_probes.main(["--model_name", MODEL, *asked]) != 0
+    assert "made from other inputs" in capsys.readouterr().err
+    assert visualize.main([*flags, "--test_frac", "0.5"]) == 0

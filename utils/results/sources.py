@@ -11,7 +11,7 @@ from utils.probes.words import WORD_RULES
 from utils.readers.fingerprints import digest
 from utils.runtime.errors import UserError
 from utils.saes.store import Look, SaeFiles, latents_fingerprint
-from utils.settings import NORMAL, SHIFTED, SPLIT_RULES, Setting
+from utils.settings import NORMAL, PAPERS, SHIFTED, SPLIT_RULES, Setting
 
 
 class Sources:
@@ -53,12 +53,20 @@ class Sources:
 
     def _find_texts(self, dataset: str, n_rows: int, shifted: bool) -> str:
         sources: list[str | int] = [SPLIT_RULES, WORD_RULES]
+        if self.paths.split != PAPERS:
+            sources.append(self.paths.split.folder)
         sources.append(dataset_facts(self.paths, dataset, n_rows=n_rows).texts_and_labels)
         if shifted:
             sources.append(dataset_facts(self.paths, dataset, ood=True).texts_and_labels)
         return digest(sources)
 
     def _find(self, dataset: str, hook: str, sae_id: str, shifted: bool) -> str | None:
+        found = self._rows_read(dataset, hook, sae_id, shifted)
+        if found is None or self.paths.split == PAPERS:
+            return found
+        return digest([found, self.paths.split.folder])
+
+    def _rows_read(self, dataset: str, hook: str, sae_id: str, shifted: bool) -> str | None:
         if not sae_id:
             return rows_fingerprint(self.paths, self.model_name, dataset, hook, shifted)
         name = SHIFTED.name if shifted else NORMAL.name

@@ -48,13 +48,9 @@ def conditions_asked(
     args: argparse.Namespace, paths: Paths, model_name: str, datasets: Iterable[str]
 ) -> dict[str, list[Condition]]:
     """{dataset: the conditions of a setting that the flags ask for and it has the rows for}."""
-    grouped = cli.is_grouped(args)
     return {
         dataset: choose_conditions(
-            args.setting,
-            n_rows_to_split(paths, model_name, dataset, grouped),
-            args.conditions,
-            grouped,
+            args.setting, n_rows_to_split(paths, model_name, dataset), args.conditions, paths.split
         )
         for dataset in datasets
     }

@@ -34,6 +34,7 @@ from utils.saes.catalog import find_sae, sae_fingerprint
 from utils.saes.twins import TWIN_RULES
 from utils.settings import (
     NORMAL,
+    PAPERS,
     SEED,
     SHIFTED,
     SPLIT_RULES,
@@ -345,7 +346,7 @@ class SaeActivations:
     def condition(self, condition: Condition, seed: int = SEED) -> TrainTest:
         """The rows of a condition: sparse [n, d_sae], in the order of its split."""
         drawn = split(condition, self.labels, seed, self.ood_labels, self.texts)
-        if get_setting(condition.setting).shifted and not condition.grouped:
+        if get_setting(condition.setting).shifted and not condition.kind.grouped:
             X_train, X_test = self._ood_rows(drawn, seed)
         elif get_setting(condition.setting).shifted:
             X_train, X_test = self._grouped_ood_rows(drawn)
@@ -414,8 +415,8 @@ class SaeActivations:
             raise UserError(
                 f"no file {self.normal.path('X_rest_sae')} and no {paths[0]}: {self.remedy}"
             )
-        if seed != SEED or condition.grouped:
-            which = "the paper's split" if condition.grouped else "seed 42"
+        if seed != SEED or condition.kind != PAPERS:
+            which = "the paper's split" if condition.kind != PAPERS else "seed 42"
             raise UserError(f"{train_path} holds the rows of {which} only: {self.remedy}")
         train = load_sparse(train_path, self.remedy)
         test = load_sparse(
