@@ -678,7 +678,17 @@ resolved as everywhere here. A difference is of mean test AUC from the best base
 95 % interval over datasets. *Ours* is a run of our own: {ours}.
 *yes* and *no* say whether a number agrees with the claim. *not sure* says that its interval reaches
 zero. For "does not improve" and "not ahead" such an interval agrees, unless its middle is above it.
-A number that stands in the paper's text and in none of its tables is not repeated."""
+A number that stands in the paper's text and in none of its tables is not repeated. Sections are
+those that the authors' repository (JoshEngels/SAE-Probes) names. Every number of its tables is made
+by `make fetch-data fetch-published-results claims`, every one of ours by `make benchmark-full-run`
+(docs/full_run.md) and `make claims`."""
+# of the paper, as the README of the authors' repository gives them; it names no others
+SECTIONS = {
+    "pruning": "4.1, 4.2",
+    "one latent": "4.1, 4.2",
+    "quality of data": "4.3.1",
+    "architectures": "6",
+}
 TAIL = """\
 Not here: the normal setting of Gemma 2 9B, whose published table of SAE probes is too large for the
 copy that this page was made from."""
@@ -689,11 +699,11 @@ def as_page(content: dict) -> str:
     lines = [
         *HEAD.format(ours=content["ours"] or "none").splitlines(),
         "",
-        "| | subject | claim | its tables | agrees | ours | agrees |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | subject | section | claim | its tables | agrees | ours | agrees |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for number, row in enumerate(content["claims"], 1):
-        cells = [str(number), row["section"], row["claim"]]
+        cells = [str(number), row["section"], SECTIONS.get(row["section"], "–"), row["claim"]]
         for side in ("published", "ours"):
             found = row[side]
             if found is None:
