@@ -19,13 +19,14 @@ stage 3. train SAEs on the token activations of other texts
 stage 4. model activations to SAE activations, the SAEs and their twins
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
 stage 5. baseline probes and words alone
+kept=(--keep_probes all) # with the scores of test rows: the report's intervals need them
 fast=(--method logreg,pca,knn,mlp,diff_of_means,lda,text_only)
-"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${fast[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${fast[@]}" "${kept[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${fast[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
 stage 6. SAE probes and controls
 controls=(--controls all)
-"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${controls[@]}" "${kept[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --layers 14 --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --layers 14 --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 stage 7. latent cards: what the probes read, and on which texts

@@ -51,6 +51,7 @@ from utils.results.comparison import (
 from utils.results.csv_files import write_csv
 from utils.results.findings import Kind
 from utils.results.multi_token import load_multi_token
+from utils.results.paired import PairedErrors
 from utils.results.sources import Sources
 from utils.results.tidy import SAE, TEXT, Results, load_results
 from utils.runtime.errors import Failures, UserError
@@ -167,6 +168,7 @@ def show(
         left_out=left_out,
         findings=audit(paths, results),
         settings=run_settings(paths, model_name),
+        paired=PairedErrors(paths, model_name),
     )
     write_report(folder / "report.html", report)
     print_summary(comparisons)

@@ -294,7 +294,7 @@ def test_two_protocols_of_one_fit_are_those_of_two(name):
 def test_threads_change_no_bit_of_the_trees():
     rows = TrainTest(*problem(150, 40))
     one, two = (baselines.xgboost(rows, 42, baselines.Machine("cpu", n)) for n in (1, 2))
-    assert one == two
+    assert numbers(one) == numbers(two)
 
 
 def test_trees_are_never_grown_elsewhere_than_asked():

@@ -8,17 +8,55 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from utils.results.statistics import (
     _critical_rank_sum,
     dataset_means,
+    delong,
     describe_difference,
+    hanley_mcneil,
     holm,
     mean_interval,
     smallest_visible,
     verdict,
     wilcoxon_p,
 )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_delong_is_the_covariance_of_all_pairs(seed):
+    """By its definition, a loop over all pairs of a positive and a negative row, ties halved."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(60) % 3 == 0).astype(int)
+    one = np.round(rng.normal(size=60) + y, 1)
+    other = np.round(0.7 * one + rng.normal(size=60), 1)
+    psi = []
+    for scores in (one, other):
+        a, b = scores[y == 1][:, None], scores[y == 0][None]
+        psi.append((a > b) + 0.5 * (a == b))
+    by_positive = np.cov([table.mean(axis=1) for table in psi]) / (y == 1).sum()
+    by_negative = np.cov([table.mean(axis=0) for table in psi]) / (y == 0).sum()
+    both = by_positive + by_negative
+    assert delong(y, one, other) ** 2 == pytest.approx(both[0, 0] + both[1, 1] - 2 * both[0, 1])
+
+
+def test_delong_is_the_spread_of_redrawn_differences():
+    """Two probes whose errors have much in common: Hanley and McNeil's error is far too wide."""
+    rng = np.random.default_rng(0)
+    n, differences, errors = 300, [], []
+    for _ in range(400):
+        y = np.arange(n) % 2
+        shared = rng.normal(size=n) + 1.2 * y
+        one, other = (shared + 0.4 * rng.normal(size=n) for _ in range(2))
+        differences.append(roc_auc_score(y, one) - roc_auc_score(y, other))
+        errors.append(delong(y, one, other))
+    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.1)
+    assert np.mean(errors) < 0.6 * np.sqrt(2) * hanley_mcneil(roc_auc_score(y, one), 150, 150)
+
+
+def test_delong_of_a_class_with_one_row_is_not_known():
+    assert np.isnan(delong(np.array([1, 0, 0]), np.arange(3.0), np.arange(3.0)))
 
 
 @pytest.mark.parametrize("n", [3, 8, 48, 113])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import MODEL, folder_flags, write_texts
 from sae_lens import SAE
+from sklearn.metrics import roc_auc_score
 
 import explain_probes
 import generate_sae_activations_optimized as generator
@@ -18,8 +19,12 @@ import train_sae_probes
 import visualize
 from utils.activations import load_rows, write_activations
 from utils.datasets import load_dataset, load_ood, text_codes
+from utils.figures.explorer import dataset_rows, matched_rows
 from utils.names import hook_name
 from utils.probes.controls import OF_LAYER, ControlActivations
+from utils.results.comparison import by_dataset
+from utils.results.paired import PairedErrors
+from utils.results.statistics import delong
 from utils.results.tidy import load_results
 from utils.saes.store import SaeActivations
 from utils.settings import Condition, ConditionRows, SplitKind, split
@@ -147,3 +152,53 @@ def test_a_share_for_the_test_is_used_by_every_stage(ready, capsys):
     assert explain_probes.main(["--model_name", MODEL, *asked]) != 0
     assert "made from other inputs" in capsys.readouterr().err
     assert visualize.main([*flags, "--test_frac", "0.5"]) == 0
+
+
+def test_intervals_are_of_the_scores_that_were_kept(ready):
+    """Kept scores give the table's AUCs, of linear probes and of others; the page takes DeLong's
+    error from them.
+    """
+    path = ready.model_activations(MODEL, NAME, hook_name(LAYER))
+    labels = load_dataset(ready, NAME).labels
+    X = np.random.default_rng(1).normal(size=(400, 384)) + 0.06 * labels[:, None]
+    write_activations(
+        path, torch.tensor(X, dtype=torch.float32), load_dataset(ready, NAME).texts, {}
+    )
+    assert generator.main(["--model_name", MODEL, *folder_flags(ready)]) == 0
+    flags = ["--model_name", MODEL, *folder_flags(ready), "--n_jobs", "1", "--keep_probes", "all"]
+    assert (
+        train_baselines.main([*flags, "--method", "logreg,knn,mlp,xgboost", "--layers", "2"]) == 0
+    )
+    assert train_sae_probes.main([*flags, "--ks", "1", "256", "--controls", "pca_dims"]) == 0
+    tidy = load_results(ready, MODEL).tidy
+    paired = PairedErrors(ready, MODEL)
+    y, fresh = paired.tested(NAME, 42)
+    assert fresh is not None
+    of_first = paired.scores(tidy.iloc[0].to_dict())
+    assert of_first is not None
+    rows = tidy.to_dict("records")
+    assert len(rows) == 4 + 2 + 2
+    for row in rows:
+        scores = paired.scores(row)
+        assert scores is not None
+        assert roc_auc_score(y, scores) == pytest.approx(row["test_auc"], abs=1e-9)
+        error = paired.error(rows[0], row, fresh=True)
+        assert (error or 0) == delong(y[fresh], of_first[fresh], scores[fresh])
+    datasets = by_dataset(tidy, "paper")
+    shown = dataset_rows(matched_rows(tidy, datasets), datasets, PairedErrors(ready, MODEL))
+    assert [row["exact"] for row in shown] == [True]
+    picked = max((r for r in rows if r["kind"] == "baseline"), key=lambda r: r["val_auc"])
+    probe = max((r for r in rows if r["kind"] == "sae"), key=lambda r: r["val_auc"])
+    error = paired.error(probe, picked, fresh=False)  # there are fewer than 30 fresh rows
+    assert error is not None
+    assert shown[0]["width"] == pytest.approx(1.96 * error, abs=1e-4)
+
+
+def test_without_kept_scores_an_interval_is_an_upper_bound(ready):
+    flags = ["--model_name", MODEL, *folder_flags(ready), "--n_jobs", "1"]
+    assert train_baselines.main([*flags, "--method", "knn", "--layers", "2"]) == 0
+    assert train_sae_probes.main([*flags, "--ks", "1", "--controls", "none"]) == 0
+    tidy = load_results(ready, MODEL).tidy
+    datasets = by_dataset(tidy, "paper")
+    shown = dataset_rows(matched_rows(tidy, datasets), datasets, PairedErrors(ready, MODEL))
+    assert [row["exact"] for row in shown] == [False]

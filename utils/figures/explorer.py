@@ -16,6 +16,7 @@ import pandas as pd
 
 from utils.results.cards import Card, ProbeCards
 from utils.results.comparison import BASELINES, CONTENDERS, DECISION, PROBES, TITLES, on_fresh_rows
+from utils.results.paired import PairedErrors
 from utils.results.statistics import hanley_mcneil
 from utils.results.tidy import BASELINE, SAE
 from utils.settings import NORMAL, SETTINGS
@@ -46,22 +47,27 @@ def matched_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept) if kept else known
 
 
-def dataset_rows(matched: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str, Any]]:
+def dataset_rows(
+    matched: pd.DataFrame, datasets: pd.DataFrame, paired: PairedErrors | None = None
+) -> list[dict[str, Any]]:
     """A row a setting and dataset: best baseline and its name, words alone, SAE probe with its SAE
     and k, their difference and how wide the number of rows leaves it.
 
     ``matched``: of ``matched_rows``; ``datasets``: of ``by_dataset``. Where there are several
-    decisions, the names are those picked most often, with how often.
+    decisions, the names are those picked most often, with how often. ``paired``: knows the errors
+    of differences whose scores were kept.
     """
     if not len(datasets):
         return []
-    best = {kind: _most_picked(matched[matched["kind"] == kind]) for kind in (BASELINE, SAE)}
+    first = {kind: _first_picked(matched[matched["kind"] == kind]) for kind in (BASELINE, SAE)}
+    best = {kind: _most_picked(rows) for kind, rows in first.items()}
     rows = []
     for row in datasets.to_dict("records"):
         key = (row["setting"], row["dataset"])
         baseline, probe = best[BASELINE].get(key, {}), best[SAE].get(key, {})
         auc = {name: row.get(name) for name in (BASELINES, PROBES, "text_only", "random_sae")}
-        width = interval_width(auc, row["n_test"]) if row["setting"] == NORMAL.name else None
+        picks = [_only(first[kind], row) for kind in (SAE, BASELINE)]
+        width, exact = _width(row, auc, picks, paired)
         rows.append(
             {
                 "setting": row["setting"],
@@ -76,12 +82,28 @@ def dataset_rows(matched: pd.DataFrame, datasets: pd.DataFrame) -> list[dict[str
                 "twin": auc["random_sae"],
                 "difference": _difference(auc),
                 "width": width,
+                "exact": exact,
                 "rows": row["n_test"],
                 "test_rows": row["test_rows"],
             }
         )
     order = {name: place for place, name in enumerate(SETTINGS)}
     return [plain(row) for row in sorted(rows, key=lambda row: order[row["setting"]])]
+
+
+def _width(
+    row: dict, auc: dict, picks: list[dict | None], paired: PairedErrors | None
+) -> tuple[float | None, bool]:
+    """(half of the 95 % interval of a difference, whether it is DeLong's)."""
+    if row["setting"] != NORMAL.name:
+        return None, False
+    probe, baseline = picks
+    error = None
+    if paired and probe and baseline:
+        error = paired.error(probe, baseline, row["test_rows"] == "fresh")
+    if error is None:
+        return interval_width(auc, row["n_test"]), False
+    return 1.96 * error, True
 
 
 def interval_width(auc: dict[str, float | None], n_test: float) -> float | None:
@@ -185,14 +207,20 @@ def _difference(auc: dict[str, float | None]) -> float | None:
     return None if probe is None or baseline is None else probe - baseline
 
 
-def _most_picked(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Any, int, int]]]:
-    """{(setting, dataset): {column: (value picked most, times, decisions)}}; each pick is the first
-    of the best by val_auc.
-    """
-    if not len(rows):
-        return {}
+def _first_picked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each decision the first of the best by val_auc."""
     ordered = rows.assign(rank=-rows["val_auc"].fillna(0)).sort_values("rank", kind="stable")
-    first = ordered.drop_duplicates(DECISION)
+    return ordered.drop_duplicates(DECISION)
+
+
+def _only(first: pd.DataFrame, row: dict) -> dict | None:
+    """The pick of a setting and dataset that has one decision."""
+    mine = first[(first["setting"] == row["setting"]) & (first["dataset"] == row["dataset"])]
+    return mine.iloc[0].to_dict() if len(mine) == 1 else None
+
+
+def _most_picked(first: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Any, int, int]]]:
+    """{(setting, dataset): {column: (value picked most, times, decisions)}}."""
     found: dict[tuple[str, str], dict[str, tuple[Any, int, int]]] = {}
     for key, of_dataset in first.groupby(["setting", "dataset"], sort=False):
         found[key] = {

@@ -29,6 +29,7 @@ from utils.results.comparison import (
     stated,
 )
 from utils.results.findings import Finding
+from utils.results.paired import PairedErrors
 from utils.results.statistics import verdict
 from utils.results.tidy import BASELINE, SAE
 from utils.runtime.files import atomic_path
@@ -111,7 +112,8 @@ class Report:
     ``about``: the SAEs, the layers, the day and the commit; ``shown``: the rows of the protocol
     that figures show; ``cards``: of explain_probes.py; ``calibration``: what checks.calibrate
     found, in sentences; ``leaderboard``: whether there is one beside the page; ``selected``: the
-    name of a selection of results, "" for all; ``settings``: of the runs that made the tables.
+    name of a selection of results, "" for all; ``settings``: of the runs that made the tables;
+    ``paired``: knows the errors of differences whose scores were kept.
     """
 
     model_name: str
@@ -129,6 +131,7 @@ class Report:
     left_out: list[str]
     findings: list[Finding]
     settings: dict[str, object]
+    paired: PairedErrors | None = None
 
 
 def pages() -> Environment:
@@ -259,7 +262,7 @@ def explored(report: Report) -> dict[str, Any]:
     """The table by dataset and what its rows open, as JSON for the page."""
     datasets = report.comparisons.datasets
     behind = explorer.matched_rows(report.shown, datasets) if len(datasets) else report.shown
-    rows = explorer.dataset_rows(behind, datasets)
+    rows = explorer.dataset_rows(behind, datasets, report.paired)
     data = {
         "rows": rows,
         "curves": explorer.curves(behind) if rows else {},

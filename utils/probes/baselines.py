@@ -2,7 +2,7 @@
 mlp), and two that cost next to nothing (diff_of_means, lda).
 
 Each takes dense rows [n, d_model] and a seed, and returns test_f1, test_acc, test_auc and val_auc;
-the linear ones also ``probe``, a LinearProbe, and its ``row_scores`` [n_test].
+``row_scores`` [n_test], and of the linear ones ``probe``, a LinearProbe.
 This module does not import torch: its workers run XGBoost, and the two in one process crash on
 arm64 macOS.
 """
@@ -198,7 +198,8 @@ def knn(rows: TrainTest, seed: int = SEED) -> dict:
         val_auc = roc_auc(y_train, _votes(between, y_train, 1)[:, 0])
     scores = _votes(_distances(X_test, X_train), y_train, n_neighbours)[:, n_neighbours - 1]
     predicted = (scores > 0.5).astype(np.int64)
-    return {**score_test_rows(y_test, predicted, scores, rows.fresh), "val_auc": val_auc}
+    made = score_test_rows(y_test, predicted, scores, rows.fresh)
+    return {**made, "row_scores": scores, "val_auc": val_auc}
 
 
 def xgboost(rows: TrainTest, seed: int = SEED, on: Machine = ONE_THREAD) -> dict:
@@ -232,7 +233,8 @@ def xgboost(rows: TrainTest, seed: int = SEED, on: Machine = ONE_THREAD) -> dict
         val_auc = roc_auc(y_train, model.inplace_predict(X_train))
     scores = model.inplace_predict(X_test)
     predicted = (scores > 0.5).astype(np.int64)
-    return {**score_test_rows(y_test, predicted, scores, rows.fresh), "val_auc": val_auc}
+    made = score_test_rows(y_test, predicted, scores, rows.fresh)
+    return {**made, "row_scores": scores, "val_auc": val_auc}
 
 
 def _binned(X: np.ndarray, y: np.ndarray, on: Machine) -> QuantileDMatrix:
@@ -287,6 +289,7 @@ def mlp(rows: TrainTest, seed: int = SEED) -> dict:
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     return {
         **score_test_rows(y_test, model.predict(X_test), scores, rows.fresh),
+        "row_scores": scores,
         "val_auc": val_auc,
         "converged": converged,
     }

@@ -5,7 +5,8 @@ a row for each row of the table, by its key.
 ``C``, ``columns`` (list of int32: the latents or dimensions that the probe reads, in the order in
 which they were chosen; empty for all), ``coef`` (list of float64), ``intercept``, and
 ``row_scores`` (list of float64, of the test rows in the order of the split; empty where they are
-not kept). Any scaling of the columns is in the weights.
+not kept). Any scaling of the columns is in the weights. Of a probe that is not linear, scores alone
+are kept: its ``coef`` is empty.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def choose_kept(rows: Iterable[dict], keep: Keeping) -> list[dict]:
     for row in rows:
         left_out = {"row_scores"} if keep.which != EVERYTHING else set()
         if not keep.keeps(row):
-            left_out |= {"probe", "row_scores"}
+            left_out.add("probe")
         chosen.append({name: value for name, value in row.items() if name not in left_out})
     return chosen
 
@@ -96,7 +97,8 @@ def add_keep_probes(parser: argparse.ArgumentParser) -> None:
         choices=KEEP,
         default=FEW,
         help=f"few: weights of probes of up to {MOST_COLUMNS} columns, and of linear baselines"
-        " where a setting has one condition; all: every linear probe and its scores of test rows",
+        " where a setting has one condition; all: every linear probe, and the scores"
+        " of test rows of every probe, from which the report takes DeLong's intervals",
     )
 
 
@@ -104,7 +106,7 @@ def keep_probes(table: ResultTable, rows: Iterable[dict]) -> None:
     """Add the probes of rows to their files, each whole; one of the same key is replaced."""
     by_file: dict[Path, list[dict]] = {}
     for row in rows:
-        if "probe" in row:
+        if "probe" in row or "row_scores" in row:
             by_file.setdefault(probes_file(table, row), []).append(row)
     for path, of_file in by_file.items():
         there = read_rows(path) if path.is_file() else []
@@ -128,32 +130,38 @@ def keep_probes(table: ResultTable, rows: Iterable[dict]) -> None:
             )
 
 
+def find_scores(table: ResultTable, row: dict, made_from: str | None) -> np.ndarray | None:
+    """The kept scores [n_test] of a row's test rows in the order of the split; None where there are
+    none, or they were made from something else.
+
+    Raises UserError when the file cannot be read.
+    """
+    kept = _find(table, row)
+    if kept is None or (made_from and kept[MADE_FROM] and made_from != kept[MADE_FROM]):
+        return None
+    scores = np.array(kept["row_scores"] or (), dtype=np.float64)
+    return scores if len(scores) and np.isfinite(scores).all() else None
+
+
 def find_probe(table: ResultTable, row: dict) -> Kept | None:
     """The kept probe of a row (its key and, of a baseline, its layer); None where there is none.
 
     Raises UserError when the file cannot be read, or its weights are none.
     """
-    path = probes_file(table, row)
-    if not path.is_file():
+    kept = _find(table, row)
+    if kept is None or (kept["coef"] == [] and kept["row_scores"]):  # scores alone
         return None
-    key = tuple(map(str, table.key_of(row)))
-    for kept in read_rows(path):
-        if tuple(kept.get(name, "") for name in table.key) == key:
-            columns = np.array(kept["columns"] or (), dtype=np.int64)
-            coef = np.array(kept["coef"] or (), dtype=np.float64)
-            numbers = np.append(coef, np.nan if kept["intercept"] is None else kept["intercept"])
-            unfit = len(columns) and (len(columns) != len(coef) or columns.min() < 0)
-            if not len(coef) or not np.isfinite(numbers).all() or unfit:
-                raise _unreadable(path, "a probe without weights")
-            probe = LinearProbe(
-                coef,
-                kept["intercept"],
-                columns if len(columns) else None,
-                kept.get("binarize") == "True",
-            )
-            scores = np.array(kept["row_scores"] or (), dtype=np.float64)
-            return Kept(probe, kept["C"], kept[MADE_FROM], scores)
-    return None
+    columns = np.array(kept["columns"] or (), dtype=np.int64)
+    coef = np.array(kept["coef"] or (), dtype=np.float64)
+    numbers = np.append(coef, np.nan if kept["intercept"] is None else kept["intercept"])
+    unfit = len(columns) and (len(columns) != len(coef) or columns.min() < 0)
+    if not len(coef) or not np.isfinite(numbers).all() or unfit:
+        raise _unreadable(probes_file(table, row), "a probe without weights")
+    probe = LinearProbe(
+        coef, kept["intercept"], columns if len(columns) else None, kept.get("binarize") == "True"
+    )
+    scores = np.array(kept["row_scores"] or (), dtype=np.float64)
+    return Kept(probe, kept["C"], kept[MADE_FROM], scores)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -167,6 +175,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise _unreadable(path, first_line(error)) from error
 
 
+def _find(table: ResultTable, row: dict) -> dict[str, Any] | None:
+    """The row of a file of probes that has the key of a row of the table."""
+    path = probes_file(table, row)
+    if not path.is_file():
+        return None
+    key = tuple(map(str, table.key_of(row)))
+    of_key = (kept for kept in read_rows(path) if tuple(kept.get(n, "") for n in table.key) == key)
+    return next(of_key, None)
+
+
 def _unreadable(path: Path, why: str) -> UserError:
     return UserError(
         f"{path} cannot be read ({why}): delete it, and make its probes again with --overwrite"
@@ -174,15 +192,15 @@ def _unreadable(path: Path, why: str) -> UserError:
 
 
 def _as_kept(table: ResultTable, row: dict, key: tuple) -> dict[str, Any]:
-    probe: LinearProbe = row["probe"]
+    probe: LinearProbe | None = row.get("probe")
     scores = row.get("row_scores", ())
     return {
         **{name: str(value) for name, value in zip(table.key, key)},
         MADE_FROM: row.get(MADE_FROM) or "",
         "C": row.get("C"),
-        "columns": [] if probe.columns is None else probe.columns.tolist(),
-        "coef": probe.coef.tolist(),
-        "intercept": float(probe.intercept),
+        "columns": [] if probe is None or probe.columns is None else probe.columns.tolist(),
+        "coef": [] if probe is None else probe.coef.tolist(),
+        "intercept": None if probe is None else float(probe.intercept),
         "row_scores": np.asarray(scores).tolist(),
     }
 

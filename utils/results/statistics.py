@@ -120,6 +120,31 @@ def hanley_mcneil(auc: float, n_positive: float, n_negative: float) -> float:
     return float(np.sqrt(max(variance, 0.0)))
 
 
+def delong(y: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
+    """The standard error of the difference of two AUCs on the same rows (DeLong, DeLong and
+    Clarke-Pearson 1988), from scores [n] of ``y`` [n] in {0, 1}; NaN where a class has one row.
+
+    Of each positive row it takes the share of negative rows that it is above, of each negative the
+    share of positive ones, both from ranks.
+    """
+    from scipy.stats import rankdata
+
+    positive = y == 1
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if min(n_positive, n_negative) < 2:
+        return float("nan")
+    shares = []
+    for scores in (one, other):
+        above = np.empty(len(y))
+        for side, n_others in ((positive, n_negative), (~positive, n_positive)):
+            above[side] = (rankdata(scores)[side] - rankdata(scores[side])) / n_others
+        shares.append(above)
+    difference = shares[0] - shares[1]
+    variance = difference[positive].var(ddof=1) / n_positive
+    variance += difference[~positive].var(ddof=1) / n_negative
+    return float(np.sqrt(variance))
+
+
 def describe_difference(difference: np.ndarray, datasets: np.ndarray) -> dict[str, float | int]:
     """What is known of paired differences [n_pairs]: their mean over datasets with its interval,
     datasets ahead, tied and behind, p and the smallest visible difference.

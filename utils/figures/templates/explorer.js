@@ -33,6 +33,7 @@
     const value = row[column];
     if (value === null || value === undefined) return "–";
     if (column === "rows") return value.toFixed(0) + (row.test_rows === "fresh" ? " fresh" : "");
+    if (column === "width") return (row.exact ? "" : "≤ ") + value.toFixed(3);
     if (column === "difference") return (value > 0 ? "+" : "") + value.toFixed(3);
     return typeof value === "number" && column !== "k" ? value.toFixed(3) : String(value);
   };
