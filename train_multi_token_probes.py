@@ -69,7 +69,7 @@ from utils.saes.catalog import (
     open_sae,
     sae_fingerprint,
 )
-from utils.saes.encode import encode_all, read_block
+from utils.saes.encode import check_device, encode_all, read_block
 from utils.settings import NORMAL, SPLIT_RULES, Condition, TextCodes, split
 
 if TYPE_CHECKING:
@@ -266,11 +266,12 @@ def probe_tokens(
     fresh = drawn.fresh(codes)
     sizes = {"n_train": len(drawn.train), "n_test": len(drawn.test)}
     results: list[tuple[tuple[str, str | None], dict]] = []
-    cpu = torch.device("cpu")
+    device = torch.device(pick_device(reading.device))
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
         encoder = open_sae(paths, model_name, sae_id, reading.sae_release)
-        block = read_block(encoder, 0, encoder.d_sae, cpu)
-        pooled = pool_latents(tokens, partial(_encode, encoder, block, cpu), encoder.d_sae)
+        block = read_block(encoder, 0, encoder.d_sae, device)
+        check_device(encoder, block, tokens.values[:128].astype(np.float32), device)
+        pooled = pool_latents(tokens, partial(_encode, encoder, block, device), encoder.d_sae)
         for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):
             for control in (False, True):
                 method = sae_method(pooling, binarize, control)
@@ -278,7 +279,9 @@ def probe_tokens(
                     options = ProbeOptions(binarize=binarize, seed=reading.seed)
                     (probe,) = fit_sae_probes(drawn.take(X, texts=codes), [K], options)
                     results.append(((method, sae_id), probe))
-    for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention_probe)):
+    # Metal lacks some of its sums
+    attention = partial(attention_probe, device=str(device) if device.type == "cuda" else "cpu")
+    for method, probe_with in ((COMPONENTS, components_probe), (ATTENTION, attention)):
         if (method, "") in wanted:
             scores = probe_with(tokens, y, drawn.train, drawn.test, reading.seed, fresh)
             results.append(((method, None), {**scores, **sizes}))

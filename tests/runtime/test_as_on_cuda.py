@@ -14,8 +14,10 @@ from sae_lens import SAE
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from train_multi_token_probes import read_tokens
 from utils.language_models import TOKENS_PER_BATCH, HookedModel
 from utils.models import get_model
+from utils.probes.token_probes import Tokens, attention_probe
 from utils.saes.catalog import open_sae
 from utils.saes.encode import encode_block, prepared, read_block
 
@@ -69,6 +71,15 @@ def test_encoding_keeps_to_its_device_and_gives_nonzeros_on_the_cpu(
             assert part.device.type == "cpu"
 
 
+def test_the_attention_probe_is_trained_on_its_device(monkeypatch):
+    """On torch's device without values, gradients and Adam's state too."""
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: torch.zeros(t.shape, dtype=t.dtype))
+    values = np.random.default_rng(0).normal(size=(200, D_MODEL)).astype(np.float16)
+    tokens, y = Tokens(values, np.arange(0, 201, 5)), np.arange(40) % 2
+    found = attention_probe(tokens, y, np.arange(30), np.arange(30, 40), 42, device="meta")
+    assert found["test_auc"] == found["val_auc"] == 0.5  # of the zeros in place of scores
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_language_model_is_read_on_its_device(paths, monkeypatch, pooling):
     """On torch's device without values: transformers does what fake tensors of a GPU cannot."""
@@ -92,6 +103,10 @@ def test_a_language_model_is_read_on_its_device(paths, monkeypatch, pooling):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda t: torch.zeros(t.shape, dtype=t.dtype))
     pooled = model.pooled(["the cat", "a blue house runs"], "texts")
     assert set(seen) == {"meta"}
+    # a text has at least one token
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: torch.ones(t.shape, dtype=t.dtype))
+    tokens = read_tokens(model, hooks[1], ["the cat", "a blue house runs"], "texts")
+    assert tokens.values.shape == (tokens.starts[-1], 384)
     for states in pooled.values():
         assert states.shape == (2, 384)
         assert states.device.type == "cpu"

@@ -7,7 +7,7 @@ activations are an outlier in most models).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -155,6 +155,25 @@ def components_probe(
         return logreg(TrainTest(X[train], y[train], X[test], y[test], fresh), seed)
 
 
+def attention_logits(
+    parameters: Sequence[torch.Tensor], x: torch.Tensor, owner: torch.Tensor, n_texts: int
+) -> torch.Tensor:
+    """logit [n_texts] = sum_t softmax_t(x_t . query) (x_t . output) + bias, from tokens ``x``
+    [n_tokens, d_model], each of the text ``owner`` [n_tokens].
+    """
+    import torch
+
+    query, output, bias = parameters
+    score = x @ query
+    highest = torch.full((n_texts,), -1e30, device=x.device)
+    highest = highest.scatter_reduce(0, owner, score.detach(), "amax")
+    weight = (score - highest[owner]).exp()
+    sums = torch.zeros(n_texts, 2, device=x.device).index_add(
+        0, owner, torch.stack([weight, weight * (x @ output)], dim=1)
+    )
+    return sums[:, 1] / sums[:, 0].clamp(min=1e-30) + bias
+
+
 def attention_probe(
     tokens: Tokens,
     y: np.ndarray,
@@ -162,12 +181,12 @@ def attention_probe(
     test: np.ndarray,
     seed: int,
     fresh: np.ndarray | None = None,
+    device: str = "cpu",
 ) -> dict:
-    """One query vector weighs a text's tokens, one output vector reads their weighted mean:
-    val_auc, test_auc, test_f1, test_acc.
+    """One query vector weighs a text's tokens, one output vector reads their weighted mean
+    (``attention_logits``): val_auc, test_auc, test_f1, test_acc.
 
-    logit = sum_t softmax_t(x_t . query) (x_t . output) + bias, trained by Adam on the cross-entropy
-    and stopped early by the AUC of the last validation fold.
+    Trained by Adam on the cross-entropy and stopped early by the AUC of the last validation fold.
     """
     import torch
 
@@ -176,26 +195,19 @@ def attention_probe(
     sample = tokens.values[tokens.of(fit_rows)[0]].astype(np.float32)
     # a common shift changes neither the softmax nor, with the bias, the output
     scale = float(sample.std(axis=0).mean()) or 1.0
-    mean = torch.from_numpy(sample.mean(axis=0))
+    mean = torch.from_numpy(sample.mean(axis=0)).to(device)
     del sample
 
     def logits(parameters: list, rows: np.ndarray) -> torch.Tensor:
-        query, output, bias = parameters
         positions, owner = tokens.of(rows)
-        x = (torch.from_numpy(tokens.values[positions].astype(np.float32)) - mean) / scale
-        place = torch.from_numpy(owner)
-        score = x @ query
-        highest = torch.full((len(rows),), -1e30).scatter_reduce(0, place, score.detach(), "amax")
-        weight = (score - highest[place]).exp()
-        sums = torch.zeros(len(rows), 2).index_add(
-            0, place, torch.stack([weight, weight * (x @ output)], dim=1)
-        )
-        return sums[:, 1] / sums[:, 0].clamp(min=1e-30) + bias
+        values = torch.from_numpy(tokens.values[positions].astype(np.float32)).to(device)
+        place = torch.from_numpy(owner).to(device)
+        return attention_logits(parameters, (values - mean) / scale, place, len(rows))
 
     def scores(parameters: list, rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             parts = [logits(parameters, rows[i : i + 256]) for i in range(0, len(rows), 256)]
-        return torch.cat(parts).numpy().astype(np.float64)
+        return torch.cat(parts).cpu().numpy().astype(np.float64)
 
     best: tuple[float, list] = (-1.0, [])
     for rate in ATTENTION_RATES:
@@ -203,8 +215,8 @@ def attention_probe(
         d_model = tokens.values.shape[1]
         start = [torch.randn(d_model, generator=generator) * d_model**-0.5 for _ in range(2)]
         parameters = [
-            *(vector.requires_grad_() for vector in start),
-            torch.zeros(1, requires_grad=True),
+            *(vector.to(device).requires_grad_() for vector in start),
+            torch.zeros(1, device=device, requires_grad=True),
         ]
         optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=1e-4)
         waited, reached = 0, -1.0
@@ -212,7 +224,7 @@ def attention_probe(
             order = torch.randperm(len(fit_rows), generator=generator).numpy()
             for i in range(0, len(order), ATTENTION_BATCH):
                 rows = fit_rows[order[i : i + ATTENTION_BATCH]]
-                target = torch.from_numpy(y[rows].astype(np.float32))
+                target = torch.from_numpy(y[rows].astype(np.float32)).to(device)
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(
                     logits(parameters, rows), target
                 )
