@@ -19,17 +19,17 @@ stage 3. train an SAE on vectors of other texts
 "$RUN" train_saes.py "${common[@]}" --layers 2 --widths 1024 --max_characters 300 --device "$DEVICE"
 stage 4. model activations to SAE activations, the SAE and its twins
 "$RUN" generate_sae_activations_optimized.py "${common[@]}" --datasets "${datasets[@]}" --setting all --device "$DEVICE"
-stage 5. baseline probes and words alone, both protocols
-both=(--protocol paper nested)
+stage 5. baseline probes and words alone
+both=(--protocol paper nested) # of few rows the second takes five times as long: normal alone
 kept=(--keep_probes all) # with the scores of test rows: the report's intervals need them
 "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --layers 5 --method logreg,pca,knn,mlp,diff_of_means,lda ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting normal --layers 2 "${both[@]}" "${kept[@]}" ${jobs[@]+"${jobs[@]}"}
-"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${both[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_baselines.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_baselines.py "${common[@]}" --datasets "${ood[@]}" --setting OOD ${jobs[@]+"${jobs[@]}"}
-stage 6. SAE probes and controls, both protocols
+stage 6. SAE probes and controls
 controls=(--controls all)
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting normal "${both[@]}" "${controls[@]}" "${kept[@]}" ${jobs[@]+"${jobs[@]}"}
-"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${both[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
+"$RUN" train_sae_probes.py "${common[@]}" --datasets "${datasets[@]}" --setting scarcity --conditions "${sizes[@]}" "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 "$RUN" train_sae_probes.py "${common[@]}" --datasets "${ood[@]}" --setting OOD "${controls[@]}" ${jobs[@]+"${jobs[@]}"}
 stage 7. latent cards: what the probes read, and on which texts
 "$RUN" explain_probes.py "${common[@]}" --datasets "${datasets[@]}" --tokens --device "$DEVICE"
