@@ -47,6 +47,7 @@ from utils.runtime.devices import pick_device
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_folder, locked, write_json
 from utils.runtime.progress import progress
+from utils.saes.training import Schedule, train
 from utils.settings import NORMAL, Condition, split
 
 if TYPE_CHECKING:
@@ -356,22 +357,11 @@ def batches(activations: torch.Tensor, generator: torch.Generator) -> Iterator[t
 def fitted(sae: TopKTrainingSAE, rows: torch.Tensor, training: Training) -> TopKTrainingSAE:
     """The SAE trained on rows [n, d_model]."""
     import torch
-    from sae_lens import SAETrainer
-    from sae_lens.config import SAETrainerConfig
 
     generator = torch.Generator().manual_seed(training.seed)
-    n_samples = max(int(len(rows) * training.n_epochs), BATCH)
-    how = SAETrainerConfig(
-        total_training_samples=n_samples // BATCH * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=LEARNING_RATE,
-        lr_end=LEARNING_RATE / 10,
-        lr_warm_up_steps=20,
-        lr_decay_steps=n_samples // BATCH // 5,
-        device=training.device,
-        dead_feature_window=100,
-    )
-    return SAETrainer(how, sae, batches(rows, generator)).fit()
+    n_steps = max(int(len(rows) * training.n_epochs), BATCH) // BATCH
+    schedule = Schedule(n_steps, BATCH, LEARNING_RATE, n_steps // 5, training.device)
+    return train(sae, batches(rows, generator), schedule)
 
 
 def make_sae(

@@ -7,8 +7,8 @@ Reads the tables of train_baselines.py and train_sae_probes.py, or the paper's p
 both, and the latent cards of explain_probes.py. Writes results/comparison_{model}.csv,
 results/datasets_{model}.csv, figures/{model}/report.html, each figure beside it as PNG, PDF, SVG
 and CSV, and with several SAEs leaderboard.html; prints the headline table. A figure whose table is
-missing is left out, with a line that says so. A selection of datasets or settings has a folder and
-tables of its own: those of all results stay as they are.
+missing is left out; one line names them, the report says why. A selection of datasets or settings
+has a folder and tables of its own: those of all results stay as they are.
 """
 
 from __future__ import annotations
@@ -150,8 +150,10 @@ def show(
     folder = paths.figures(model_name, selected)
     drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
     ranked = write_ranking(folder, model_name, of_shown, known)
-    for line in left_out:
-        print(f"left out: {line}")
+    if left_out:
+        names = ", ".join(line.removeprefix("figure ").split(":")[0] for line in left_out)
+        lines = f"left out, as the report says why: {len(left_out)} figures ({names})"
+        print(textwrap.fill(lines, LINE, subsequent_indent="  "))
     report = Report(
         model_name=model_name,
         about=about(tidy),

@@ -35,6 +35,7 @@ from utils.runtime.files import write_json
 from utils.runtime.progress import progress
 from utils.saes.catalog import open_sae
 from utils.saes.encode import latents_of
+from utils.saes.training import Schedule, train
 from utils.settings import Condition, TrainTest, split
 
 if TYPE_CHECKING:
@@ -216,27 +217,17 @@ def probe_aucs(world: World, directions: np.ndarray, features: np.ndarray) -> np
 def trained(world: World) -> np.ndarray:
     """The encoder directions [d_sae, d_model] of an SAE that SAELens trains on the activations."""
     import torch
-    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
     torch.manual_seed(world.seed)
     cfg = TopKTrainingSAEConfig(
         d_in=D_MODEL, d_sae=N_FEATURES, k=K_ACTIVE, rescale_acts_by_decoder_norm=False
     )
-    how = SAETrainerConfig(
-        total_training_samples=N_STEPS * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=3e-3,
-        lr_end=3e-4,
-        lr_warm_up_steps=20,
-        lr_decay_steps=N_STEPS // 3,
-        device="cpu",
-        dead_feature_window=100,
-    )
     order = torch.randint(
         len(world.extra), (N_STEPS + 1, BATCH), generator=torch.Generator().manual_seed(world.seed)
     )
-    sae = SAETrainer(how, TopKTrainingSAE(cfg), (world.extra[rows] for rows in order)).fit()
+    schedule = Schedule(N_STEPS, BATCH, 3e-3, N_STEPS // 3)
+    sae = train(TopKTrainingSAE(cfg), (world.extra[rows] for rows in order), schedule)
     return sae.W_enc.detach().numpy().T.copy()
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import MODEL, write_texts
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
 import train_saes
 from train_saes import BATCH, Training, collect, tokens_of, training_texts
 from utils.datasets import load_dataset
 from utils.models import get_model
 from utils.runtime.errors import UserError
+from utils.saes.training import Schedule, train
 
 HOOK = "blocks.2.hook_resid_post"
 TRAINING = Training("texts", None, 8, 40, 1.0, None, 0, "cpu")
@@ -84,3 +86,15 @@ def test_what_is_trained_on_follows_from_how_texts_are_read():
     assert training("smollm2-135m").trained_on == "tokens"
     assert training(MODEL, "--trained_on", "tokens").n_samples == 250_000
     assert training(MODEL).flags() != training(MODEL, "--max_characters", "9").flags()
+
+
+def test_training_shows_one_bar_that_leaves_room_and_ends(capsys):
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=4, d_sae=8, k=2))
+    rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    before = sae.W_enc.detach().clone()
+    fitted = train(sae, iter([rows] * 8), Schedule(7, 64, 1e-3, 2))
+    assert not torch.equal(fitted.W_enc, before)
+    said = capsys.readouterr().err
+    assert "loss" not in said
+    assert "448/448" in said
+    assert said.count("Training SAE") == said.count("/448")
