@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from utils.saes.decode import lost, reconstruct
 from utils.saes.encode import encode_all, read_block
 from utils.saes.encoder import SAE_LENS, Encoder
 from utils.saes.plan import Job, make_plan
+from utils.saes.releases import as_released
 from utils.saes.twins import CHUNK, NoTwin, RandomDirections, above, exact_cut, low_cut, make_twin
 
 MODEL = "all-MiniLM-L6-v2"
@@ -142,3 +144,23 @@ def test_reconstruction_and_error_equal_sae_lens(paths, kind, normalize, monkeyp
     scale = np.abs(expected).max()
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
     assert np.allclose(lost(encoder, latents, x), x - expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_what_a_scaled_release_gives_back_equals_sae_lens(paths, kind, monkeypatch):
+    """A release's factor is folded into encoder and decoder, as SAELens folds it."""
+    sae = saved(paths, kind, normalize_activations="expected_average_only_in")
+    entry = SimpleNamespace(
+        config_overrides=None, norm_scaling_factor={"s": 0.214}, conversion_func=None,
+        saes_map={"s": "s"}, repo_id="",
+    )  # fmt: skip
+    directory = "sae_lens.loading.pretrained_saes_directory.get_pretrained_saes_directory"
+    monkeypatch.setattr(directory, lambda: {"release": entry})
+    encoder = as_released(open_sae(paths, MODEL, f"layer_2/{kind}"), "release", "s")
+    sae.fold_activation_norm_scaling_factor(0.214)
+    x = rows(40)
+    with torch.no_grad():
+        expected = sae(torch.from_numpy(x)).numpy()
+    latents = csr_array(dense(encoder, x))
+    scale = np.abs(expected).max()
+    assert np.allclose(reconstruct(encoder, latents, x), expected, rtol=1e-4, atol=1e-5 * scale)

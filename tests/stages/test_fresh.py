@@ -202,3 +202,28 @@ def test_without_kept_scores_an_interval_is_an_upper_bound(ready):
     datasets = by_dataset(tidy, "paper")
     shown = dataset_rows(matched_rows(tidy, datasets), datasets, PairedErrors(ready, MODEL))
     assert [row["exact"] for row in shown] == [False]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (("normal", ["--controls", "none"]), ("normal", []), ("OOD", [])),
+        (("OOD", ["--controls", "none"]), ("OOD", []), ("normal", [])),
+    ],
+    ids=["normal_first", "ood_first"],
+)
+def test_twins_are_the_same_whatever_was_there_before(ready, steps):
+    """A random twin's cut is of its SAE's latents on the training rows, which an earlier run may
+    have written; OOD files get the same cut.
+    """
+    root = ready.sae_activations_root(MODEL)
+    together = root.with_name("together")
+    root.rename(together)
+    for setting, more in steps:
+        flags = ["--model_name", MODEL, *folder_flags(ready), "--setting", setting, *more]
+        assert generator.main(flags) == 0
+    files = {path.relative_to(together) for path in together.rglob("*.pt")}
+    assert any("+random" in str(path) or "random" in str(path) for path in files)
+    assert {path.relative_to(root) for path in root.rglob("*.pt")} == files
+    for path in files:
+        assert (root / path).read_bytes() == (together / path).read_bytes(), path
