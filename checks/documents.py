@@ -8,7 +8,8 @@ Without flags it fills in what the files of numbers say.
 
 --record keeps what a run says (its report's sentences, tables and first figure) in docs/runs/. The
 other files are docs/claims.json (make claims), docs/words.json (make words) and
-docs/benchmarks.json (make benchmark). A test fails where a document says something else.
+docs/benchmarks.json (make benchmark), docs/runtimes.json (benchmarks.runtimes) and
+docs/facts.json (checks.facts). A test fails where a document says something else.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.run_all import KEPT, quoted
+from benchmarks.runtimes import KEPT as RUNTIMES
 from checks.claims import GEMMA, LLAMA, as_page, read_numbers
 from checks.claims import PAGE as CLAIMS_PAGE
+from checks.facts import read_facts
 from checks.words import DOCUMENT as WORDS
 from checks.words import sentence
 from utils import cli
@@ -45,6 +48,7 @@ from utils.settings import SETTINGS
 DOCS, RUNS = ROOT / "docs", ROOT / "docs" / "runs"
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 MARKED = re.compile(r"(<!-- made ([\w ]+) -->\n).*?(<!-- -->)", re.DOTALL)
+FACT = re.compile(r"(<!-- fact (\w+) -->).*?(<!-- -->)", re.DOTALL)
 STAGES = (  # of benchmarks.full_run
     "texts and model", "model activations", "SAEs", "SAE activations", "baselines and words",
     "SAE probes and controls", "comparison and figures",
@@ -239,8 +243,29 @@ def of_run(name: str, show: Callable[[dict[str, Any]], str]) -> Callable[[], str
     return lambda: show(run_numbers(name))
 
 
+def as_runtimes() -> str:
+    """What other runtimes give on a CPU, a row a model and runtime."""
+    content = json.loads(RUNTIMES.read_text(encoding="utf-8"))
+    lines = [
+        "| model | runtime | speed | numbers within | ready after |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for model, of_model in content.items():
+        for name, row in of_model["runtimes"].items():
+            if "failed" in row:
+                lines.append(f"| {model} | {name} | not measured: {row['failed']} | | |")
+                continue
+            lines.append(
+                f"| {model} | {name} | {row['ratio']:.2f} times | {row['apart']:.0e} |"
+                f" {row['prepared_s']:.0f} s |"
+            )
+    machines = dict.fromkeys(of_model["machine"] for of_model in content.values())
+    return "\n".join([*lines, "", f"On {'; '.join(machines)}."])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "answer": short_answer,
+    "runtimes": as_runtimes,
     "words": lambda: sentence(json.loads(WORDS.read_text(encoding="utf-8"))),
     "formats": lambda: "\n".join(f"- {one.needs}" for one in (*FORMATS, *FILE_FORMATS)),
     "demo fixed_k": of_run("demo", lambda n: as_table("normal, fresh rows", n["fixed_k"])),
@@ -263,8 +288,14 @@ def fill(text: str) -> str:
             raise UserError(f"no figure is called {match[2]!r}: {', '.join(BLOCKS)}")
         return f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}"
 
+    def fact(match: re.Match) -> str:
+        if match[2] not in facts:
+            raise UserError(f"no fact is called {match[2]!r}: python -m checks.facts")
+        return f"{match[1]}{facts[match[2]]}{match[3]}"
+
+    facts = read_facts()
     measured = json.loads(KEPT.read_text(encoding="utf-8"))
-    return MARKED.sub(block, quoted(text, measured))
+    return FACT.sub(fact, MARKED.sub(block, quoted(text, measured)))
 
 
 if __name__ == "__main__":

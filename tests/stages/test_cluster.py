@@ -30,6 +30,7 @@ import generate_sae_activations_optimized
 import train_baselines
 import train_sae_probes
 from utils.paths import Paths
+from utils.runtime.cluster import _ask
 from utils.runtime.errors import UserError
 from utils.runtime.tasks import Tasks
 
@@ -220,6 +221,24 @@ def activations(inputs, tmp_path) -> Paths:
         == 0
     )
     return paths
+
+
+def test_workers_that_die_while_all_are_asked_stop_nothing():
+    """The scheduler then answers for all of them that a connection was reset."""
+    deaths = [ConnectionResetError("peer")] * 3
+
+    def question():
+        if deaths:
+            raise deaths.pop()
+
+    _ask(question, "tcp://here")
+    assert not deaths
+
+    def nobody():
+        raise ConnectionResetError("peer")
+
+    with pytest.raises(UserError, match="the Dask scheduler at tcp://here went away"):
+        _ask(nobody, "tcp://here")
 
 
 def test_what_a_killed_worker_had_is_done_by_another(activations, cluster):

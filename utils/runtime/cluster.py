@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import sys
+import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from utils.runtime.tasks import Outcome, Tasks
 
 T = TypeVar("T")
 PATIENCE = 10  # seconds for a scheduler to answer
+ASKED = 5  # times at most; each but the last fails by a worker that dies
 TRIES = 2  # of a task that fails, where there are that many workers
 
 
@@ -137,10 +139,7 @@ def _reply(future: Any, address: str) -> _Reply:
         last = error.last_worker.address
         return _Reply("", True, None, f"its workers died, the last at {last}: out of memory?")
     except (CancelledError, OSError) as error:
-        raise UserError(
-            f"the Dask scheduler at {address} went away: finished rows are kept; start it and run"
-            " again"
-        ) from error
+        raise _gone(address) from error
     except Exception as error:  # what a worker could not even begin: other versions, mostly
         return _Reply("", True, None, f"{type(error).__name__}: {error}")
 
@@ -172,12 +171,35 @@ def _client(address: str) -> Iterator[Any]:
             f"no Dask scheduler answers at {address}: start one, or leave --scheduler out"
         ) from error
     try:
-        client.register_plugin(_code_plugin(), name="probing-code")
-        _note_versions(client)
+        _ask(lambda: client.register_plugin(_code_plugin(), name="probing-code"), address)
+        _ask(lambda: _note_versions(client), address)
         yield client
     finally:
         with suppress(Exception):  # the scheduler may be gone
             client.close(timeout=PATIENCE)
+
+
+def _ask(question: Callable[[], Any], address: str) -> None:
+    """Ask all workers something. One that dies meanwhile fails the question for all: then those
+    that are left are asked again.
+
+    Raises UserError when the scheduler went away.
+    """
+    for n_left in reversed(range(ASKED)):
+        try:
+            question()
+        except OSError as error:
+            if not n_left:
+                raise _gone(address) from error
+            time.sleep(0.2)  # the scheduler has yet to notice
+        else:
+            return
+
+
+def _gone(address: str) -> UserError:
+    return UserError(
+        f"the Dask scheduler at {address} went away: finished rows are kept; start it and run again"
+    )
 
 
 COMPILED = "utils/probes/compiled.py"

@@ -1,0 +1,166 @@
+"""The figures that docs/trust.md quotes, measured again and kept in docs/facts.json.
+
+    python -m checks.facts
+    python -m checks.facts --published FOLDER --golden ../shared/golden
+
+Each group of figures is measured where its inputs are at hand, and else stays as it was, with a
+line that says so: copies (the texts), calibration (make calibrate), ties (the paper's tables: make
+fetch-published-results), solver (reference results of the paper's own functions), gap (the demo's
+probes by both protocols). `make docs` writes them into the documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from checks.claims import GEMMA
+from checks.parity import reference_cases, reference_latents
+from utils import cli
+from utils.datasets import list_datasets
+from utils.paths import Paths
+from utils.probes.k_sparse import PROTOCOLS, ProbeOptions, fit_sae_probes
+from utils.results.calibration import read_summary
+from utils.results.comparison import contenders, val_test_gap
+from utils.results.tidy import load_results
+from utils.runtime.errors import UserError
+from utils.runtime.files import ROOT, write_json
+from utils.settings import split
+from utils.text_checks import known_check, share_of_copies
+
+KEPT = ROOT / "docs" / "facts.json"
+MODEL = "all-MiniLM-L6-v2"
+FEW_ROWS = 143
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "--published", type=Path, metavar="FOLDER", help="with the paper's results/ and data/"
+    )
+    parser.add_argument(
+        "--golden", type=Path, metavar="FOLDER", help="with reference results (make parity)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    paths = cli.paths_of(args)
+    published = paths
+    if args.published is not None:
+        results, data = args.published / "results", args.published / "data"
+        published = replace(paths, results_dir=results, data_dir=data)
+    groups: dict[str, Callable[[], dict[str, str]]] = {
+        "copies": lambda: copies(paths),
+        "calibration": lambda: calibration(paths),
+        "ties": lambda: ties(published),
+        "solver": lambda: solver(args.golden),
+        "gap": lambda: gap(paths),
+    }
+    kept = read_facts() if KEPT.is_file() else {}
+    for name, measure in groups.items():
+        try:
+            found = measure()
+        except UserError as error:
+            print(f"{name}: as it was ({error})")
+            continue
+        kept |= found
+        print(f"{name}: {', '.join(f'{key} {value}' for key, value in found.items())[:300]}")
+    write_json(KEPT, kept)
+    print(f"kept: {KEPT}; make docs writes them into the documents")
+    return 0
+
+
+def read_facts() -> dict[str, str]:
+    content = json.loads(KEPT.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def copies(paths: Paths) -> dict[str, str]:
+    """How many test rows of the normal setting are copies of training rows."""
+    checks = [known_check(paths, name) for name in list_datasets(paths)]
+    n_tenth, mean = share_of_copies(checks)
+    most = max(checks, key=lambda check: check.seen)
+    return {
+        "copies_mean": f"{mean:.0%}",
+        "copies_tenth": f"{n_tenth} of {len(checks)} datasets",
+        "copies_most": f"{most.seen:.0%} in {most.name}",
+    }
+
+
+def calibration(paths: Paths) -> dict[str, str]:
+    summary = read_summary(paths)
+    if not summary:
+        raise UserError("make calibrate was not run")
+    return {
+        "calibration_order": f"{summary['spearman']:.2f}",
+        "calibration_silent": f"{summary['no_difference']:.1%}",
+        "calibration_power": f"{summary['power']:.1%}",
+    }
+
+
+def ties(paths: Paths) -> dict[str, str]:
+    """Picks that a tie in validation AUC decides, in the paper's scarcity setting."""
+    tidy = load_results(paths, GEMMA, ("scarcity",)).tidy
+    picks = contenders(tidy) if len(tidy) else {}
+    asked = {"baselines": "quiver_baselines", "with_sae": "quiver_with_sae"}
+    if not set(asked.values()) <= set(picks):
+        raise UserError(f"{paths.results_dir} has no tables of {GEMMA}")
+    return {
+        f"ties_{short}": f"{(picks[name]['n_tied'] > 1).mean():.0%}"
+        for short, name in asked.items()
+    }
+
+
+def solver(golden: Path | None) -> dict[str, str]:
+    """Test AUC of the optimum less that of the paper's saga on at most FEW_ROWS training rows."""
+    files = sorted(golden.glob("*.json")) if golden else []
+    if golden is None or not files:
+        raise UserError("no reference results: --golden FOLDER")
+    apart = []
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        arrays = np.load(golden / "activations" / f"{file.stem}.npz")
+        latents = reference_latents(golden, arrays["X"])
+        for condition, expected in reference_cases(content):
+            if condition.setting == "scarcity" and (condition.value or 0) <= FEW_ROWS:
+                probes = expected["sae_l1"]
+                rows = split(condition, arrays["y"]).take(latents)
+                found = fit_sae_probes(rows, [probe["k"] for probe in probes], ProbeOptions())
+                apart += [o["test_auc"] - p["test_auc"] for o, p in zip(found, probes)]
+    if not apart:
+        raise UserError(f"{golden} has no reference results on few rows")
+    return {
+        "solver_fits": str(len(apart)),
+        "solver_mean": f"{-np.mean(apart):.3f}",
+        "solver_most": f"{-np.min(apart):.2f}",
+    }
+
+
+def gap(paths: Paths) -> dict[str, str]:
+    """Validation less test AUC by protocol, as a Markdown table."""
+    tidy = load_results(paths, MODEL, ("normal", "scarcity")).tidy
+    table = val_test_gap(tidy) if len(tidy) else pd.DataFrame()
+    # the paper's protocol of baselines has no name in that table
+    table = table.rename(columns={name: f"{name}, paper" for name in ("baselines", "logreg")})
+    kinds = ("SAE probes", "baselines", "logreg")
+    columns = [f"{kind}, {protocol}" for kind in kinds for protocol in PROTOCOLS]
+    if not set(columns) <= set(table.columns):
+        raise UserError(f"{paths.results_dir} has not both protocols of {MODEL}: make demo")
+    lines = [["setting", *columns], ["---"] * (len(columns) + 1)]
+    for row in table.dropna(subset=columns).to_dict("records"):
+        few = f", {int(row['condition'])} rows" if row["setting"] == "scarcity" else ""
+        lines.append([f"{row['setting']}{few}", *(f"{row[name]:.3f}" for name in columns)])
+    return {"gap_table": "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"}
+
+
+if __name__ == "__main__":
+    cli.run(main)
