@@ -81,7 +81,8 @@ def run_all(paths: Paths) -> None:
     assert generate_sae_activations_optimized.main([*common, *data, "--setting", "all"]) == 0
     for setting, more in (("normal", []), ("scarcity", ["--conditions", "10", "103"]), ("OOD", [])):
         chosen = NAMES[:1] if setting == "OOD" else NAMES
-        arguments = [*common, "--datasets", *chosen, "--setting", setting, "--n_jobs", "2", *more]
+        # one test starts workers: each start takes seconds
+        arguments = [*common, "--datasets", *chosen, "--setting", setting, "--n_jobs", "1", *more]
         assert (
             train_baselines.main([*arguments, *(["--layer", "2"] if setting == "normal" else [])])
             == 0
@@ -149,9 +150,10 @@ def test_cards_of_what_is_no_longer_there_are_not_shown(done, tmp_path, capsys):
     probes = read_cards(paths.latents_table(MODEL))
     stale = [replace(probe, made_from="another") if i else probe for i, probe in enumerate(probes)]
     write_cards(paths.latents_table(MODEL), stale)
-    assert visualize.main(["--model_name", MODEL, *folder_flags(paths)]) == 0
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "normal"]
+    assert visualize.main(flags) == 0
     assert f"latent cards of {len(probes) - 1} probes" in capsys.readouterr().out
-    page = (paths.figures(MODEL) / "report.html").read_text()
+    page = (paths.figures(MODEL, "normal") / "report.html").read_text()
     assert page.count('"neuronpedia"') == 1
 
 
