@@ -268,13 +268,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "runtimes": as_runtimes,
     "words": lambda: sentence(json.loads(WORDS.read_text(encoding="utf-8"))),
     "formats": lambda: "\n".join(f"- {one.needs}" for one in (*FORMATS, *FILE_FORMATS)),
-    "demo fixed_k": of_run("demo", lambda n: as_table("normal, fresh rows", n["fixed_k"])),
-    "demo first": of_run("demo", lambda n: "> " + first_sentence(n)),
-    "demo sentences": of_run("demo", as_sentences),
 }
-for _name in ("full_run", "full_run_lm"):
+for _name in NAMES:
     BLOCKS |= {
+        f"{_name} first": of_run(_name, lambda n: "> " + first_sentence(n)),
         f"{_name} sentences": of_run(_name, as_sentences),
+        f"{_name} fixed_k": of_run(_name, lambda n: as_table("normal, fresh rows", n["fixed_k"])),
         f"{_name} means": of_run(_name, lambda n: as_table("mean test AUC", n["means"])),
         f"{_name} stages": of_run(_name, as_stages),
     }
