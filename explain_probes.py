@@ -185,7 +185,7 @@ def stage(
     command = f"train_sae_probes.py --model_name {model_name}"
     command += f" --datasets {shlex.join(datasets)}" if datasets else ""
     command += f" --target_sae_id {sae_id}" if sae_id else ""
-    return command + cli.split_flags(kind)
+    return command + kind.flags
 
 
 def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources) -> Kept:

@@ -144,7 +144,7 @@ def stage(args: argparse.Namespace) -> str:
     script, flags = "train_sae_probes.py", f"--target_sae_id {args.sae_id} --ks {args.k}"
     if args.method:
         script, flags = "train_baselines.py", f"--method {args.method}"
-    flags += cli.split_flags(cli.split_kind(args))
+    flags += cli.split_kind(args).flags
     return f"{script} --model_name {args.model_name} --datasets {args.dataset} {flags}"
 
 
@@ -196,6 +196,7 @@ def how_made(args: argparse.Namespace, row: dict, kept: Kept) -> dict:
         "dataset": args.dataset,
         "protocol": args.protocol,
         "seed": args.seed,
+        "split": cli.split_kind(args).folder or "paper",
         "C": kept.C,
         "intercept": kept.probe.intercept,
         "binarize": kept.probe.binarize,

@@ -269,9 +269,10 @@ def probe_tokens(
     device = torch.device(pick_device(reading.device))
     for sae_id in dict.fromkeys(sae_id for _, sae_id in wanted if sae_id):
         encoder = open_sae(paths, model_name, sae_id, reading.sae_release)
-        block = read_block(encoder, 0, encoder.d_sae, device)
-        check_device(encoder, block, tokens.values[:128].astype(np.float32), device)
-        pooled = pool_latents(tokens, partial(_encode, encoder, block, device), encoder.d_sae)
+        place = device if fits_beside(encoder, device) else torch.device("cpu")
+        block = read_block(encoder, 0, encoder.d_sae, place)
+        check_device(encoder, block, tokens.values[:128].astype(np.float32), place)
+        pooled = pool_latents(tokens, partial(_encode, encoder, block, place), encoder.d_sae)
         for (pooling, X), binarize in product(zip(POOLINGS, pooled), (False, True)):
             for control in (False, True):
                 method = sae_method(pooling, binarize, control)
@@ -290,6 +291,18 @@ def probe_tokens(
             scores = METHODS["logreg"](drawn.take(vectors(tokens), texts=codes), reading.seed)
             results.append(((method, None), {**scores, **sizes}))
     return results
+
+
+def fits_beside(encoder: Encoder, device: torch.device) -> bool:
+    """Whether a GPU has room for a whole encoder and its products beside the language model. Metal
+    is left out: products of wide blocks have been wrong there.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return 3 * 4 * encoder.d_model * encoder.d_sae < free
 
 
 def _encode(

@@ -57,7 +57,7 @@ from utils.results.tidy import SAE, TEXT, Results, load_results
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked
 from utils.runtime.provenance import current_commit, read_run_settings
-from utils.settings import NORMAL, SETTINGS
+from utils.settings import NORMAL, SETTINGS, SplitKind
 
 LINE = 80  # characters of a terminal
 
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"{absent[0]} has no results of {model_name}: make train-baselines"
                 f" train-sae-probes MODEL={model_name} DATASETS={absent[0]!r}"
+                f"{paths.split.make_flags}"
             )
         if absent:
             print(f"without results: {', '.join(absent)}")
@@ -98,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"no row of {model_name} can be shown: {stale[0]}")
     if not len(tidy):
         raise UserError(
-            f"no result tables of {model_name} in {paths.results_dir}: "
-            f"run `make train-baselines train-sae-probes MODEL={model_name}`"
+            f"no result tables of {model_name} in {paths.results_dir}: run `make train-baselines"
+            f" train-sae-probes MODEL={model_name}{paths.split.make_flags}`"
         )
     for finding in results.findings:
         if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED):
@@ -156,7 +157,7 @@ def show(
         print(textwrap.fill(lines, LINE, subsequent_indent="  "))
     report = Report(
         model_name=model_name,
-        about=about(tidy),
+        about=about(tidy, paths.split),
         shown=of_shown,
         comparisons=comparisons,
         cards=latent_cards(paths, model_name, shown, failures),
@@ -171,6 +172,7 @@ def show(
         findings=audit(paths, results),
         settings=run_settings(paths, model_name),
         paired=PairedErrors(paths, model_name),
+        make_flags=paths.split.make_flags,
     )
     write_report(folder / "report.html", report)
     print_summary(comparisons)
@@ -203,8 +205,8 @@ def write_ranking(folder: Path, model_name: str, tidy: pd.DataFrame, known: pd.D
     return True
 
 
-def about(tidy: pd.DataFrame) -> str:
-    """Which SAEs and layers, the day and the commit, in a line."""
+def about(tidy: pd.DataFrame, kind: SplitKind) -> str:
+    """Which SAEs and layers, splits that are not the paper's, the day and the commit, in a line."""
     probes = tidy[tidy["kind"] == SAE]
     sae_ids = sorted(probes["sae_id"].dropna().unique())
     layers = sorted(probes["layer"].dropna().unique(), key=str)
@@ -212,7 +214,9 @@ def about(tidy: pd.DataFrame) -> str:
     parts = [f"{len(sae_ids)} SAE{'s' if len(sae_ids) != 1 else ''}: {named}"] if sae_ids else []
     if layers:
         parts.append(f"layer {', '.join(map(str, layers))}")
-    parts += [f"{tidy['dataset'].nunique()} datasets", time.strftime("%Y-%m-%d")]
+    parts += [f"{tidy['dataset'].nunique()} datasets"]
+    parts += [f"splits{kind.flags}"] if kind.flags else []
+    parts += [time.strftime("%Y-%m-%d")]
     commit = current_commit()
     return " · ".join([*parts, *([f"commit {commit[:10]}"] if commit else [])])
 
@@ -239,7 +243,8 @@ def latent_cards(
     if len(current) < len(cards):
         print(
             f"left out: latent cards of {len(cards) - len(current)} probes, which are of another"
-            " protocol or of what is no longer there: python explain_probes.py makes them again"
+            " protocol or of what is no longer there: python"
+            f" explain_probes.py{paths.split.flags} makes them again"
         )
     return current
 

@@ -31,7 +31,7 @@ from utils.datasets import list_datasets, load_dataset
 from utils.language_models import TOKENS_PER_BATCH, HookedModel, texts_in_batch
 from utils.models import get_model
 from utils.names import hook_name
-from utils.runtime.errors import first_line
+from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import ROOT, write_json
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     info = get_model(args.model_name, paths)
     names = list_datasets(paths)
     share = -(-args.n_texts // len(names))
-    texts = [text for name in names for text in load_dataset(paths, name).texts[:share]]
+    in_turn = zip(*(load_dataset(paths, name).texts[:share] for name in names))
+    texts = [text for of_turn in in_turn for text in of_turn][: args.n_texts]
+    if not isinstance(info.probe_layer, int):
+        raise UserError(f"{info.name} is read at {info.probe_layer}, not at the end of a block")
     model = HookedModel(info, [hook_name(info.probe_layer)], paths, "cpu")
-    batches = padded_batches(model, texts[: args.n_texts])
+    batches = padded_batches(model, texts)
     n_tokens = int(sum(mask.sum() for _, mask in batches))
-    lower = lower_blocks(model, int(info.probe_layer) + 1)
+    lower = lower_blocks(model, info.probe_layer + 1)
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         ways: dict[str, Read] = {"plain": plain(lower)}
@@ -77,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             started = time.perf_counter()
             try:
-                ways[name] = prepare(lower, batches[0], Path(folder))
+                own = Path(folder) / name.replace(" ", "_")
+                own.mkdir()
+                ways[name] = prepare(lower, batches[0], own)
                 ways[name](batches[0])
             except Exception as error:  # whatever another's compiler may raise
                 found[name] = {"failed": first_line(error)[:200]}
@@ -87,9 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         measure(ways, batches, args.n_turns, found)
     for name, row in found.items():
         print(f"{name}: {in_words(row)}")
-    print(
-        f"{len(texts[: args.n_texts])} texts, {n_tokens} tokens, {torch.get_num_threads()} threads"
-    )
+    print(f"{len(texts)} texts, {n_tokens} tokens, {torch.get_num_threads()} threads")
     content = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
     content[info.name] = {"machine": machine(), "n_tokens": n_tokens, "runtimes": found}
     write_json(KEPT, content)
@@ -98,20 +101,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def padded_batches(model: HookedModel, texts: list[str]) -> list[Batch]:
     """(token ids, mask) of the batches that reading makes of texts."""
-    import torch
-
     token_ids = sorted(model.tokenize(texts), key=len, reverse=True)
     lengths = np.array([len(ids) for ids in token_ids])
     batches, start = [], 0
     while start < len(token_ids):
         size = texts_in_batch(lengths[start:], TOKENS_PER_BATCH["cpu"])
-        part = token_ids[start : start + size]
-        ids = torch.full((len(part), len(part[0])), model.pad_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(part):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        batches.append((ids, mask))
+        batch = model.padded(token_ids[start : start + size])
+        batches.append((batch["input_ids"], batch["attention_mask"]))
         start += size
     return batches
 
@@ -164,13 +160,12 @@ def as_onnx(lower: torch.nn.Module, batch: Batch, folder: Path) -> Path:
     import torch
 
     path = folder / "lower.onnx"
-    if not path.is_file():
-        n_texts, n_tokens = torch.export.Dim("n_texts", min=2), torch.export.Dim("n_tokens", min=2)
-        shapes = {name: {0: n_texts, 1: n_tokens} for name in ("ids", "mask")}
-        torch.onnx.export(
-            lower, batch, path, dynamo=True, dynamic_shapes=shapes, verbose=False,
-            input_names=["ids", "mask"], output_names=["states"],
-        )  # fmt: skip
+    n_texts, n_tokens = torch.export.Dim("n_texts", min=2), torch.export.Dim("n_tokens", min=2)
+    shapes = {name: {0: n_texts, 1: n_tokens} for name in ("ids", "mask")}
+    torch.onnx.export(
+        lower, batch, path, dynamo=True, dynamic_shapes=shapes, verbose=False,
+        input_names=["ids", "mask"], output_names=["states"],
+    )  # fmt: skip
     return path
 
 

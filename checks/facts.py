@@ -23,7 +23,7 @@ import pandas as pd
 from checks.claims import GEMMA
 from checks.parity import reference_cases, reference_latents
 from utils import cli
-from utils.datasets import list_datasets
+from utils.datasets import list_datasets, paper_datasets
 from utils.paths import Paths
 from utils.probes.k_sparse import PROTOCOLS, ProbeOptions, fit_sae_probes
 from utils.results.calibration import read_summary
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     groups: dict[str, Callable[[], dict[str, str]]] = {
         "copies": lambda: copies(paths),
         "calibration": lambda: calibration(paths),
-        "ties": lambda: ties(published),
+        "ties": lambda: ties(published if args.published else None),
         "solver": lambda: solver(args.golden),
         "gap": lambda: gap(paths),
     }
@@ -86,7 +86,9 @@ def read_facts() -> dict[str, str]:
 
 def copies(paths: Paths) -> dict[str, str]:
     """How many test rows of the normal setting are copies of training rows."""
-    checks = [known_check(paths, name) for name in list_datasets(paths)]
+    papers = set(paper_datasets(paths)[0])
+    names = [name for name in list_datasets(paths) if name in papers]
+    checks = [known_check(paths, name) for name in names]
     n_tenth, mean = share_of_copies(checks)
     most = max(checks, key=lambda check: check.seen)
     return {
@@ -107,12 +109,14 @@ def calibration(paths: Paths) -> dict[str, str]:
     }
 
 
-def ties(paths: Paths) -> dict[str, str]:
+def ties(paths: Paths | None) -> dict[str, str]:
     """Picks that a tie in validation AUC decides, in the paper's scarcity setting."""
+    if paths is None:
+        raise UserError("the paper's tables: --published FOLDER")
     tidy = load_results(paths, GEMMA, ("scarcity",)).tidy
     picks = contenders(tidy) if len(tidy) else {}
     asked = {"baselines": "quiver_baselines", "with_sae": "quiver_with_sae"}
-    if not set(asked.values()) <= set(picks):
+    if not {"sae_only", *asked.values()} <= set(picks):
         raise UserError(f"{paths.results_dir} has no tables of {GEMMA}")
     return {
         f"ties_{short}": f"{(picks[name]['n_tied'] > 1).mean():.0%}"
@@ -147,19 +151,32 @@ def solver(golden: Path | None) -> dict[str, str]:
 
 def gap(paths: Paths) -> dict[str, str]:
     """Validation less test AUC by protocol, as a Markdown table."""
-    tidy = load_results(paths, MODEL, ("normal", "scarcity")).tidy
+    tidy = with_both_protocols(load_results(paths, MODEL, ("normal", "scarcity")).tidy)
     table = val_test_gap(tidy) if len(tidy) else pd.DataFrame()
     # the paper's protocol of baselines has no name in that table
     table = table.rename(columns={name: f"{name}, paper" for name in ("baselines", "logreg")})
     kinds = ("SAE probes", "baselines", "logreg")
     columns = [f"{kind}, {protocol}" for kind in kinds for protocol in PROTOCOLS]
-    if not set(columns) <= set(table.columns):
-        raise UserError(f"{paths.results_dir} has not both protocols of {MODEL}: make demo")
+    if not set(columns) <= set(table.columns) or set(table["setting"]) != {"normal", "scarcity"}:
+        raise UserError(
+            f"{paths.results_dir} has not both protocols of {MODEL} in both settings: make demo,"
+            f" then make train-baselines train-sae-probes MODEL={MODEL} SETTING=scarcity"
+            ' ARGS="--protocol paper nested --conditions 20 143" with the demo\'s DATASETS'
+        )
     lines = [["setting", *columns], ["---"] * (len(columns) + 1)]
     for row in table.dropna(subset=columns).to_dict("records"):
         few = f", {int(row['condition'])} rows" if row["setting"] == "scarcity" else ""
         lines.append([f"{row['setting']}{few}", *(f"{row[name]:.3f}" for name in columns)])
     return {"gap_table": "\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"}
+
+
+def with_both_protocols(tidy: pd.DataFrame) -> pd.DataFrame:
+    """The probes that were made by each protocol: the same on both sides of a comparison."""
+    if not len(tidy):
+        return tidy
+    same = ["setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "seed"]
+    n_protocols = tidy.groupby(same, dropna=False)["protocol"].transform("nunique")
+    return tidy[n_protocols == len(PROTOCOLS)]
 
 
 if __name__ == "__main__":

@@ -216,12 +216,6 @@ def split_kind(args: argparse.Namespace) -> SplitKind:
     return SplitKind(grouped, getattr(args, "test_frac", None))
 
 
-def split_flags(kind: SplitKind) -> str:
-    """The flags that ask for splits of a kind, to stand behind a command."""
-    flags = " --split grouped" if kind.grouped else ""
-    return flags if kind.test_frac is None else f"{flags} --test_frac {kind.test_frac:g}"
-
-
 def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=seed, default=42, help="seed of the row draws and folds (42 is the paper's)"

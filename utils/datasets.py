@@ -292,10 +292,10 @@ def _load_dataset(paths: Paths, name: str, _: Stamp | None) -> Dataset:
     own = name not in paper_datasets(paths)[0]
     if own and len(table) < FEWEST_ROWS:
         n_train = max(len(table) - MIN_TEST, 0)
+        other = ", or the flag --test_frac 0.3" if n_train >= 2 else ""
         notes.append(
             f"of its {len(table)} rows {n_train} are trained on and {len(table) - n_train - 1}"
-            f" tested on: give it {FEWEST_ROWS} or more, or the flag --test_frac 0.3"
-            " (docs/own_data.md)"
+            f" tested on: give it {FEWEST_ROWS} or more{other} (docs/own_data.md)"
         )
     classes = _sorted_values(table["target"])
     if len(classes) != 2:

@@ -181,11 +181,11 @@ class HookedModel:
     def _few_tokens(self) -> dict[str, torch.Tensor]:
         """A batch of one text of eight tokens."""
         n_tokens = self.model.get_input_embeddings().num_embeddings
-        return self._padded([[i % n_tokens for i in range(8)]])
+        return self.padded([[i % n_tokens for i in range(8)]])
 
     def width(self, name: str) -> int:
         """The columns of what is read at a hook."""
-        return int(self._forward([name], self._padded([[0]]))[name].shape[-1])
+        return int(self._forward([name], self.padded([[0]]))[name].shape[-1])
 
     def _check_hook(self, name: str) -> None:
         """Raise UserError where a hook inside a block, on a few tokens, is not what its name says
@@ -272,7 +272,7 @@ class HookedModel:
                     f"{self.info.name} gives NaN or infinite values at {name}: try --dtype float32"
                 )
 
-    def _padded(self, token_ids: list[list[int]]) -> dict[str, torch.Tensor]:
+    def padded(self, token_ids: list[list[int]]) -> dict[str, torch.Tensor]:
         """Texts of different lengths as one batch, padded on the right."""
         import torch
 
@@ -303,7 +303,7 @@ class HookedModel:
             while start < len(order):
                 size = batch_size or texts_in_batch(lengths[order[start:]], n_tokens)
                 rows = order[start : start + size]
-                batch = self._padded([token_ids[i] for i in rows])
+                batch = self.padded([token_ids[i] for i in rows])
                 try:
                     captured = self._forward(self.hook_names, batch)
                 except RuntimeError as error:

@@ -19,6 +19,8 @@ from utils.runtime.errors import UserError, unknown_name
 
 MAX_TRAIN = 1024
 MIN_TEST = 100
+FEWEST_TWO_SIDED = 20  # of fewer rows the rarer class of the most one-sided condition has none
+FEWEST_KEPT = FEWEST_TWO_SIDED + 2  # for the test, whatever share is asked for
 OOD_TRAIN_ROWS = 1500  # OOD training rows are drawn from the first 1,500
 SEED = 42  # of the paper's row draws and folds
 SPLIT_RULES = 2  # raised when a rule below draws other rows: results of older rules are made again
@@ -109,7 +111,20 @@ class SplitKind:
 
     def min_test(self, n_rows: int) -> int:
         """Test rows that are kept of a dataset of ``n_rows`` rows."""
-        return MIN_TEST if self.test_frac is None else max(2, round(self.test_frac * n_rows))
+        if self.test_frac is None:
+            return MIN_TEST
+        return max(FEWEST_KEPT, round(self.test_frac * n_rows))
+
+    @property
+    def flags(self) -> str:
+        """The flags that ask for such splits, to stand behind a command; "" for the paper's."""
+        flags = " --split grouped" if self.grouped else ""
+        return flags if self.test_frac is None else f"{flags} --test_frac {self.test_frac:g}"
+
+    @property
+    def make_flags(self) -> str:
+        """The same behind a make target."""
+        return f' ARGS="{self.flags.strip()}"' if self.flags else ""
 
     @property
     def folder(self) -> str:
@@ -268,7 +283,8 @@ def _draw_imbalanced(labels: np.ndarray, value: float, seed: int, kind: SplitKin
     n_pos = int((labels == 1).sum())
     n_neg = len(labels) - n_pos
     num_train, num_test = _imbalanced_sizes(min(n_neg, n_pos), kind)
-    if min(num_train, num_test) < 2:
+    fewest = 2 if kind.test_frac is None else FEWEST_TWO_SIDED
+    if min(num_train, num_test) < fewest:
         raise UserError(
             f"{n_pos} positive and {n_neg} negative rows are too few for class_imbalance"
         )

@@ -38,6 +38,7 @@ def test_the_gap_is_validation_less_test(paths, monkeypatch):
         {
             "setting": setting, "condition": condition, "kind": kind, "method": method,
             "protocol": protocol, "dataset": dataset, "val_auc": val, "test_auc": val - less,
+            "layer": 2, "sae_id": None, "k": 16, "seed": 42,
         }
         for (setting, condition), (kind, method), (protocol, less), (dataset, val) in product(
             (("normal", "all"), ("scarcity", 20.0)),
@@ -50,10 +51,17 @@ def test_the_gap_is_validation_less_test(paths, monkeypatch):
     assert lines[0].startswith("| setting | SAE probes, paper | SAE probes, nested | baselines,")
     assert lines[2] == "| normal |" + " 0.100 | 0.020 |" * 3
     assert lines[3] == "| scarcity, 20 rows |" + " 0.100 | 0.020 |" * 3
-    few = pd.DataFrame([row for row in rows if row["protocol"] == "paper"])
-    monkeypatch.setattr(facts, "load_results", lambda *_: Results(few, []))
-    with pytest.raises(UserError, match="not both protocols"):
-        facts.gap(paths)
+    # a layer with one protocol is on neither side
+    more = [{**row, "layer": 5, "test_auc": 0.0} for row in rows if row["protocol"] == "paper"]
+    monkeypatch.setattr(facts, "load_results", lambda *_: Results(pd.DataFrame([*rows, *more]), []))
+    assert facts.gap(paths)["gap_table"].strip().splitlines() == lines
+    papers = [row for row in rows if row["protocol"] == "paper"]
+    for few in (papers, [row for row in rows if row["setting"] == "normal" or row in papers]):
+        monkeypatch.setattr(
+            facts, "load_results", lambda *_, few=few: Results(pd.DataFrame(few), [])
+        )
+        with pytest.raises(UserError, match="not both protocols"):
+            facts.gap(paths)
 
 
 def test_what_cannot_be_measured_stays_as_it_was(paths, monkeypatch, tmp_path, capsys):

@@ -4,6 +4,7 @@ way, folders not shared.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -239,6 +240,12 @@ def test_workers_that_die_while_all_are_asked_stop_nothing():
 
     with pytest.raises(UserError, match="the Dask scheduler at tcp://here went away"):
         _ask(nobody, "tcp://here")
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="a worker of tcp://here cannot take our code"):
+        _ask(full, "tcp://here")
 
 
 def test_what_a_killed_worker_had_is_done_by_another(activations, cluster):

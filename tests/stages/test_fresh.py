@@ -182,8 +182,10 @@ def test_intervals_are_of_the_scores_that_were_kept(ready):
         scores = paired.scores(row)
         assert scores is not None
         assert roc_auc_score(y, scores) == pytest.approx(row["test_auc"], abs=1e-9)
-        error = paired.error(rows[0], row, fresh=True)
-        assert (error or 0) == delong(y[fresh], of_first[fresh], scores[fresh])
+        error = paired.error(rows[0], row, fresh=False)
+        assert (error or 0) == delong(y, of_first, scores)
+    # scores that are not those of the row: of an earlier fit, or of other rows
+    assert paired.error(rows[1], {**rows[0], "test_auc": rows[0]["test_auc"] - 0.01}, False) is None
     datasets = by_dataset(tidy, "paper")
     shown = dataset_rows(matched_rows(tidy, datasets), datasets, PairedErrors(ready, MODEL))
     assert [row["exact"] for row in shown] == [True]

@@ -31,6 +31,7 @@ import train_baselines
 import train_sae_probes
 import train_saes
 import visualize
+from checks import transfer
 from utils.datasets import load_dataset, load_ood
 from utils.figures import study
 from utils.language_models import HookedModel
@@ -175,6 +176,27 @@ def test_a_kept_probe_scores_the_texts_it_was_tested_on_as_its_table_says(done, 
     assert score_texts.main([*given, *folder_flags(done)]) == 0
     scores = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert roc_auc_score(drawn.y_test, scores["score"]) == pytest.approx(row["test_auc"], abs=2e-3)
+
+
+def test_kept_probes_are_scored_on_the_texts_of_others(done, tmp_path, capsys):
+    """On their own dataset as the table says; a probe whose weights are gone is a line."""
+    results = tmp_path / "results"
+    shutil.copytree(done.results_dir, results)
+    paths = replace(done, results_dir=results)
+    common = ["--model_name", MODEL, *folder_flags(paths)]
+    assert transfer.main([*common, "--k", "16"]) == 0
+    matrix = pd.read_csv(paths.transfer_table(MODEL))
+    table = pd.read_csv(paths.sae_probe_table(MODEL, "normal"))
+    assert set(matrix["trained_on"]) == set(matrix["tested_on"]) - {f"{NAMES[0]}_OOD"} == set(NAMES)
+    for row in matrix[matrix["trained_on"] == matrix["tested_on"]].to_dict("records"):
+        if row["probe"] == transfer.ON_LATENTS:
+            mine = table[(table["dataset"] == row["trained_on"]) & (table["k"] == 16)]
+            mine = mine[mine["sae_id"] == row["sae_id"]]
+            assert row["test_auc"] == pytest.approx(mine["test_auc_fresh"].iloc[0], abs=1e-6)
+    shutil.rmtree(paths.sae_probe_table(MODEL, "normal").parent / "probes")
+    capsys.readouterr()
+    assert transfer.main([*common, "--k", "16"]) == 1
+    assert "were not kept: python train_sae_probes.py" in capsys.readouterr().err
 
 
 def test_the_report_stands_alone_and_names_what_is_missing(done):

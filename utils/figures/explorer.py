@@ -17,7 +17,7 @@ import pandas as pd
 from utils.results.cards import Card, ProbeCards
 from utils.results.comparison import BASELINES, CONTENDERS, DECISION, PROBES, TITLES, on_fresh_rows
 from utils.results.paired import PairedErrors
-from utils.results.statistics import hanley_mcneil
+from utils.results.statistics import TIE, hanley_mcneil
 from utils.results.tidy import BASELINE, SAE
 from utils.settings import NORMAL, SETTINGS
 
@@ -208,15 +208,20 @@ def _difference(auc: dict[str, float | None]) -> float | None:
 
 
 def _first_picked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each decision the first of the best by val_auc."""
+    """Of each decision the first of the best by val_auc; ``n_tied``: how many are as good."""
     ordered = rows.assign(rank=-rows["val_auc"].fillna(0)).sort_values("rank", kind="stable")
-    return ordered.drop_duplicates(DECISION)
+    by_decision = ordered.groupby(DECISION)["rank"]
+    is_best = ordered["rank"] <= by_decision.transform("min") + TIE
+    n_tied = is_best.groupby([ordered[name] for name in DECISION]).transform("sum")
+    return ordered.assign(n_tied=n_tied).drop_duplicates(DECISION)
 
 
 def _only(first: pd.DataFrame, row: dict) -> dict | None:
-    """The pick of a setting and dataset that has one decision."""
+    """The pick of a setting and dataset that has one decision, and no tie in it: of tied probes the
+    mean is shown.
+    """
     mine = first[(first["setting"] == row["setting"]) & (first["dataset"] == row["dataset"])]
-    return mine.iloc[0].to_dict() if len(mine) == 1 else None
+    return mine.iloc[0].to_dict() if len(mine) == 1 and mine["n_tied"].iloc[0] == 1 else None
 
 
 def _most_picked(first: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Any, int, int]]]:

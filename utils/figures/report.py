@@ -113,7 +113,8 @@ class Report:
     that figures show; ``cards``: of explain_probes.py; ``calibration``: what checks.calibrate
     found, in sentences; ``leaderboard``: whether there is one beside the page; ``selected``: the
     name of a selection of results, "" for all; ``settings``: of the runs that made the tables;
-    ``paired``: knows the errors of differences whose scores were kept.
+    ``paired``: knows the errors of differences whose scores were kept; ``make_flags``: what a make
+    target needs for splits that are not the paper's.
     """
 
     model_name: str
@@ -132,6 +133,7 @@ class Report:
     findings: list[Finding]
     settings: dict[str, object]
     paired: PairedErrors | None = None
+    make_flags: str = ""
 
 
 def pages() -> Environment:
@@ -298,7 +300,7 @@ def absent(report: Report) -> list[dict[str, str]]:
         lacking = [needed[kind] for kind in needed if (setting, kind) not in there]
         if lacking:
             names, targets = zip(*lacking)
-            command = f"{make.format(' '.join(targets))} SETTING={setting}"
+            command = f"{make.format(' '.join(targets))} SETTING={setting}{report.make_flags}"
             lines.append(
                 {"what": f"Not run: {' and '.join(names)} of {setting}:", "command": command}
             )

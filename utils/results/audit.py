@@ -14,7 +14,7 @@ from utils.results.comparison import BASELINES, PROBES, contenders, matched, of_
 from utils.results.findings import Finding, Kind
 from utils.results.tidy import BASELINE, CONTROL, SAE, Results
 from utils.runtime.errors import UserError
-from utils.settings import MIN_TEST, SETTINGS, SHIFTED, conditions, get_setting, n_test_rows
+from utils.settings import MIN_TEST, PAPERS, SETTINGS, SHIFTED, conditions, get_setting, n_test_rows
 from utils.text_checks import KNOWN_UNFIT, known_check, known_ood_check, share_of_copies
 
 
@@ -98,6 +98,8 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
     """Rows that the other rows of the same setting lead one to expect: methods, datasets and
     conditions that some have.
     """
+    if paths.split.grouped:  # how many rows there are to draw from is the activations' to say
+        return []
     try:
         sizes = {
             name: dataset_size(paths, name)
@@ -120,7 +122,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
             if name in there
             for label in (
                 _label("all" if c.label is None else c.label)
-                for c in conditions(setting, sizes[name])
+                for c in conditions(setting, sizes[name], paths.split)
             )
             if label in known
         }
@@ -199,6 +201,8 @@ def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
     """Test rows whose very text is among the training rows: a probe that only remembers is right on
     them.
     """
+    if paths.split != PAPERS:  # the counts are of the paper's
+        return []
     try:
         checks = [
             known_check(paths, name)

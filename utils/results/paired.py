@@ -12,6 +12,7 @@ from utils.activations import rows_with_activations
 from utils.datasets import load_dataset, text_codes
 from utils.names import parse_layer
 from utils.paths import Paths
+from utils.probes.scores import roc_auc
 from utils.results.kept_probes import find_scores
 from utils.results.sources import Sources
 from utils.results.statistics import delong
@@ -19,6 +20,8 @@ from utils.results.tables import baseline_table, sae_probe_table
 from utils.results.tidy import BASELINE
 from utils.runtime.errors import UserError
 from utils.settings import NORMAL, Condition, split
+
+SAME_AUC = 1e-6
 
 
 class PairedErrors:
@@ -33,20 +36,30 @@ class PairedErrors:
 
     def error(self, one: dict, other: dict, fresh: bool) -> float | None:
         """DeLong's standard error of the difference in test AUC of two rows of the tidy table, of
-        the normal setting and one seed; None where the scores of either are not kept, or are of
-        other rows than there are now. ``fresh``: on fresh test rows alone.
+        the normal setting and one seed. ``fresh``: on fresh test rows alone, of which ``test_auc``
+        then is.
+
+        None where the scores of either are not kept, are not those of the row's test AUC on the
+        rows that are there now, or know no error.
         """
         with suppress(UserError):
-            y, is_fresh = self.tested(str(one["dataset"]), int(one["seed"]))
             sides = [self.scores(row) for row in (one, other)]
-            if (fresh and is_fresh is None) or any(s is None or len(s) != len(y) for s in sides):
+            if any(side is None for side in sides):
                 return None
-            shown = is_fresh if fresh and is_fresh is not None else np.ones(len(y), dtype=bool)
-            if 0 < y[shown].sum() < shown.sum():
-                first, second = (np.asarray(side)[shown] for side in sides)
-                return (
-                    delong(y[shown], first, second) or None
-                )  # of no error at all nothing is known
+            y, is_fresh = self.tested(str(one["dataset"]), int(one["seed"]))
+            shown = is_fresh if fresh else np.ones(len(y), dtype=bool)
+            if shown is None or not 0 < y[shown].sum() < shown.sum():
+                return None
+            of_rows = []
+            for row, side in zip((one, other), sides):
+                scores = np.asarray(side)
+                if len(scores) != len(y):
+                    return None
+                if abs(roc_auc(y[shown], scores[shown]) - float(row["test_auc"])) > SAME_AUC:
+                    return None
+                of_rows.append(scores[shown])
+            error = delong(y[shown], *of_rows)
+            return error if error > 0 else None
         return None
 
     def tested(self, dataset: str, seed: int) -> tuple[np.ndarray, np.ndarray | None]:

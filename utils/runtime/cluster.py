@@ -183,15 +183,19 @@ def _ask(question: Callable[[], Any], address: str) -> None:
     """Ask all workers something. One that dies meanwhile fails the question for all: then those
     that are left are asked again.
 
-    Raises UserError when the scheduler went away.
+    Raises UserError when the scheduler went away, or a worker cannot take our code.
     """
+    from distributed.comm import CommClosedError
+
     for n_left in reversed(range(ASKED)):
         try:
             question()
-        except OSError as error:
+        except (CommClosedError, ConnectionError) as error:
             if not n_left:
                 raise _gone(address) from error
             time.sleep(0.2)  # the scheduler has yet to notice
+        except OSError as error:  # a worker's own: no room, no right to write
+            raise UserError(f"a worker of {address} cannot take our code: {error}") from error
         else:
             return
 
