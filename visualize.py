@@ -194,7 +194,7 @@ def write_ranking(folder: Path, model_name: str, tidy: pd.DataFrame, known: pd.D
     ``known``: the same probes on fresh rows where they are known.
     """
     path = folder / "leaderboard.html"
-    n_saes = tidy[tidy["kind"] == SAE].groupby("setting")["sae_id"].nunique()
+    n_saes = tidy[tidy["kind"] == SAE].groupby("setting", observed=True)["sae_id"].nunique()
     setting = max(SETTINGS, key=lambda name: n_saes.get(name, 0))
     tables = leaderboard(known, setting)
     if len(tables[0]) < 2:
@@ -313,7 +313,7 @@ def short(number: float) -> str:
 
 def print_headline(table: pd.DataFrame) -> None:
     """The headline, a table a protocol, narrow enough for a terminal."""
-    for protocol, rows in table.groupby("protocol", sort=False):
+    for protocol, rows in table.groupby("protocol", sort=False, observed=True):
         shown = headline(rows)
         if table["protocol"].nunique() > 1:
             shown.columns.name = f"{protocol} protocol"

@@ -225,7 +225,7 @@ def best_layer(source: Published) -> Measured | None:
     """Of the layers of Gemma 2 9B that were probed, where logistic regression does best."""
     rows = source.tidy(GEMMA)
     normal = rows[(rows["setting"] == NORMAL.name) & (rows["method"] == "logreg")]
-    means = normal.groupby("layer")["test_auc"].mean().sort_values(ascending=False)
+    means = normal.groupby("layer", observed=True)["test_auc"].mean().sort_values(ascending=False)
     if not len(means):
         return None
     shown = ", ".join(f"{layer}: {value:.3f}" for layer, value in means.items())
@@ -271,7 +271,7 @@ def wide_saes(source: Published) -> Measured | None:
     best = mine.sort_values("val_auc", kind="stable").drop_duplicates(
         ["sae_id", "dataset", "condition"], keep="last"
     )
-    means = best.groupby("sae_id")["test_auc"].mean().sort_values(ascending=False)
+    means = best.groupby("sae_id", observed=True)["test_auc"].mean().sort_values(ascending=False)
     shown = ", ".join(f"{name.split('/')[1]}: {value:.3f}" for name, value in means.items())
     widest = next((name for name in means.index if "width_1m" in name), None)
     if widest is None:
@@ -434,7 +434,7 @@ def best_architecture(source: Published) -> Measured | None:
     tables = side_experiments.win_rates(source.paths, SMALL_GEMMA)
     if "normal, k = 16" not in tables:
         return None
-    means = tables["normal, k = 16"].groupby("sae1")["win_rate"].mean().sort_values()
+    means = tables["normal, k = 16"].groupby("sae1", observed=True)["win_rate"].mean().sort_values()
     last, best = means.index[0], means.index[-1]
     shown = f"best {best} ({means[best]:.0%}), last {last} ({means[last]:.0%})"
     return Measured(shown, SAME if means.iloc[-1] < 0.65 else OTHER)

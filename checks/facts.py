@@ -175,7 +175,7 @@ def with_both_protocols(tidy: pd.DataFrame) -> pd.DataFrame:
     if not len(tidy):
         return tidy
     same = ["setting", "condition", "dataset", "layer", "kind", "method", "sae_id", "k", "seed"]
-    n_protocols = tidy.groupby(same, dropna=False)["protocol"].transform("nunique")
+    n_protocols = tidy.groupby(same, dropna=False, observed=True)["protocol"].transform("nunique")
     return tidy[n_protocols == len(PROTOCOLS)]
 
 

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     for file in progress(files, desc="reference datasets", unit="dataset"):
         rows += compare_dataset(args.golden, file.stem, args.solver)
     table = pd.DataFrame(rows)
-    grouped = table.groupby(["setting", "method"], sort=False)
+    grouped = table.groupby(["setting", "method"], sort=False, observed=True)
     summary = grouped["difference"].agg(
         fits="size",
         mean="mean",

@@ -131,7 +131,7 @@ def probes_of_one_sae(
     if datasets is not None:
         rows = rows[rows["dataset"].isin(datasets)]
     if sae_id is None and len(rows):
-        sae_id = rows.groupby("sae_id")["val_auc"].mean().idxmax()
+        sae_id = rows.groupby("sae_id", observed=True)["val_auc"].mean().idxmax()
     return rows[rows["sae_id"] == sae_id].sort_values("dataset", kind="stable")
 
 
@@ -248,7 +248,7 @@ def summary(table: pd.DataFrame) -> str:
     own = table["trained_on"] == table["tested_on"]
     shifted = table["trained_on"] + "_OOD" == table["tested_on"]
     lines = []
-    for kind, rows in table.groupby("probe"):
+    for kind, rows in table.groupby("probe", observed=True):
         parts = [
             f"{rows.loc[mask, 'test_auc'].mean():.3f} {where} ({int(mask[rows.index].sum())})"
             for mask, where in ((own, "on their own datasets"), (shifted, "on its OOD texts"))

@@ -58,7 +58,7 @@ def measure(tidy: pd.DataFrame, info: LanguageModel) -> dict[str, object]:
             "no probes on texts alone: run `python train_baselines.py --method text_only`"
             f" --model_name {info.name}"
         )
-    mean = texts.groupby("dataset")[["test_auc", "test_auc_fresh"]].mean()
+    mean = texts.groupby("dataset", observed=True)[["test_auc", "test_auc_fresh"]].mean()
     numbers: dict[str, object] = {
         "n_datasets": len(mean),
         "mean": round(float(mean["test_auc"].mean()), 3),

@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 
 from utils.results.cards import Card, ProbeCards
-from utils.results.comparison import BASELINES, CONTENDERS, DECISION, PROBES, TITLES, on_fresh_rows
+from utils.results.comparison import (
+    BASELINES,
+    CONTENDERS,
+    DECISION,
+    PROBES,
+    TITLES,
+    in_words,
+    on_fresh_rows,
+)
 from utils.results.paired import PairedErrors
 from utils.results.statistics import TIE, hanley_mcneil
 from utils.results.tidy import BASELINE, SAE
@@ -23,6 +31,10 @@ from utils.settings import NORMAL, SETTINGS
 
 NO_K = -1.0
 MOST_CARDS = 6  # of a dataset: those through which most of the score goes
+NEEDED = {
+    *DECISION, "setting", "kind", "method", "sae_id", "k", "val_auc", "test_auc", "n_test",
+    "n_nonzero", "test_auc_fresh", "n_fresh",
+}  # fmt: skip
 CURVES = (BASELINES, PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims", "text_only")
 
 
@@ -32,19 +44,24 @@ def matched_rows(tidy: pd.DataFrame, datasets: pd.DataFrame) -> pd.DataFrame:
     setting and dataset.
     """
     fresh = datasets.loc[datasets["test_rows"] == "fresh", ["setting", "dataset"]]
-    wants_fresh = pd.MultiIndex.from_frame(tidy[["setting", "dataset"]]).isin(
-        pd.MultiIndex.from_frame(fresh)
-    )
-    known = pd.concat([on_fresh_rows(tidy[wants_fresh]), tidy[~wants_fresh]])
-    kept = []
-    for _, of_setting in known.groupby("setting", sort=False):
-        sides = [of_setting.loc[of_setting["kind"] == kind, DECISION] for kind in (BASELINE, SAE)]
-        shared = sides[0].drop_duplicates()
-        if len(sides[1]):
-            shared = shared.merge(sides[1].drop_duplicates(), on=DECISION)
-        place = pd.MultiIndex.from_frame(of_setting[DECISION])
-        kept.append(of_setting[place.isin(pd.MultiIndex.from_frame(shared))])
-    return pd.concat(kept) if kept else known
+    known = tidy[[name for name in tidy if name in NEEDED]]  # millions of rows are a gigabyte
+    if len(fresh):
+        wants_fresh = pd.MultiIndex.from_frame(known[["setting", "dataset"]]).isin(
+            pd.MultiIndex.from_frame(fresh)
+        )
+        known = pd.concat([on_fresh_rows(known[wants_fresh]), known[~wants_fresh]])
+    known = known.reset_index(drop=True)
+    decision = known.groupby(DECISION, sort=False, observed=True).ngroup()
+    kept = np.zeros(len(known), dtype=bool)
+    for setting in known["setting"].unique():
+        mine = (known["setting"] == setting).to_numpy()
+        baselines, probes = (
+            np.unique(decision[mine & (known["kind"] == kind).to_numpy()])
+            for kind in (BASELINE, SAE)
+        )
+        shared = np.intersect1d(baselines, probes) if len(probes) else baselines
+        kept |= mine & decision.isin(shared).to_numpy()
+    return known[kept]
 
 
 def dataset_rows(
@@ -136,7 +153,7 @@ def curves(matched: pd.DataFrame) -> dict[str, dict[str, Any]]:
         for dataset, k, auc in _picked_means(of_k, ["dataset", "k"]):
             of_dataset = by_dataset.setdefault(dataset, {}).setdefault("by_k", {})
             of_dataset.setdefault(name, []).append([None if k == NO_K else k, auc])
-        varied = probes[probes["setting"].map(lambda setting: bool(SETTINGS[setting].values))]
+        varied = probes[probes["setting"].isin([s.name for s in SETTINGS.values() if s.values])]
         for setting, dataset, condition, auc in _picked_means(
             varied, ["setting", "dataset", "condition"]
         ):
@@ -209,11 +226,11 @@ def _difference(auc: dict[str, float | None]) -> float | None:
 
 def _first_picked(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each decision the first of the best by val_auc; ``n_tied``: how many are as good."""
-    ordered = rows.assign(rank=-rows["val_auc"].fillna(0)).sort_values("rank", kind="stable")
-    by_decision = ordered.groupby(DECISION)["rank"]
-    is_best = ordered["rank"] <= by_decision.transform("min") + TIE
-    n_tied = is_best.groupby([ordered[name] for name in DECISION]).transform("sum")
-    return ordered.assign(n_tied=n_tied).drop_duplicates(DECISION)
+    value = rows["val_auc"].fillna(0)
+    best = value.groupby([rows[name] for name in DECISION], observed=True).transform("max")
+    tied = rows[value >= best - TIE]
+    n_tied = tied.groupby(DECISION, observed=True)["val_auc"].transform("size")
+    return in_words(tied.assign(n_tied=n_tied).drop_duplicates(DECISION))
 
 
 def _only(first: pd.DataFrame, row: dict) -> dict | None:
@@ -227,7 +244,7 @@ def _only(first: pd.DataFrame, row: dict) -> dict | None:
 def _most_picked(first: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Any, int, int]]]:
     """{(setting, dataset): {column: (value picked most, times, decisions)}}."""
     found: dict[tuple[str, str], dict[str, tuple[Any, int, int]]] = {}
-    for key, of_dataset in first.groupby(["setting", "dataset"], sort=False):
+    for key, of_dataset in first.groupby(["setting", "dataset"], sort=False, observed=True):
         found[key] = {
             name: (*Counter(of_dataset[name].dropna()).most_common(1)[0], len(of_dataset))
             for name in ("method", "sae_id", "k")
@@ -250,8 +267,8 @@ def _picked_means(rows: pd.DataFrame, by: list[str]) -> list[list[Any]]:
         return []
     each = [*by, *(name for name in ("condition", "layer", "seed") if name not in by)]
     ranked = rows.assign(val_auc=rows["val_auc"].fillna(0))
-    best = ranked.groupby(each)["val_auc"].transform("max")
-    means = ranked[ranked["val_auc"] >= best].groupby(each)["test_auc"].mean()
+    best = ranked.groupby(each, observed=True)["val_auc"].transform("max")
+    means = ranked[ranked["val_auc"] >= best].groupby(each, observed=True)["test_auc"].mean()
     table = means.groupby(level=by).mean().reset_index()
     ordered = table.iloc[np.argsort([_number(v) for v in table[by[-1]]], kind="stable")]
     return [plain(list(row)) for row in ordered.itertuples(index=False, name=None)]

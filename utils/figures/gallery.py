@@ -60,7 +60,9 @@ class Material:
     ) -> None:
         self.tidy, self.comparison, self.gap, self.multi_token = tidy, comparison, gap, multi_token
         self.stated = stated
-        self.picks = {setting: contenders(rows) for setting, rows in tidy.groupby("setting")}
+        self.picks = {
+            setting: contenders(rows) for setting, rows in tidy.groupby("setting", observed=True)
+        }
 
     def compared_by(self, setting: str, score: str) -> pd.DataFrame:
         """The comparison of a setting by another score than test AUC."""

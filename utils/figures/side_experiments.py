@@ -48,12 +48,12 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
     which = table["sae_id"].map(lambda i: f" ({_size(i)})" if isinstance(i, str) else "")
     aucs = {
         name: rows.set_index("dataset")["test_auc"]
-        for name, rows in table.assign(bar=table["method"] + which).groupby("bar")
+        for name, rows in table.assign(bar=table["method"] + which).groupby("bar", observed=True)
     }
     shared = sorted(set.intersection(*(set(auc.index) for auc in aucs.values())))
     if last_token is not None:
         at_layer = last_token[last_token["layer"] == table["layer"].mode().iloc[0]]
-        by_dataset = at_layer.groupby("dataset")
+        by_dataset = at_layer.groupby("dataset", observed=True)
         if set(shared) <= set(by_dataset.groups) and _same_rows(table, at_layer, shared):
             aucs["best baseline on the last token"] = by_dataset["test_auc"].mean()
     if not shared:
@@ -95,7 +95,8 @@ def multi_token(table: pd.DataFrame, last_token: pd.DataFrame | None) -> Figure:
 def _same_rows(table: pd.DataFrame, last_token: pd.DataFrame, datasets: list[str]) -> bool:
     """Whether both were tested on as many rows of each dataset, where both say on how many."""
     sizes = [
-        rows.groupby("dataset")["n_test"].max().reindex(datasets) for rows in (table, last_token)
+        rows.groupby("dataset", observed=True)["n_test"].max().reindex(datasets)
+        for rows in (table, last_token)
     ]
     known = sizes[0].notna() & sizes[1].notna()
     return bool((sizes[0][known] == sizes[1][known]).all())
@@ -114,7 +115,7 @@ def architecture_wins(tables: dict[str, pd.DataFrame]) -> Figure:
     if not tables:
         raise NoData("no win rates of architectures (improvements/sae_win_rate_….csv)")
     first = next(iter(tables.values()))
-    mean = first.groupby("sae1")["win_rate"].mean().sort_values(ascending=False)
+    mean = first.groupby("sae1", observed=True)["win_rate"].mean().sort_values(ascending=False)
     names = list(mean.index)
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)

@@ -168,7 +168,7 @@ def auc_by_k(tidy: pd.DataFrame) -> Figure:
         raise NoData("no SAE probes in the normal setting")
     layers = sorted(set(rows["layer"].unique()), key=layer_order)
     logreg = normal[(normal["method"] == "logreg") & normal["layer"].isin(layers)]
-    lines = logreg.groupby(["layer", "dataset"])["test_auc"].mean()
+    lines = logreg.groupby(["layer", "dataset"], observed=True)["test_auc"].mean()
     curves = _curves(rows)
     chosen = _telling(curves, lines)
     figure, grid = small_multiples(len(chosen) + 1, height=2.1)
@@ -244,7 +244,7 @@ def _by_dataset(part: pd.DataFrame) -> pd.DataFrame:
 def _draw_curve(axes: Axes, curve: _Curve, dataset: str | None) -> None:
     """The curve on a dataset, or its mean over all of them."""
     if dataset is None:
-        aucs = curve.aucs.groupby("k").mean()
+        aucs = curve.aucs.groupby("k", observed=True).mean()
         empty = aucs["empty"] == 1
     else:
         there = curve.aucs.index.get_level_values("dataset") == dataset
@@ -271,9 +271,9 @@ def _telling(curves: list[_Curve], lines: pd.Series) -> list[str]:
     datasets = list(dict.fromkeys(of_saes.index.get_level_values("dataset")))
     if len(datasets) <= MOST_PANELS:
         return datasets
-    ahead = of_saes.groupby("dataset").mean()
+    ahead = of_saes.groupby("dataset", observed=True).mean()
     if len(lines):
-        ahead = (ahead - lines.groupby("dataset").mean()).dropna()
+        ahead = (ahead - lines.groupby("dataset", observed=True).mean()).dropna()
     order = ahead.sort_values(ascending=False).index
     return order[np.linspace(0, len(order) - 1, MOST_PANELS).round().astype(int)].tolist()
 
@@ -289,8 +289,10 @@ def quiver_scatter(picks: dict[str, pd.DataFrame]) -> Figure:
     for name in reversed(names[1:]):
         # a point a dataset: the mean of its layers and seeds
         pairs = picks[BASELINES].merge(picks[name], on=DECISION, suffixes=("_baseline", "_sae"))
-        points = pairs.groupby("dataset")[["test_auc_baseline", "test_auc_sae"]].mean()
-        empty = pairs.groupby("dataset")["empty_sae"].all()
+        points = pairs.groupby("dataset", observed=True)[
+            ["test_auc_baseline", "test_auc_sae"]
+        ].mean()
+        empty = pairs.groupby("dataset", observed=True)["empty_sae"].all()
         above = (points["test_auc_sae"] > points["test_auc_baseline"] + TIE) & ~empty
         label = f"{TITLES[name]}: above the line on {int(above.sum())} of {len(points)}"
         for rows, face in ((points[~empty], LOOKS[name].color), (points[empty], "none")):
@@ -346,7 +348,7 @@ def condition_curves(
     lower.set_ylabel("difference from\nbest baseline")
     lower.set_xlabel(label)
     upper.set_ylabel(f"mean {score}")
-    counts = rows.groupby("condition")["n_datasets"].max()
+    counts = rows.groupby("condition", observed=True)["n_datasets"].max()
     note = (
         f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     )
@@ -378,7 +380,7 @@ def ood_bars(picks: dict[str, pd.DataFrame], shifts: dict[str, str]) -> Figure:
     figure, axes = one_panel(6.0, 0.7 + 0.62 * len(datasets))
     height = 0.8 / len(names)
     for i, name in enumerate(names):
-        values = picks[name].groupby("dataset")["test_auc"].mean().reindex(datasets)
+        values = picks[name].groupby("dataset", observed=True)["test_auc"].mean().reindex(datasets)
         places = np.arange(len(datasets)) + (i - (len(names) - 1) / 2) * height
         axes.barh(places, values, height * 0.9, label=TITLES[name], **bar_look(name))
         for y, value in zip(places, values):
@@ -401,7 +403,12 @@ def method_by_layer(tidy: pd.DataFrame) -> Figure:
     rows, layers = _normal_baselines(tidy)
     figure, axes = one_panel(2.6 + 0.9 * len(layers), 3.4)
     for method, look in looks(rows["method"]).items():
-        mean = rows[rows["method"] == method].groupby("layer")["test_auc"].mean().reindex(layers)
+        mean = (
+            rows[rows["method"] == method]
+            .groupby("layer", observed=True)["test_auc"]
+            .mean()
+            .reindex(layers)
+        )
         axes.plot(
             range(len(layers)),
             mean,
@@ -432,9 +439,16 @@ def best_method_by_layer(tidy: pd.DataFrame) -> Figure:
     """
     rows, layers = _normal_baselines(tidy)
     by_dataset = ["layer", "dataset", "seed"]
-    best = rows[rows["val_auc"] >= rows.groupby(by_dataset)["val_auc"].transform("max") - TIE]
-    best = best.assign(share=1 / best.groupby(by_dataset)["method"].transform("size"))
-    shares = best.groupby(["layer", "method"])["share"].sum() / best.groupby("layer")["share"].sum()
+    best = rows[
+        rows["val_auc"] >= rows.groupby(by_dataset, observed=True)["val_auc"].transform("max") - TIE
+    ]
+    best = best.assign(
+        share=1 / best.groupby(by_dataset, observed=True)["method"].transform("size")
+    )
+    shares = (
+        best.groupby(["layer", "method"], observed=True)["share"].sum()
+        / best.groupby("layer", observed=True)["share"].sum()
+    )
     figure, axes = one_panel(2.6 + 0.9 * len(layers), 3.4)
     below = np.zeros(len(layers))
     for method, look in looks(rows["method"]).items():
@@ -465,6 +479,7 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     values of it.
     """
     rows = tidy[(tidy["kind"] == SAE) & tidy["k"].notna()]
+    rows = rows.assign(sae_id=rows["sae_id"].astype(object))
     read = {"width": named_width, "L0": named_l0}[size]
     sizes = {sae_id: read(str(sae_id)) for sae_id in rows["sae_id"].unique()}
     widths = {sae_id: named_width(str(sae_id)) for sae_id in sizes}
@@ -476,10 +491,10 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     family_of = {sae_id: sae_family(str(sae_id)) for sae_id in sizes}
     rows["family"] = rows["sae_id"].map(family_of)
     panels = []
-    for setting, of_setting in rows.groupby("setting", sort=False):
+    for setting, of_setting in rows.groupby("setting", sort=False, observed=True):
         of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]
         if size == "L0":
-            most = of_setting.groupby("width")["size"].nunique()
+            most = of_setting.groupby("width", observed=True)["size"].nunique()
             of_setting = (
                 of_setting[of_setting["width"] == most.idxmax()] if len(most) else of_setting
             )
@@ -490,8 +505,11 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     figure, row = panels_in_a_row(len(panels), 1.2, 2.5, 3.0)
     for axes, (setting, of_panel) in zip(row, panels):
         keys = ["dataset", "condition", "seed"]
-        by_family = of_panel.groupby("family")["size"].transform("nunique")
-        complete = of_panel.groupby([*keys, "family"])["size"].transform("nunique") == by_family
+        by_family = of_panel.groupby("family", observed=True)["size"].transform("nunique")
+        complete = (
+            of_panel.groupby([*keys, "family"], observed=True)["size"].transform("nunique")
+            == by_family
+        )
         ks = sorted(of_panel["k"].unique())
         shown = ks if len(ks) <= 4 else [k for k in (1, 16, 128, 512) if k in ks]
         families = sorted(of_panel["family"].unique())
@@ -504,7 +522,7 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
                 for family in families
             ]
         for (label, mask), look in zip(lines, cycle(zip(SAE_MARKERS, SAE_COLORS))):
-            curve = of_panel[complete & mask].groupby("size")["test_auc"].mean()
+            curve = of_panel[complete & mask].groupby("size", observed=True)["test_auc"].mean()
             axes.plot(
                 curve.index,
                 curve,
@@ -546,7 +564,9 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
         raise NoData(f"{setting} lacks baselines or SAE probes")
     sides = matched({name: picks[name] for name in (BASELINES, PROBES)})
     gain = sides[PROBES]["test_auc"] - sides[BASELINES]["test_auc"]
-    order = gain.groupby(sides[PROBES]["dataset"]).mean().sort_values(ascending=False)
+    order = (
+        gain.groupby(sides[PROBES]["dataset"], observed=True).mean().sort_values(ascending=False)
+    )
     chosen = order.index[
         np.unique(np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int))
     ]
@@ -556,7 +576,7 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
             if name not in picks:
                 continue
             rows = picks[name][picks[name]["dataset"] == dataset]
-            curve = rows.groupby(rows["condition"].astype(float))["test_auc"].mean()
+            curve = rows.groupby(rows["condition"].astype(float), observed=True)["test_auc"].mean()
             axes.plot(curve.index, curve, markersize=3.5, linewidth=1.1, **line_look(name))
         draw_chance(axes)
         axes.set_title(f"{dataset}\n({order[dataset]:+.3f})", fontsize=8)

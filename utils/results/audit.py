@@ -126,11 +126,15 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
             )
             if label in known
         }
-        for values, group in of_kind.groupby(keys, dropna=False):
-            pairs = group[["dataset", "condition"]].drop_duplicates()
-            present = set(zip(pairs["dataset"], map(_label, pairs["condition"])))
+        labels = {condition: _label(condition) for condition in of_kind["condition"].unique()}
+        counted = of_kind.groupby(
+            [*keys, "dataset", "condition"], dropna=False, sort=False, observed=True
+        )["k"]
+        counts = counted.count().rename("n").reset_index()  # those that have a k
+        for values, group in counts.groupby(keys, dropna=False, observed=True):
+            present = set(zip(group["dataset"], map(labels.__getitem__, group["condition"])))
             lacking = [f"{name} at {label}" for name, label in sorted(expected - present)]
-            n_rows, n_wanted = len(group.dropna(subset=["k"])), len(present) * n_ks
+            n_rows, n_wanted = int(group["n"].sum()), len(present) * n_ks
             if kind == SAE and 0 < n_rows < n_wanted:
                 lacking.append(f"{n_wanted - n_rows} of {n_wanted} values of k")
             if lacking:
@@ -142,7 +146,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
                 )
                 findings.append(Finding(Kind.MISSING, "doubt", f"{setting}, {name}", what))
         if kind == BASELINE:
-            for layer, group in of_kind.groupby("layer", sort=False):
+            for layer, group in of_kind.groupby("layer", sort=False, observed=True):
                 absent = [m for m in paper_methods(setting) if m not in set(group["method"])]
                 if absent:
                     what = (
@@ -194,7 +198,7 @@ def _ood_difference(rows: pd.DataFrame) -> float | None:
         return None
     sides = matched({name: picks[name] for name in (BASELINES, PROBES)})
     difference = sides[PROBES]["test_auc"] - sides[BASELINES]["test_auc"]
-    return float(difference.groupby(sides[PROBES]["dataset"]).mean().mean())
+    return float(difference.groupby(sides[PROBES]["dataset"], observed=True).mean().mean())
 
 
 def _copies(paths: Paths, rows: pd.DataFrame) -> list[Finding]:
@@ -291,7 +295,7 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
     short = told[~told["converged"].astype(bool)]
     if len(short):
         by_method = ", ".join(
-            f"{method} {n}" for method, n in short["method"].value_counts().items()
+            f"{method} {n}" for method, n in short["method"].astype(object).value_counts().items()
         )
         findings.append(
             Finding(

@@ -11,7 +11,7 @@ Means, wins and intervals give each dataset one vote, whatever the number of its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,19 +110,25 @@ def pick(rows: pd.DataFrame, also: tuple[str, ...] = ()) -> pd.DataFrame:
     published OOD tables have one baseline a dataset, without val_auc).
     """
     by = [*also, *DECISION]
-    by_decision = rows.groupby(by)
+    by_decision = rows.groupby(by, observed=True)
     best = by_decision["val_auc"].transform("max")
     alone = by_decision["test_auc"].transform("size") == 1
     tied = rows[(rows["val_auc"] >= best - TIE) | alone]
     weightless = (tied["n_nonzero"] == 0) if "n_nonzero" in tied else False
-    grouped = tied.assign(empty=weightless).groupby(by)
+    grouped = tied.assign(empty=weightless).groupby(by, observed=True)
     picked = grouped["test_auc"].agg(test_auc="mean", lowest="min", highest="max", n_tied="size")
     picked["val_auc"] = grouped["val_auc"].max()
     picked["empty"] = grouped["empty"].all()
     picked["n_candidates"] = by_decision.size()
     picked["methods"] = " ".join(sorted(rows["method"].dropna().unique()))
     picked["n_test"] = grouped["n_test"].max() if "n_test" in tied else np.nan
-    return picked.reset_index()
+    return in_words(picked.reset_index())
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose categories are the words that they stand for."""
+    names = [name for name, kind in table.dtypes.items() if kind == "category"]
+    return table.astype(dict.fromkeys(names, object))
 
 
 def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -225,7 +231,7 @@ def against(tidy: pd.DataFrame) -> pd.DataFrame:
     ``describe_difference``. An SAE is compared with its own controls.
     """
     rows = []
-    for setting, of_setting in tidy.groupby("setting", sort=False):
+    for setting, of_setting in tidy.groupby("setting", sort=False, observed=True):
         for protocol in protocols(of_setting):
             of_shown = of_protocol(of_setting, protocol)
             picks = contenders(of_shown)
@@ -278,7 +284,7 @@ def by_dataset(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 def _by_dataset(rows: pd.DataFrame) -> pd.DataFrame:
     tables = []
-    for setting, of_setting in rows.groupby("setting", sort=False):
+    for setting, of_setting in rows.groupby("setting", sort=False, observed=True):
         picks = contenders(of_setting)
         if BASELINES not in picks:
             continue
@@ -288,10 +294,11 @@ def _by_dataset(rows: pd.DataFrame) -> pd.DataFrame:
             if name in picks:
                 shared[name] = matched({name: picks[name], "all": shared[BASELINES]})[name]
         means = {
-            name: picked.groupby("dataset")["test_auc"].mean() for name, picked in shared.items()
+            name: picked.groupby("dataset", observed=True)["test_auc"].mean()
+            for name, picked in shared.items()
         }
         table = pd.DataFrame(means).rename_axis("dataset").reset_index()
-        sizes = shared[BASELINES].groupby("dataset")["n_test"].mean()
+        sizes = shared[BASELINES].groupby("dataset", observed=True)["n_test"].mean()
         table["n_test"] = table["dataset"].map(sizes)
         tables.append(table.assign(setting=setting))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -318,7 +325,9 @@ def stated(comparison: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows["condition"] == ALL) & (rows["contender"] == PROBES)]
     first = rows.drop_duplicates(["setting", "protocol"])
     order = {name: i for i, name in enumerate(comparison["setting"].unique())}
-    first = first.sort_values("setting", key=lambda names: names.map(order), kind="stable")
+    first = first.sort_values(
+        "setting", key=lambda names: names.astype(object).map(order), kind="stable"
+    )
     return first.assign(p_holm=holm(first["p_wilcoxon"]))
 
 
@@ -337,7 +346,7 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     baselines that there are.
     """
     tables = []
-    for setting, of_setting in tidy.groupby("setting", sort=False):
+    for setting, of_setting in tidy.groupby("setting", sort=False, observed=True):
         for protocol in protocols(of_setting):
             picks = contenders(of_protocol(of_setting, protocol))
             if {BASELINES, PROBES} <= set(picks) and len(_core(picks)[PROBES]):
@@ -501,26 +510,45 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     AUC of both sides, and the columns of ``describe_difference``.
     """
     rows = []
-    for setting, of_setting in tidy.groupby("setting", sort=False):
+    for setting, of_setting in tidy.groupby("setting", sort=False, observed=True):
         baselines = {
             protocol: contenders(of_protocol(of_setting, protocol)).get(BASELINES)
             for protocol in protocols(of_setting)
         }
         probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
-        n_layers = probes.groupby("sae_id")["layer"].nunique()
-        key = ["sae_id", "layer", "protocol"]
-        for (sae_id, layer, protocol), picked in pick(probes, ("sae_id", "protocol")).groupby(key):
-            if n_layers[sae_id] > 1:  # probed on what one hook gives and on another's
-                sae_id = f"{sae_id} at {layer}"
-            of_same = baselines.get(protocol)
+        n_layers = probes.groupby("sae_id", observed=True)["layer"].nunique()
+        names = ("SAE probe", "best baseline")
+        of_setting_rows = []
+        for protocol, picked in pick(probes, ("sae_id", "protocol")).groupby(
+            "protocol", observed=True
+        ):
+            of_same = baselines.get(str(protocol))
             if of_same is None:
                 continue
-            sides = matched({"sae": picked[of_same.columns], "baseline": of_same})
-            if len(sides["sae"]):
-                what = {"setting": setting, "SAE or control": sae_id, "protocol": protocol}
-                names = ("SAE probe", "best baseline")
-                rows.append({**what, **_side_by_side(sides["sae"], sides["baseline"], names)})
+            for (sae_id, layer), probe, base in _matched_each(picked, of_same, ["sae_id", "layer"]):
+                name = f"{sae_id} at {layer}" if n_layers[sae_id] > 1 else sae_id  # of two hooks
+                what = {"setting": setting, "SAE or control": name, "protocol": protocol}
+                place = (str(sae_id), str(layer), str(protocol))
+                of_setting_rows.append((place, {**what, **_side_by_side(probe, base, names)}))
+        rows += [row for _, row in sorted(of_setting_rows, key=lambda one: one[0])]
     return _with_holm(pd.DataFrame(rows))
+
+
+def _matched_each(
+    picked: pd.DataFrame, reference: pd.DataFrame, by: list[str]
+) -> Iterator[tuple[tuple, pd.DataFrame, pd.DataFrame]]:
+    """(values of ``by``, its picks, the reference's) for each group of picks that shares decisions
+    with the reference, in the order of ``matched``: thousands of SAEs are matched at once.
+    """
+    ordered = reference[DECISION].astype(str).sort_values(DECISION, kind="stable").index
+    reference = reference.loc[ordered].reset_index(drop=True)
+    places = pd.MultiIndex.from_frame(reference[DECISION])
+    at = places.get_indexer(pd.MultiIndex.from_frame(picked[DECISION]))
+    order = np.argsort(at, kind="stable")[int((at < 0).sum()) :]
+    shared, at = picked.iloc[order], at[order]
+    for values, rows in shared.groupby(by, observed=True).indices.items():
+        of_group = values if isinstance(values, tuple) else (values,)
+        yield of_group, shared.iloc[rows], reference.iloc[at[rows]].reset_index(drop=True)
 
 
 MOST_RANKED = 60  # SAEs that are compared pair by pair: their number grows as the square
@@ -541,28 +569,29 @@ def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.Data
     if not len(probes):
         return pd.DataFrame(), pd.DataFrame()
     picked = pick(probes, ("sae_id",))
-    by_sae = {str(name): rows for name, rows in picked.groupby("sae_id")}
+    by_sae = {str(name): rows for name, rows in picked.groupby("sae_id", observed=True)}
     most = max(map(len, by_sae.values()))
-    decisions = {name: set(map(tuple, rows[DECISION].to_numpy())) for name, rows in by_sae.items()}
+    number = picked.groupby(DECISION, observed=True).ngroup()
+    decisions = {name: np.sort(number[rows.index]) for name, rows in by_sae.items()}
     every = next(decisions[name] for name, rows in by_sae.items() if len(rows) == most)
     means = {
         name: dataset_means(rows["test_auc"].to_numpy(), rows["dataset"].to_numpy()).mean()
-        if decisions[name] == every
+        if np.array_equal(decisions[name], every)
         else float("nan")
         for name, rows in by_sae.items()
     }
     baseline = contenders(of_setting).get(BASELINES)
     ordered = sorted(by_sae, key=lambda name: (means[name] != means[name], -means[name], name))
+    behind: dict[str, dict] = {}
+    if baseline is not None:
+        for (name,), own, base in _matched_each(picked, baseline, ["sae_id"]):
+            n = own["dataset"].nunique()
+            behind[str(name)] = {**_difference(own, base), "n_datasets": n}
     rows = []
     for name in ordered:
-        own = by_sae[name]
-        row = {"SAE": name, "mean_test_auc": means[name], "own_datasets": own["dataset"].nunique()}
-        if baseline is not None:
-            sides = matched({"sae": own[baseline.columns], "baseline": baseline})
-            if len(sides["sae"]):
-                n = sides["sae"]["dataset"].nunique()
-                row |= {**_difference(sides["sae"], sides["baseline"]), "n_datasets": n}
-        rows.append(row)
+        n_own = by_sae[name]["dataset"].nunique()
+        what = {"SAE": name, "mean_test_auc": means[name], "own_datasets": n_own}
+        rows.append({**what, **behind.get(name, {})})
     ranked = [name for name in ordered if means[name] == means[name]][:MOST_RANKED]
     # they have the same decisions: matched once, all at a time
     rows_of = matched({name: by_sae[name] for name in ranked})
@@ -586,11 +615,11 @@ def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
     """
     rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
     table: list[dict] = []
-    for k, of_k in rows.dropna(subset=["test_auc", "k"]).groupby("k"):
+    for k, of_k in rows.dropna(subset=["test_auc", "k"]).groupby("k", observed=True):
         if not (of_k["kind"] == CONTROL).any():
             continue
         picked = pick(of_k, ("sae_id",))
-        picks = {str(sae_id): of_sae for sae_id, of_sae in picked.groupby("sae_id")}
+        picks = {str(sae_id): of_sae for sae_id, of_sae in picked.groupby("sae_id", observed=True)}
         trained = sorted(of_k.loc[of_k["kind"] == SAE, "sae_id"].astype(str).unique())
         controls = of_k[of_k["kind"] == CONTROL].drop_duplicates("sae_id")
         for control in controls.sort_values("sae_id").to_dict("records"):
@@ -638,23 +667,25 @@ def at_fixed_k(tidy: pd.DataFrame, protocol: str, ks: tuple[int, ...] = KS_OTHER
     """
     rows = of_protocol(tidy, protocol)
     columns: dict[tuple[str, str], dict[str, float]] = {}
-    for setting, of_setting in rows.groupby("setting", sort=False):
+    for setting, of_setting in rows.groupby("setting", sort=False, observed=True):
         masks = {name: contender.rows(of_setting) for name, contender in CONTENDERS.items()}
         if masks["twin_sae"].any():  # the same SAEs on both sides
             masks[PROBES] = masks["twin_sae"]
         for k in ks:
             means = {
                 name: of_setting[masks[name] & (of_setting["k"] == k)]
-                .groupby(DECISION)["test_auc"]
+                .groupby(DECISION, observed=True)["test_auc"]
                 .mean()
                 for name in AT_K
             }
             for name in ("logreg", TEXT_ONLY):
-                means[name] = of_setting[masks[name]].groupby(DECISION)["test_auc"].mean()
+                means[name] = (
+                    of_setting[masks[name]].groupby(DECISION, observed=True)["test_auc"].mean()
+                )
             there = {name: mean for name, mean in means.items() if len(mean)}
             if PROBES not in there:
                 continue
-            shared = pd.concat(there, axis=1, join="inner").groupby("dataset").mean()
+            shared = pd.concat(there, axis=1, join="inner").groupby("dataset", observed=True).mean()
             if len(shared):
                 column = {TITLES[name]: mean for name, mean in shared.mean().items()}
                 columns[str(setting), f"k = {k}"] = {**column, "datasets": float(len(shared))}
@@ -683,14 +714,14 @@ def val_test_gap(tidy: pd.DataFrame) -> pd.DataFrame:
         who[f"logreg{which}"] = of_baselines & (rows["method"] == "logreg")
     who = {name: mask for name, mask in who.items() if mask.any()}
     columns = {
-        name: rows[mask].groupby(["setting", "condition"], sort=False)["gap"].mean()
+        name: rows[mask].groupby(["setting", "condition"], sort=False, observed=True)["gap"].mean()
         for name, mask in who.items()
     }
     table = pd.concat(columns, axis=1).dropna(thresh=2).reset_index()
     order = {setting: i for i, setting in enumerate(dict.fromkeys(rows["setting"]))}
     return table.sort_values(
         ["setting", "condition"],
-        key=lambda c: c.map(order) if c.name == "setting" else c.map(_sortable),
+        key=lambda c: c.astype(object).map(order) if c.name == "setting" else c.map(_sortable),
     )
 
 
@@ -702,7 +733,9 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     overall = table[table["condition"] == ALL]
     several = overall["protocol"].nunique() > 1
     columns: dict[str, dict[str, str]] = {}
-    for (setting, protocol), rows in overall.groupby(["setting", "protocol"], sort=False):
+    for (setting, protocol), rows in overall.groupby(
+        ["setting", "protocol"], sort=False, observed=True
+    ):
         of_probes = rows.set_index("contender").loc[PROBES]
         column = columns.setdefault(f"{setting}, {protocol}" if several else str(setting), {})
         for row in rows.to_dict("records"):

@@ -194,7 +194,9 @@ def _read_by_column(path: Path, header: list[str], of_words: Collection[str]) ->
         true_values=["True", "TRUE"], false_values=["False", "FALSE"],
     )  # fmt: skip
     columns: dict[str, pd.Series] = {}
-    for name, column in zip(header, _read(path, convert).columns):
+    arrays = _read(path, convert).columns
+    for place, name in enumerate(header):
+        column, arrays[place] = arrays[place], None  # millions of rows are not held twice
         if name in of_words:
             columns[name] = _as_words(column)
         elif pa.types.is_string(column.type):

@@ -259,7 +259,9 @@ def _results(
     ks = get_setting(setting).ks
     of_saes = rows[rows["k"].isin(ks) & rows["dataset"].isin(names)] if len(rows) else rows
     key = ["sae_id", "dataset", "condition", "k"]
-    by_sae = of_saes[key].drop_duplicates().groupby("sae_id").size() if len(rows) else {}
+    by_sae = (
+        of_saes[key].drop_duplicates().groupby("sae_id", observed=True).size() if len(rows) else {}
+    )
     for sae_id in inventory.sae_ids:
         expected = sum(n_conditions.values()) * len(ks)
         inventory.sae_probes[setting, sae_id] = Count(int(by_sae.get(sae_id, 0)), expected)

@@ -66,7 +66,7 @@ def _result(
     ks = sorted(int(k) for k in probes["k"].unique())
     datasets = sorted(probes["dataset"].unique())
     logreg = logreg[logreg["dataset"].isin(datasets)]
-    mean = _fields(probes.groupby("k")[list(METRICS.values())].mean())
+    mean = _fields(probes.groupby("k", observed=True)[list(METRICS.values())].mean())
     details = []
     for dataset in datasets:
         fields = _fields(probes[probes["dataset"] == dataset].set_index("k"))

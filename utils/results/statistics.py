@@ -22,7 +22,10 @@ N_SIMULATED = 4000
 def dataset_means(values: np.ndarray, datasets: np.ndarray) -> np.ndarray:
     """[n_datasets]: the mean of each dataset's values [n], in the order of their names."""
     return (
-        pd.Series(np.asarray(values, dtype=float)).groupby(np.asarray(datasets)).mean().to_numpy()
+        pd.Series(np.asarray(values, dtype=float))
+        .groupby(np.asarray(datasets), observed=True)
+        .mean()
+        .to_numpy()
     )
 
 
