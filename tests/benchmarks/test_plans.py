@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT, folder_flags, write_texts
 
-from benchmarks import measurements, plan
+from benchmarks import measurements, plan, tables
 from benchmarks import run_all as benchmark
 from benchmarks.rates import START, probe_sweep, rates_of_table, seconds_of_sweep
 from checks import documents
+from utils.results.comparison import compare
+from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
-from utils.settings import KS_NORMAL, KS_OTHER, conditions
+from utils.settings import KS_NORMAL, KS_OTHER, SETTINGS, conditions
 
 
 def timed(k_seconds: dict[int, float], sizes: list[int] | None = None) -> pd.DataFrame:
@@ -159,3 +161,14 @@ def test_runs_of_another_machine_are_not_mixed_in(monkeypatch):
     monkeypatch.setattr(benchmark, "read_measurements", lambda: kept)
     assert benchmark.kept_runs({"machine": "a", "versions": {}, "full": False}) == [{"x": 1}]
     assert benchmark.kept_runs({"machine": "b", "versions": {}, "full": False}) == []
+
+
+def test_made_up_tables_are_read_as_any_others(paths):
+    write_texts(paths, ["a", "b"], 300)
+    n_rows = tables.write_tables(paths, 3)
+    assert n_rows == 3 * 2 * len(SETTINGS["scarcity"].values) * len(KS_OTHER)
+    results = load_results(paths, tables.MODEL)
+    assert not results.unreadable()
+    assert (results.tidy["kind"] == "sae").sum() == n_rows
+    picked = compare(results.tidy)
+    assert {"sae_only", "quiver_baselines"} <= set(picked["contender"])
