@@ -219,9 +219,11 @@ def encode(paths: Paths, info: LanguageModel, jobs: list[Job], encoding: Encodin
         return failures.lines
     require_disk(paths.data_dir, to_write)
 
-    runner = EncodingRun(paths, info, encoders, encoding)
     total = sum(work.n_rows * len(work.sae_ids) for work in works)
-    with progress(total=total, desc="encoding", unit="row", unit_scale=True) as bar:
+    with (
+        EncodingRun(paths, info, encoders, encoding) as runner,
+        progress(total=total, desc="encoding", unit="row", unit_scale=True) as bar,
+    ):
         for work in works:
             for line in runner.run(work, bar):
                 failures.add(line)

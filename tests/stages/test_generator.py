@@ -5,6 +5,8 @@ gated, work resumes.
 from __future__ import annotations
 
 import shutil
+import time
+from collections import deque
 
 import numpy as np
 import pandas as pd
@@ -29,11 +31,13 @@ from utils.readers.sparse_files import load_sparse, to_csr
 from utils.runtime.errors import UserError
 from utils.saes import encode as encoding
 from utils.saes import plan as encoding_plan
+from utils.saes import run
 from utils.saes.catalog import open_sae
 from utils.saes.encode import check_device, encode_all, read_block
 from utils.saes.encoder import Encoder
 from utils.saes.original_order import write_original_split
 from utils.saes.plan import Job, make_plan
+from utils.saes.run import EncodingRun
 from utils.saes.store import SaeActivations
 from utils.settings import Condition, TrainTest, split
 
@@ -435,3 +439,29 @@ def test_write_original_split_returns_its_bytes(ready):
         ready, MODEL, "d", "layer_2/jump", Condition("scarcity", 20), written
     )
     assert n_bytes >= 20 * rows.nnz
+
+
+def test_a_run_that_is_stopped_just_after_it_gave_files_to_write_finishes_them(ready, monkeypatch):
+    """Ctrl-C between handing a set of files to the writing thread and noting that: the lock is not
+    let go of, and nothing is left unfinished, while they are written.
+    """
+    write_set = EncodingRun._write
+
+    def slowly(self, *arguments):
+        time.sleep(0.5)
+        return write_set(self, *arguments)
+
+    class Stopping(deque):
+        def append(self, _):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EncodingRun, "_write", slowly)
+    monkeypatch.setattr(run, "deque", Stopping)
+    flags = ["--model_name", MODEL, *folder_flags(ready), "--controls", "none"]
+    with pytest.raises(KeyboardInterrupt):
+        generator.main(flags)
+    root = ready.sae_activations_root(MODEL)
+    assert not list(root.rglob(".*.tmp"))
+    assert len(list(root.rglob("*_X_train_sae.pt"))) == 2  # of the normal setting and of OOD
+    monkeypatch.undo()
+    assert generator.main(flags) == 0

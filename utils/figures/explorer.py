@@ -34,6 +34,7 @@ MOST_CARDS = 6  # of a dataset: those through which most of the score goes
 NEEDED = {
     *DECISION, "setting", "kind", "method", "sae_id", "k", "val_auc", "test_auc", "n_test",
     "n_nonzero", "test_auc_fresh", "n_fresh",
+    "protocol", "reg_type", "binarize", "latent_selection", "solver",  # by which scores are kept
 }  # fmt: skip
 CURVES = (BASELINES, PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims", "text_only")
 

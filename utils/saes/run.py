@@ -132,6 +132,13 @@ class EncodingRun:
         self._writer = ThreadPoolExecutor(1)  # writes while the next rows are encoded
         self._written: deque[Future[str | None]] = deque()
 
+    def __enter__(self) -> EncodingRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever ended the run, and wherever it was: what is being written is finished first."""
+        self._writer.shutdown()
+
     def run(self, work: Work, bar: Any) -> list[str]:
         """Do one work; a line for each file that failed."""
         import torch
