@@ -213,9 +213,11 @@ def short_answer(_: dict[str, Any] | None = None) -> str:
         and ("adding SAE probes" in row["claim"] or "when added" in row["claim"])
     ]
     shifted = found[f"{GEMMA}: SAE probes are behind logistic regression on OOD texts"]
-    ours = run_numbers("full_run")
+    ours, lm = run_numbers("full_run"), run_numbers("full_run_lm")
     normal = ours["against"]["normal"]
-    first = next(a for a in ours["answers"] if a["where"].startswith("normal"))
+    first, of_lm = (
+        next(a for a in run["answers"] if a["where"].startswith("normal")) for run in (ours, lm)
+    )
     verdict = "not as probes" if max(behind) < 0 else "it depends on the setting"
     return "\n".join(
         [
@@ -227,8 +229,10 @@ def short_answer(_: dict[str, Any] | None = None) -> str:
             f" are {-shifted:.3f} behind ({GEMMA}, 8 datasets).",
             f"- *Our own run* ({ours['model']}, {ours['n_datasets']} datasets, {first['where']}):"
             f" {first['what']}",
-            f"- *Against the controls* there: {side(normal['text_only'])} words alone, which need"
-            f" no model; {side(normal['random_sae'])} SAEs with random directions.",
+            f"- *A causal language model* ({lm['model']}, {lm['n_datasets']} datasets,"
+            f" {of_lm['where']}): {of_lm['what']}",
+            f"- *Against the controls* ({ours['model']}): {side(normal['text_only'])} words alone,"
+            f" which need no model; {side(normal['random_sae'])} SAEs with random directions.",
         ]
     )
 
