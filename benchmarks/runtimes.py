@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
                 ways[name] = prepare(lower, batches[0], own)
                 ways[name](batches[0])
             except Exception as error:  # whatever another's compiler may raise
-                found[name] = {"failed": first_line(error)[:200]}
+                found[name] = {"failed": why(error)}
                 ways.pop(name, None)
                 continue
             found[name] = {"prepared_s": time.perf_counter() - started}
@@ -225,7 +226,7 @@ def measure(
             try:
                 states = [read(batch) for batch in batches]
             except Exception as error:
-                found[name] = {"failed": first_line(error)[:200]}
+                found[name] = {"failed": why(error)}
                 ways.pop(name)
                 continue
             seconds = time.perf_counter() - started
@@ -243,6 +244,12 @@ def measure(
     for name in ways:
         if name != "plain":
             found[name] |= {"ratio": best["plain"] / best[name], "apart": apart[name]}
+
+
+def why(error: Exception) -> str:
+    """The first sentence of an error, without a terminal's colours."""
+    line = re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
+    return line.split(". ")[0][:120]
 
 
 def in_words(row: dict[str, Any]) -> str:
