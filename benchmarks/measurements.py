@@ -4,6 +4,7 @@ read by benchmarks.plan.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from utils import cli
 from utils.runtime.devices import default_n_jobs
 from utils.runtime.errors import UserError
 from utils.runtime.files import ROOT
@@ -18,6 +20,16 @@ from utils.runtime.units import show_bytes
 
 MARK = "RESULT "
 KEPT = ROOT / "docs" / "benchmarks.json"
+
+
+def add_reading(parser: argparse.ArgumentParser, n_texts: int) -> None:
+    """The flags of benchmarks that read texts in turns."""
+    parser.add_argument(
+        "--n_texts", type=cli.positive, default=n_texts, help="texts, evenly from all datasets"
+    )
+    parser.add_argument(
+        "--n_turns", type=cli.positive, default=3, help="runs of each; the best counts"
+    )
 
 
 def hand_on(**values: Any) -> None:

@@ -15,7 +15,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measurements import hand_on
+from benchmarks.measurements import add_reading, hand_on
 from utils import cli
 from utils.datasets import list_datasets, load_dataset
 from utils.language_models import HookedModel, model_source, pool
@@ -32,12 +32,7 @@ PLAIN_BATCH = 32  # texts, as they come, padded to the longest
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
-    parser.add_argument(
-        "--n_texts", type=cli.positive, default=2000, help="texts, evenly from all datasets"
-    )
-    parser.add_argument(
-        "--n_turns", type=cli.positive, default=3, help="runs of each; the best counts"
-    )
+    add_reading(parser, n_texts=2000)
     return parser
 
 

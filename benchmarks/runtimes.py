@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.measurements import machine
+from benchmarks.measurements import add_reading, machine
 from utils import cli
 from utils.datasets import list_datasets, load_dataset
 from utils.language_models import TOKENS_PER_BATCH, HookedModel, texts_in_batch
@@ -46,12 +46,7 @@ Read = Callable[[Batch], np.ndarray]
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--model_name", default="all-MiniLM-L6-v2", metavar="NAME")
-    parser.add_argument(
-        "--n_texts", type=cli.positive, default=500, help="texts, evenly from all datasets"
-    )
-    parser.add_argument(
-        "--n_turns", type=cli.positive, default=3, help="runs of each; the best counts"
-    )
+    add_reading(parser, n_texts=500)
     return parser
 
 

@@ -595,6 +595,18 @@ CLAIMS: tuple[Claim, ...] = (
 )  # fmt: skip
 
 
+def published_paths(paths: Paths, folder: Path | None) -> Paths:
+    """Where the paper's files are: in ``folder``, or where they are fetched to.
+
+    Raises UserError for a folder that holds none.
+    """
+    if folder is None:
+        return paths
+    if not (folder / "results").is_dir():
+        raise UserError(f"{folder} has no folder results/: name that of the paper's files")
+    return replace(paths, results_dir=folder / "results", data_dir=folder / "data")
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument(
@@ -611,12 +623,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if not args.render:
         paths = cli.paths_of(args)
-        folder = args.published
-        published = paths
-        if folder is not None:
-            if not (folder / "results").is_dir():
-                raise UserError(f"{folder} has no folder results/: name that of the paper's files")
-            published = replace(paths, results_dir=folder / "results", data_dir=folder / "data")
+        published = published_paths(paths, args.published)
         ours = read_ours(paths, args.ours_model)
         rows = measure(Published(published), ours)
         content = {"ours": ours_in_words(ours), "claims": [asdict(row) for row in rows]}

@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from checks.claims import GEMMA
+from checks.claims import GEMMA, published_paths
 from checks.parity import reference_cases, reference_latents
 from utils import cli
 from utils.datasets import list_datasets, paper_datasets
@@ -53,10 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
-    published = paths
-    if args.published is not None:
-        results, data = args.published / "results", args.published / "data"
-        published = replace(paths, results_dir=results, data_dir=data)
+    published = published_paths(paths, args.published)
     groups: dict[str, Callable[[], dict[str, str]]] = {
         "copies": lambda: copies(paths),
         "calibration": lambda: calibration(paths),

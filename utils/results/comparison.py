@@ -170,13 +170,16 @@ def matched(picks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     shared = first
     for other in others:
         shared = shared[shared.isin(other)]
-    # layers are numbers and "embed"
-    order = shared.to_frame(index=False).astype(str).sort_values(DECISION, kind="stable").index
-    shared = shared[order]
+    shared = shared[_order_of(shared.to_frame(index=False))]
     return {
         name: rows.iloc[places[name].get_indexer(shared)].reset_index(drop=True)
         for name, rows in picks.items()
     }
+
+
+def _order_of(decisions: pd.DataFrame) -> pd.Index:
+    """The places of decisions in their order; as text, because layers are numbers and "embed"."""
+    return decisions[DECISION].astype(str).sort_values(DECISION, kind="stable").index
 
 
 def protocols(tidy: pd.DataFrame) -> list[str]:
@@ -540,8 +543,7 @@ def _matched_each(
     """(values of ``by``, its picks, the reference's) for each group of picks that shares decisions
     with the reference, in the order of ``matched``: thousands of SAEs are matched at once.
     """
-    ordered = reference[DECISION].astype(str).sort_values(DECISION, kind="stable").index
-    reference = reference.loc[ordered].reset_index(drop=True)
+    reference = reference.loc[_order_of(reference)].reset_index(drop=True)
     places = pd.MultiIndex.from_frame(reference[DECISION])
     at = places.get_indexer(pd.MultiIndex.from_frame(picked[DECISION]))
     order = np.argsort(at, kind="stable")[int((at < 0).sum()) :]

@@ -45,8 +45,13 @@ class Kept:
     row_scores: np.ndarray
 
     def is_of(self, made_from: str | None) -> bool:
-        """Whether it was made from these inputs; what is not known cannot be compared."""
-        return not made_from or not self.made_from or made_from == self.made_from
+        """Whether it was made from these inputs."""
+        return _agree(made_from, self.made_from)
+
+
+def _agree(now: str | None, then: str | None) -> bool:
+    """Whether two fingerprints are one; what is not known cannot be compared."""
+    return not now or not then or now == then
 
 
 def probes_file(table: ResultTable, row: dict) -> Path:
@@ -137,7 +142,7 @@ def find_scores(table: ResultTable, row: dict, made_from: str | None) -> np.ndar
     Raises UserError when the file cannot be read.
     """
     kept = _find(table, row)
-    if kept is None or (made_from and kept[MADE_FROM] and made_from != kept[MADE_FROM]):
+    if kept is None or not _agree(made_from, kept[MADE_FROM]):
         return None
     scores = np.array(kept["row_scores"] or (), dtype=np.float64)
     return scores if len(scores) and np.isfinite(scores).all() else None
