@@ -37,14 +37,13 @@ from utils.results.cards import ProbeCards, read_cards
 from utils.results.comparison import (
     ALL,
     Comparisons,
+    Picked,
     against_controls,
     by_sae,
     compare_all,
     headline,
     leaderboard,
     of_protocol,
-    on_fresh_rows,
-    on_fresh_where_known,
     protocols,
     val_test_gap,
 )
@@ -134,9 +133,9 @@ def show(
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
     of_shown = of_protocol(tidy, shown)
-    comparisons = compare_all(tidy, shown)
-    known = on_fresh_where_known(of_shown)
-    controls = against_controls(known)
+    picked = Picked(tidy)
+    comparisons = compare_all(picked, shown)
+    controls = against_controls(of_protocol(picked.known.tidy, shown))
     table_path = paths.comparison_table(model_name, selected)
     write_csv(table_path, comparisons.table())
     write_csv(paths.datasets_table(model_name, selected), comparisons.datasets)
@@ -147,10 +146,12 @@ def show(
     gap = val_test_gap(tidy)
     of_table = comparisons.all_rows
     of_table = of_table[of_table["protocol"] == shown]
-    material = Material(of_shown, of_table, on_best_rows(comparisons, shown), gap, multi_token)
+    picks = {setting: picked.every.of(setting, shown) for setting in picked.every.settings()}
+    stated = on_best_rows(comparisons, shown)
+    material = Material(of_shown, picks, of_table, stated, gap, multi_token)
     folder = paths.figures(model_name, selected)
     drawings, left_out = draw_all(gallery(paths, model_name), material, folder, failures)
-    ranked = write_ranking(folder, model_name, of_shown, known)
+    ranked = write_ranking(folder, model_name, picked, shown)
     if left_out:
         names = ", ".join(line.removeprefix("figure ").split(":")[0] for line in left_out)
         lines = f"left out, as the report says why: {len(left_out)} figures ({names})"
@@ -166,10 +167,10 @@ def show(
         controls=controls,
         calibration=calibration(paths) if made_here(tidy) else "",
         gap=gap,
-        each_sae=by_sae(on_fresh_where_known(tidy)),
+        each_sae=by_sae(picked.known),
         drawings=drawings,
         left_out=left_out,
-        findings=audit(paths, results),
+        findings=audit(paths, results, picked.every),
         settings=run_settings(paths, model_name),
         paired=PairedErrors(paths, model_name),
         make_flags=paths.split.make_flags,
@@ -189,18 +190,21 @@ def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:
     return rows[(rows["condition"] == ALL) & (rows["protocol"] == protocol)]
 
 
-def write_ranking(folder: Path, model_name: str, tidy: pd.DataFrame, known: pd.DataFrame) -> bool:
-    """Write the page of all SAEs where there are several; an older one goes where there are not.
-    ``known``: the same probes on fresh rows where they are known.
+def write_ranking(folder: Path, model_name: str, picked: Picked, protocol: str) -> bool:
+    """Write the page of all SAEs, on fresh rows where they are known, where there are several; an
+    older one goes where there are not.
     """
     path = folder / "leaderboard.html"
-    n_saes = tidy[tidy["kind"] == SAE].groupby("setting", observed=True)["sae_id"].nunique()
+    tidy = picked.every.tidy
+    shown = (tidy["kind"] == SAE) & (tidy["protocol"] == protocol)
+    probes = tidy.loc[shown, ["setting", "sae_id"]]
+    n_saes = probes.groupby("setting", observed=True)["sae_id"].nunique()
     setting = max(SETTINGS, key=lambda name: n_saes.get(name, 0))
-    tables = leaderboard(known, setting)
+    tables = leaderboard(picked.known, setting, protocol)
     if len(tables[0]) < 2:
         path.unlink(missing_ok=True)
         return False
-    fresh = len(on_fresh_rows(tidy[tidy["setting"] == setting])) > 0
+    fresh = setting in picked.fresh.settings()
     write_leaderboard(path, model_name, setting, tables, fresh)
     return True
 

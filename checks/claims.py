@@ -32,6 +32,8 @@ from utils.results.comparison import (
     PROBES,
     WORDS_SUFFICE,
     Comparisons,
+    Picked,
+    Picks,
     compare,
     compare_all,
     on_fresh_rows,
@@ -95,7 +97,7 @@ class Published:
 
     def compared(self, model: str) -> pd.DataFrame:
         if model not in self._compared:
-            self._compared[model] = compare(self.tidy(model))
+            self._compared[model] = compare(Picks(self.tidy(model)))
         return self._compared[model]
 
     def table(self, path: Path) -> pd.DataFrame:
@@ -249,7 +251,7 @@ def at_fewest_rows(model: str, at_most: int) -> Callable[[Published], Measured |
         rows = source.tidy(model)
         scarce = rows[rows["setting"] == "scarcity"]
         few = scarce[scarce["condition"].astype(float) <= at_most]
-        return of_comparison(compare(few), "scarcity", PROBES, NOT_AHEAD)
+        return of_comparison(compare(Picks(few)), "scarcity", PROBES, NOT_AHEAD)
 
     return measure
 
@@ -641,7 +643,7 @@ def read_ours(paths: Paths, model: str) -> Ours | None:
     if not len(tidy):
         print(f"no results of {info.name} in {paths.results_dir}: make demo makes them")
         return None
-    tables = compare_all(tidy[tidy["protocol"] == "paper"], "paper")
+    tables = compare_all(Picked(tidy[tidy["protocol"] == "paper"]), "paper")
     return Ours(info.name, tables, tidy)
 
 

@@ -37,7 +37,7 @@ from utils.figures.gallery import DOTS
 from utils.figures.report import answers
 from utils.models import get_model
 from utils.paths import Paths
-from utils.results.comparison import Comparisons, compare_all, headline
+from utils.results.comparison import Comparisons, Picked, compare_all, headline
 from utils.results.tidy import SAE, load_results
 from utils.runtime.errors import UserError
 from utils.runtime.files import ROOT, atomic_path, write_json
@@ -90,7 +90,7 @@ def record(paths: Paths, name: str, model: str, work: Path | None) -> None:
     tidy = load_results(paths, info.name, tuple(SETTINGS)).tidy
     if not len(tidy):
         raise UserError(f"{paths.results_dir} has no results of {info.name}")
-    tables = compare_all(tidy, "paper")
+    tables = compare_all(Picked(tidy), "paper")
     said = answers(tables)
     content: dict[str, Any] = {
         "model": info.name,

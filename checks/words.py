@@ -17,7 +17,7 @@ import pandas as pd
 from utils import cli
 from utils.models import LanguageModel, get_model
 from utils.probes.k_sparse import PROTOCOLS
-from utils.results.comparison import NEAR, WORDS_SUFFICE, by_dataset
+from utils.results.comparison import NEAR, WORDS_SUFFICE, Picked, by_dataset
 from utils.results.tidy import TEXT, load_results
 from utils.runtime.errors import UserError
 from utils.runtime.files import ROOT, write_json
@@ -67,7 +67,8 @@ def measure(tidy: pd.DataFrame, info: LanguageModel) -> dict[str, object]:
         "mean_fresh": round(float(mean["test_auc_fresh"].mean()), 3),
         "n_fresh": int(mean["test_auc_fresh"].notna().sum()),
     }
-    datasets = by_dataset(tidy[tidy["layer"] == info.probe_layer], PROTOCOLS[0])
+    of_layer = tidy[tidy["layer"] == info.probe_layer]
+    datasets = by_dataset(Picked(of_layer), PROTOCOLS[0])
     marks = datasets["words"].dropna() if "words" in datasets else pd.Series(dtype=object)
     if len(marks):
         numbers |= {

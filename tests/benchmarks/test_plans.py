@@ -15,7 +15,7 @@ from benchmarks import measurements, plan, tables
 from benchmarks import run_all as benchmark
 from benchmarks.rates import START, probe_sweep, rates_of_table, seconds_of_sweep
 from checks import documents
-from utils.results.comparison import compare
+from utils.results.comparison import Picks, compare
 from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
 from utils.settings import KS_NORMAL, KS_OTHER, SETTINGS, conditions
@@ -170,5 +170,5 @@ def test_made_up_tables_are_read_as_any_others(paths):
     results = load_results(paths, tables.MODEL)
     assert not results.unreadable()
     assert (results.tidy["kind"] == "sae").sum() == n_rows
-    picked = compare(results.tidy)
+    picked = compare(Picks(results.tidy))
     assert {"sae_only", "quiver_baselines"} <= set(picked["contender"])

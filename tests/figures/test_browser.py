@@ -16,7 +16,7 @@ import pytest
 
 from utils.figures.report import Report, write_report
 from utils.results.cards import Card, Example, ProbeCards
-from utils.results.comparison import compare_all
+from utils.results.comparison import Picked, compare_all
 from utils.results.tidy import BASELINE, SAE, TEXT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -74,7 +74,7 @@ def report(tmp_path_factory) -> Path:
     tidy = made_tidy()
     path = tmp_path_factory.mktemp("report") / "report.html"
     empty = pd.DataFrame()
-    tables = compare_all(tidy, "paper")
+    tables = compare_all(Picked(tidy), "paper")
     of_page = ("model", "1 SAE", tidy, tables, made_cards(), False, "")
     about = Report(*of_page, empty, "", empty, empty, [], [], [], {})
     write_report(path, about)

@@ -15,6 +15,8 @@ from utils.paths import Paths
 from utils.results.comparison import (
     TITLES,
     Comparisons,
+    Picked,
+    Picks,
     by_dataset,
     compare,
     leaderboard,
@@ -52,7 +54,10 @@ def table(n_datasets: int = 6, setting: str = "normal") -> pd.DataFrame:
 
 
 def material(tidy: pd.DataFrame) -> Material:
-    return Material(tidy, compare(tidy), compare(tidy), val_test_gap(tidy), EMPTY)
+    picked = Picks(tidy)
+    picks = {setting: picked.of(setting, "paper") for setting in picked.settings()}
+    compared = compare(picked)
+    return Material(tidy, picks, compared, compared, val_test_gap(tidy), EMPTY)
 
 
 def test_what_can_be_drawn_is_and_each_other_says_what_it_lacks(paths: Paths):
@@ -117,7 +122,7 @@ def test_relabelling_without_its_table_says_so():
 
 def report(**parts) -> Report:
     names = ("controls", "gap", "each_sae")
-    nothing = compare(table().iloc[:0])
+    nothing = compare(Picks(table().iloc[:0]))
     tables = {"comparisons": Comparisons(nothing), **dict.fromkeys(names, EMPTY)}
     lists: dict = {name: [] for name in ("drawings", "left_out", "findings", "cards")}
     rest: dict = {"calibration": "", "settings": {}, "about": "", "leaderboard": False,
@@ -149,7 +154,7 @@ def test_texts_of_strangers_appear_as_text(paths: Paths, tmp_path):
 
 
 def test_the_answer_says_who_is_ahead_by_how_much():
-    (answer,) = answers(Comparisons(compare(table())))
+    (answer,) = answers(Comparisons(compare(Picks(table()))))
     assert answer["where"] == "normal, all test rows"
     assert "SAE probes are 0.103 AUC below the best baseline" in answer["what"]
 
@@ -160,7 +165,7 @@ def test_the_answer_is_about_fresh_rows_where_they_are_known():
     ours.loc[ours["kind"] == "baseline", "test_auc_fresh"] -= 0.1  # those remember more
     theirs = table().assign(setting="class_imbalance", condition=0.5, test_auc_fresh=np.nan)
     both = pd.concat([theirs, ours], ignore_index=True)
-    first, second = answers(Comparisons(compare(both), compare(on_fresh_rows(both))))
+    first, second = answers(Comparisons(compare(Picks(both)), compare(Picks(on_fresh_rows(both)))))
     assert first["where"] == "class_imbalance, all test rows"
     assert "0.103 AUC below" in first["what"]
     assert second["where"] == "normal, fresh test rows"
@@ -193,7 +198,7 @@ def test_a_figures_numbers_are_those_it_shows():
 
 
 def test_dots_are_the_differences_of_the_comparison():
-    compared = compare(table())
+    compared = compare(Picks(table()))
     compared = compared[compared["condition"] == "all"]
     numbers = plotted(study.verdict_dots(compared))
     for row in compared.dropna(subset=["mean_difference"]).to_dict("records"):
@@ -217,7 +222,7 @@ def test_a_leaderboard_ranks_and_tells_apart(tmp_path):
             auc = level + gain + 0.002 * rng.normal()
             rows.append({**base, "sae_id": name, "test_auc": auc})
     tidy = pd.DataFrame(rows)
-    saes, pairs = leaderboard(tidy, "normal")
+    saes, pairs = leaderboard(Picks(tidy), "normal", "paper")
     means = tidy.groupby("sae_id")["test_auc"].mean().sort_values(ascending=False)
     assert saes["SAE"].tolist() == means.index.tolist()
     assert saes["mean_test_auc"].tolist() == pytest.approx(means.tolist())
@@ -268,7 +273,7 @@ def test_the_explorer_shows_the_decisions_that_the_table_compares():
     tidy["test_auc_fresh"] = tidy["test_auc"].astype(float) - 0.1
     tidy["n_fresh"] = 40
     tidy.loc[tidy["dataset"] == "3_d", "test_auc_fresh"] = np.nan
-    datasets = by_dataset(tidy, "paper")
+    datasets = by_dataset(Picked(tidy), "paper")
     matched = explorer.matched_rows(tidy, datasets)
     drawn = explorer.curves(matched)
     for row in explorer.dataset_rows(matched, datasets):
@@ -294,7 +299,7 @@ def test_a_leaderboard_pairs_decisions_that_both_have():
                 baseline = {"kind": "baseline", "method": "logreg", "condition": condition}
                 rows.append({**base, **baseline, "test_auc": 0.95})
         rows.append({**probe, "sae_id": "B", "condition": 1024, "test_auc": 0.89})
-    saes, pairs = leaderboard(pd.DataFrame(rows), "scarcity")
+    saes, pairs = leaderboard(Picks(pd.DataFrame(rows)), "scarcity", "paper")
     assert saes["SAE"].tolist() == ["A", "C", "B"]
     assert np.isnan(saes["mean_test_auc"].iloc[2])
     assert saes["n_datasets"].tolist() == [2, 2, 2]
@@ -310,5 +315,5 @@ def test_saes_without_a_common_dataset_are_no_error(tmp_path):
     tidy = pd.DataFrame([{**base, "sae_id": "a", "dataset": "x"},
                          {**base, "sae_id": "b", "dataset": "y"}])  # fmt: skip
     page = tmp_path / "leaderboard.html"
-    write_leaderboard(page, "m", "normal", leaderboard(tidy, "normal"), fresh=False)
+    write_leaderboard(page, "m", "normal", leaderboard(Picks(tidy), "normal", "paper"), fresh=False)
     assert "No two of them" in page.read_text()

@@ -11,7 +11,7 @@ import pytest
 from utils.figures import study
 from utils.figures.side_experiments import multi_token
 from utils.figures.style import LOOKS
-from utils.results.comparison import TITLES, compare, contenders
+from utils.results.comparison import TITLES, Picks, compare, contenders
 from utils.results.tidy import TIDY_COLUMNS
 
 DATASETS, LAYERS, SEEDS = [f"{i}_d" for i in range(6)], (2, 5), (42, 43)
@@ -130,7 +130,7 @@ def test_the_quiver_has_a_point_a_dataset():
 
 
 def test_bars_are_the_comparisons_means():
-    comparison = compare(tidy())
+    comparison = compare(Picks(tidy()))
     (axes,) = study.setting_bars(comparison).axes
     drawn = {str(c.get_label()): c[0].get_height() + 0.5 for c in axes.containers}
     overall = comparison[comparison["condition"] == "all"].set_index("contender")
@@ -140,7 +140,7 @@ def test_bars_are_the_comparisons_means():
 
 
 def test_curves_over_conditions_are_the_comparisons():
-    comparison = compare(tidy("scarcity", (10, 20, 53)))
+    comparison = compare(Picks(tidy("scarcity", (10, 20, 53))))
     upper, lower = study.condition_curves(comparison, "scarcity", "training rows").axes
     rows = comparison[comparison["condition"] != "all"]
     for name in ("quiver_baselines", "sae_only"):
@@ -156,7 +156,7 @@ def test_curves_over_conditions_are_the_comparisons():
 
 def test_a_single_baseline_is_named_and_drawn_once():
     table = tidy("label_noise", (0.1, 0.2, 0.3))
-    comparison = compare(table[table["method"] != "pca"])
+    comparison = compare(Picks(table[table["method"] != "pca"]))
     upper, _ = study.condition_curves(comparison, "label_noise", "flipped").axes
     names = upper.get_legend_handles_labels()[1]
     assert names == ["best baseline (logreg alone)", "SAE probe", "baselines + SAE"]

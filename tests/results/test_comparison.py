@@ -11,6 +11,8 @@ import pytest
 from utils.figures.report import answers
 from utils.results.comparison import (
     Comparisons,
+    Picked,
+    Picks,
     against,
     against_controls,
     by_dataset,
@@ -89,7 +91,7 @@ def expected_pick(rows: list[dict]) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_means_equal_a_plain_second_route(seed):
     table = random_table(seed)
-    found = compare(table).set_index(["condition", "contender"])["mean_test_auc"]
+    found = compare(Picks(table)).set_index(["condition", "contender"])["mean_test_auc"]
     kinds = {
         "quiver_baselines": ("baseline",),
         "quiver_with_sae": ("baseline", "sae"),
@@ -111,7 +113,7 @@ def test_only_decisions_that_all_have_are_compared():
     rows = [probe("a", "baseline", "logreg", 0.9, 0.8), probe("a", "sae", "sae_probe", 0.9, 0.7)]
     rows += [probe("b", "baseline", "logreg", 0.9, 0.1), probe("c", "sae", "sae_probe", 0.9, 1.0)]
     rows += [probe("a", "baseline", "logreg", 0.9, 0.2, layer=5)]
-    table = compare(pd.DataFrame(rows))
+    table = compare(Picks(pd.DataFrame(rows)))
     overall = table[table["condition"] == "all"].set_index("contender")
     assert overall.loc["quiver_baselines", "mean_test_auc"] == 0.8
     assert overall.loc["sae_only", "n_pairs"] == 1
@@ -136,7 +138,7 @@ def test_ties_give_the_expectation_and_its_range():
 def test_controls_stay_out_of_the_quivers():
     rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.6, 0.6)]
     rows += [probe("a", "control", "random_sae_probe", 0.99, 0.99)]
-    wide = headline(compare(pd.DataFrame(rows)))
+    wide = headline(compare(Picks(pd.DataFrame(rows))))
     assert wide.loc["baselines + SAE", "normal"] == "0.600"
     assert wide.loc["random twin", "normal"] == "0.990"
 
@@ -148,7 +150,7 @@ def test_a_control_that_lacks_decisions_takes_none_from_the_others():
         for kind, method, auc in (("baseline", "logreg", 0.5), ("sae", "sae_probe", 0.6))
     ]
     rows += [probe("a", "control", "raw_dims", 0.9, 0.9)]
-    overall = compare(pd.DataFrame(rows)).set_index("contender")
+    overall = compare(Picks(pd.DataFrame(rows))).set_index("contender")
     assert overall.loc["sae_only", "n_pairs"] == 2
     assert overall.loc["raw_dims", "n_pairs"] == 1
     assert overall.loc["raw_dims", "mean_difference"] == pytest.approx(0.4)
@@ -157,7 +159,7 @@ def test_a_control_that_lacks_decisions_takes_none_from_the_others():
 def test_protocols_are_compared_apart():
     rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.9, 0.6)]
     rows += [probe("a", "sae", "sae_probe", 0.45, 0.7, protocol="nested")]
-    table = compare(pd.DataFrame(rows)).set_index(["protocol", "contender"])["mean_test_auc"]
+    table = compare(Picks(pd.DataFrame(rows))).set_index(["protocol", "contender"])["mean_test_auc"]
     assert (table["paper", "quiver_with_sae"], table["nested", "quiver_with_sae"]) == (0.6, 0.5)
     gap = val_test_gap(pd.DataFrame(rows)).iloc[0]
     assert (gap["SAE probes, paper"], gap["SAE probes, nested"]) == (
@@ -169,7 +171,7 @@ def test_protocols_are_compared_apart():
 def test_seeds_are_decisions_of_their_own():
     rows = [probe("a", "baseline", "logreg", 0.5, 0.5), probe("a", "sae", "sae_probe", 0.9, 0.6)]
     rows += [probe("a", "sae", "sae_probe", 0.9, 0.9, seed=43)]
-    overall = compare(pd.DataFrame(rows)).set_index("contender")
+    overall = compare(Picks(pd.DataFrame(rows))).set_index("contender")
     assert (overall.loc["sae_only", "n_pairs"], overall.loc["sae_only", "mean_test_auc"]) == (
         1,
         0.6,
@@ -182,7 +184,7 @@ def test_nothing_matched_is_no_comparison():
         probe("a", "baseline", "logreg", 0.5, 0.5, layer=8),
         probe("a", "sae", "sae_probe", 0.6, 0.6, layer=16),
     ]
-    table = compare(pd.DataFrame(rows))
+    table = compare(Picks(pd.DataFrame(rows)))
     assert not len(table)
     assert {"setting", "contender", "mean_test_auc"} <= set(table.columns)
 
@@ -192,7 +194,7 @@ def test_what_has_no_val_auc_is_not_ranked_against_what_has():
     each alone is.
     """
     rows = [probe("a", "baseline", "logreg", np.nan, 0.8), probe("a", "sae", "sae_probe", 0.9, 0.6)]
-    overall = compare(pd.DataFrame(rows)).set_index("contender")
+    overall = compare(Picks(pd.DataFrame(rows))).set_index("contender")
     assert overall.loc["quiver_baselines", "mean_test_auc"] == 0.8
     assert overall.loc["sae_only", "mean_test_auc"] == 0.6
     assert "quiver_with_sae" not in overall.index
@@ -214,13 +216,13 @@ def eight_datasets(sae: float = 0.05, seeds=(42,)) -> list[dict]:
 
 @pytest.mark.parametrize(("sae", "expected"), [(0.05, "above"), (-0.05, "below")])
 def test_a_clear_difference_is_clear_and_has_the_right_sign(sae, expected):
-    row = compare(pd.DataFrame(eight_datasets(sae))).set_index("contender").loc["sae_only"]
+    row = compare(Picks(pd.DataFrame(eight_datasets(sae)))).set_index("contender").loc["sae_only"]
     assert np.sign(row["mean_difference"]) == np.sign(sae)
     assert row["ci_low"] < row["mean_difference"] < row["ci_high"]
     assert verdict(row.to_dict()) == expected
     ahead, behind = (row["wins"], row["losses"]) if sae > 0 else (row["losses"], row["wins"])
     assert (ahead, behind) == (8, 0)
-    (answer,) = answers(Comparisons(compare(pd.DataFrame(eight_datasets(sae)))))
+    (answer,) = answers(Comparisons(compare(Picks(pd.DataFrame(eight_datasets(sae))))))
     assert f"AUC {expected} the best baseline" in answer["what"]
     assert ("surely ahead" if sae > 0 else "surely behind") in answer["what"]
     assert f"Ahead on {8 if sae > 0 else 0} of 8 datasets" in answer["what"]
@@ -233,7 +235,7 @@ def test_what_eight_datasets_cannot_see_is_said():
         rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.8))
         rows.append(probe(dataset, "baseline", "pca", 0.1, 0.8))
         rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.8 + rng.normal() / 10, k=16))
-    table = compare(pd.DataFrame(rows))
+    table = compare(Picks(pd.DataFrame(rows)))
     row = table.set_index("contender").loc["sae_only"]
     (answer,) = answers(Comparisons(table))
     assert "cannot tell from none" in answer["what"]
@@ -243,7 +245,7 @@ def test_what_eight_datasets_cannot_see_is_said():
 
 def test_holm_is_over_all_sentences_and_over_all_rows():
     rows = [{**row, "setting": s} for s in ("normal", "OOD") for row in eight_datasets()]
-    table = compare(pd.DataFrame(rows))
+    table = compare(Picks(pd.DataFrame(rows)))
     listed = table["p_wilcoxon"].notna()
     assert listed.sum() == 4  # two settings, with SAE probe and both together
     smallest = table["p_wilcoxon"].min()
@@ -254,14 +256,14 @@ def test_holm_is_over_all_sentences_and_over_all_rows():
     assert others.tolist() == pytest.approx([4 * smallest] * 2)
     # a condition's row is of the table, not of the sentences
     scarce = [{**r, "setting": "scarcity", "condition": c} for c in (10, 20) for r in rows[:32]]
-    table = compare(pd.DataFrame(scarce))
+    table = compare(Picks(pd.DataFrame(scarce)))
     conditions = table[(table["condition"] != "all") & (table["contender"] == "sae_only")]
     n_tests = table["p_wilcoxon"].notna().sum()
     assert conditions["p_holm"].min() == pytest.approx(min(1, n_tests * smallest))
 
 
 def test_candidates_are_counted_on_both_sides():
-    row = compare(pd.DataFrame(eight_datasets())).set_index("contender").loc["sae_only"]
+    row = compare(Picks(pd.DataFrame(eight_datasets()))).set_index("contender").loc["sae_only"]
     assert (row["n_candidates"], row["n_candidates_baseline"]) == (2, 2)
 
 
@@ -269,18 +271,18 @@ def test_a_probe_without_weights_wins_nothing():
     rows = [probe(d, "baseline", "logreg", 0.9, 0.4) for d in "abcdef"]
     rows += [probe(d, "sae", "sae_probe", 0.5, 0.5, k=16, n_nonzero=0) for d in "abc"]
     rows += [probe(d, "sae", "sae_probe", 0.5, 0.5, k=16, n_nonzero=2) for d in "def"]
-    row = compare(pd.DataFrame(rows)).set_index("contender").loc["sae_only"]
+    row = compare(Picks(pd.DataFrame(rows))).set_index("contender").loc["sae_only"]
     assert (row["wins"], row["ties"], row["losses"], row["n_empty"]) == (3, 3, 0, 3)
     # where it is behind, it has lost
     rows = [{**row, "test_auc": 0.6 if row["kind"] == "baseline" else 0.5} for row in rows]
-    row = compare(pd.DataFrame(rows)).set_index("contender").loc["sae_only"]
+    row = compare(Picks(pd.DataFrame(rows))).set_index("contender").loc["sae_only"]
     assert (row["wins"], row["ties"], row["losses"]) == (0, 0, 6)
 
 
 def test_logreg_alone_is_the_best_baseline_and_stands_once():
     rows = [probe(d, "baseline", "logreg", 0.9, 0.8) for d in "abcdef"]
     rows += [probe(d, "sae", "sae_probe", 0.5, 0.7, k=16) for d in "abcdef"]
-    table = compare(pd.DataFrame(rows))
+    table = compare(Picks(pd.DataFrame(rows)))
     assert "logreg" not in set(table["contender"])
     assert "best baseline (logreg alone)" in answers(Comparisons(table))[0]["what"]
 
@@ -312,7 +314,7 @@ def test_a_control_is_compared_with_its_twin_and_not_with_the_best_of_many():
     assert (twin["SAE probe"], twin["control's"]) == (pytest.approx(0.735), pytest.approx(0.835))
     raw = table.loc[("layer_2/y", "layer_2/raw")]
     assert (raw["wins"], raw["n_datasets"]) == (8, 8)
-    overall = compare(pd.DataFrame(control_rows())).set_index("contender")["mean_test_auc"]
+    overall = compare(Picks(pd.DataFrame(control_rows()))).set_index("contender")["mean_test_auc"]
     assert overall["sae_only"] == pytest.approx(0.935)  # the best of two
     assert overall["twin_sae"] == pytest.approx(0.735)
     assert overall["random_sae"] == pytest.approx(0.835)
@@ -322,7 +324,7 @@ def test_each_sae_is_picked_by_validation_and_keeps_its_sign():
     rows = control_rows()
     for dataset in "abcdefgh":  # the best on test rows is the worst in validation
         rows.append(probe(dataset, "sae", "sae_probe", 0.1, 1.0, k=1, sae_id="layer_2/x"))
-    table = by_sae(pd.DataFrame(rows)).set_index("SAE or control")
+    table = by_sae(Picks(pd.DataFrame(rows))).set_index("SAE or control")
     assert table.loc["layer_2/x", "SAE probe"] == pytest.approx(0.735)
     assert table.loc["layer_2/x", "mean_difference"] == pytest.approx(-0.065)
     assert table.loc["layer_2/y", "mean_difference"] == pytest.approx(0.135)
@@ -333,7 +335,7 @@ def test_each_sae_is_picked_by_validation_and_keeps_its_sign():
 
 def test_numbers_over_fewer_datasets_say_so():
     rows = [row for row in control_rows() if row["method"] != "raw_dims" or row["dataset"] == "a"]
-    wide = headline(compare(pd.DataFrame(rows)))
+    wide = headline(compare(Picks(pd.DataFrame(rows))))
     assert wide.loc["raw dimensions", "normal"] == "0.600 (of 1)"
     assert wide.loc["SAE probe", "normal"] == "0.935"
     assert wide.loc["datasets", "normal"] == "8"
@@ -341,7 +343,7 @@ def test_numbers_over_fewer_datasets_say_so():
 
 def test_copies_of_a_dataset_in_seeds_are_no_datasets():
     """Two seeds of eight datasets are eight datasets: nothing is surer for it than it was."""
-    row = compare(pd.DataFrame(eight_datasets(seeds=(42, 43)))).set_index("contender")
+    row = compare(Picks(pd.DataFrame(eight_datasets(seeds=(42, 43))))).set_index("contender")
     row = row.loc["sae_only"]
     assert (row["n_datasets"], row["n_pairs"]) == (8, 16)
     assert row["wins"] + row["ties"] + row["losses"] == 8
@@ -371,14 +373,14 @@ def words_table() -> pd.DataFrame:
 
 
 def test_words_suffice_where_they_are_within_a_hundredth():
-    table = by_dataset(words_table(), "paper").set_index("dataset")
+    table = by_dataset(Picked(words_table()), "paper").set_index("dataset")
     assert table["words"].tolist() == ["words suffice"] * 4 + ["model needed"] * 4
     assert table.loc["e", "text_only"] == 0.6
     assert table.loc["e", "random_sae"] == pytest.approx(0.7 + 4 / 300)
     assert set(table["test_rows"]) == {"all"}
     # what a probe of the model tells no better than chance allows, words tell too
     near = words_table().replace({"test_auc": {0.6: 0.795}})
-    found = by_dataset(near, "paper").set_index("dataset")["words"]
+    found = by_dataset(Picked(near), "paper").set_index("dataset")["words"]
     assert found["f"] == "words suffice"  # 0.805 against 0.795
     assert found["h"] == "model needed"  # 0.807
 
@@ -388,13 +390,13 @@ def test_fresh_rows_decide_where_they_are_known():
     words = table["kind"] == "text"
     table.loc[words & (table["dataset"] == "a"), "test_auc_fresh"] = 0.5
     table.loc[words & (table["dataset"] == "b"), "test_auc_fresh"] = np.nan
-    found = by_dataset(table, "paper").set_index("dataset")
+    found = by_dataset(Picked(table), "paper").set_index("dataset")
     assert found["words"].tolist()[:3] == ["model needed", "words suffice", "words suffice"]
     assert found["test_rows"].tolist()[:3] == ["fresh", "all", "fresh"]
 
 
 def test_the_report_says_words_and_twins():
-    tables = compare_all(words_table(), "paper")
+    tables = compare_all(Picked(words_table()), "paper")
     assert tables.needed.set_index("contender").loc["sae_only", "n_datasets"] == 4
     versus = tables.against.set_index("control")
     gap = np.mean([0.76 + i / 500 - (0.7 + i / 300) for i in range(8)])
@@ -418,5 +420,5 @@ def test_an_sae_is_compared_with_its_own_controls():
         rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.9, k=16, sae_id="B"))
         twin = {"k": 16, "sae_id": "A+soft_frozen"}
         rows.append(probe(dataset, "control", "soft_frozen_probe", 0.7, 0.65, **twin))
-    (row,) = against(pd.DataFrame(rows)).to_dict("records")
+    (row,) = against(Picks(pd.DataFrame(rows))).to_dict("records")
     assert (row["SAE probe"], row["control's"]) == (pytest.approx(0.7), pytest.approx(0.65))

@@ -18,7 +18,7 @@ import visualize
 from checks import audit, claims, status
 from published import fetch_results as fetch_published_results
 from utils.paths import Paths
-from utils.results.comparison import compare
+from utils.results.comparison import Picks, compare
 from utils.results.findings import Kind
 from utils.results.tidy import load_results
 
@@ -91,7 +91,7 @@ def test_means_agree_with_plain_pandas(published, model, setting):
             by_baseline[key].query("method == 'logreg'")["test_auc"].mean() for key in shared
         ],
     }
-    found = compare(load_results(published, model, (setting,)).tidy)
+    found = compare(Picks(load_results(published, model, (setting,)).tidy))
     overall = found[found["condition"] == "all"].set_index("contender")
     if setting == "label_noise":  # logreg is the only baseline there, and stands once
         assert expected.pop("logreg") == pytest.approx(expected["quiver_baselines"])

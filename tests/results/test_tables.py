@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from utils.results.comparison import compare
+from utils.results.comparison import Picks, compare
 from utils.results.csv_files import read_table
 from utils.results.tables import baseline_table, sae_probe_table
 from utils.results.tidy import load_results
@@ -241,7 +241,7 @@ def test_hooks_are_layers_beside_numbers(paths):
             [row]
         )
     tidy = load_results(paths, "gemma-2-9b", ("normal",)).tidy
-    overall = compare(tidy).set_index("contender")
+    overall = compare(Picks(tidy)).set_index("contender")
     assert overall.loc["sae_only", "n_pairs"] == 2
     assert set(tidy["layer"]) == {3, hook}
 

@@ -22,7 +22,7 @@ from utils.datasets import load_dataset, load_ood, text_codes
 from utils.figures.explorer import dataset_rows, matched_rows
 from utils.names import hook_name
 from utils.probes.controls import OF_LAYER, ControlActivations
-from utils.results.comparison import by_dataset
+from utils.results.comparison import Picked, by_dataset
 from utils.results.paired import PairedErrors
 from utils.results.statistics import delong
 from utils.results.tidy import load_results
@@ -186,7 +186,7 @@ def test_intervals_are_of_the_scores_that_were_kept(ready):
         assert (error or 0) == delong(y, of_first, scores)
     # scores that are not those of the row: of an earlier fit, or of other rows
     assert paired.error(rows[1], {**rows[0], "test_auc": rows[0]["test_auc"] - 0.01}, False) is None
-    datasets = by_dataset(tidy, "paper")
+    datasets = by_dataset(Picked(tidy), "paper")
     shown = dataset_rows(matched_rows(tidy, datasets), datasets, PairedErrors(ready, MODEL))
     assert [row["exact"] for row in shown] == [True]
     picked = max((r for r in rows if r["kind"] == "baseline"), key=lambda r: r["val_auc"])
@@ -201,7 +201,7 @@ def test_without_kept_scores_an_interval_is_an_upper_bound(ready):
     assert train_baselines.main([*flags, "--method", "knn", "--layers", "2"]) == 0
     assert train_sae_probes.main([*flags, "--ks", "1", "--controls", "none"]) == 0
     tidy = load_results(ready, MODEL).tidy
-    datasets = by_dataset(tidy, "paper")
+    datasets = by_dataset(Picked(tidy), "paper")
     shown = dataset_rows(matched_rows(tidy, datasets), datasets, PairedErrors(ready, MODEL))
     assert [row["exact"] for row in shown] == [False]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from utils.figures.style import RC, NoData, plotted
 from utils.paths import Paths
 from utils.results import side_experiments
 from utils.results.calibration import read_calibration
-from utils.results.comparison import compare, contenders, on_score
+from utils.results.comparison import Picks, compare, on_score
 from utils.runtime.errors import Failures, UserError, first_line, is_out_of_memory
 from utils.runtime.files import atomic_path
 from utils.runtime.progress import progress
@@ -46,27 +46,26 @@ IMBALANCED = "class_imbalance"
 class Material:
     """The tables that figures are drawn from: one protocol's probes of a model.
 
-    ``stated``: the comparison over all conditions, on fresh rows where they are known; ``picks``:
-    {setting: {contender: its picks}}; ``multi_token``: of multi_token.load_multi_token.
+    ``picks``: {setting: {contender: its picks}}; ``stated``: the comparison over all conditions, on
+    fresh rows where they are known; ``multi_token``: of multi_token.load_multi_token.
     """
 
     def __init__(
         self,
         tidy: pd.DataFrame,
+        picks: Mapping[str, dict[str, pd.DataFrame]],
         comparison: pd.DataFrame,
         stated: pd.DataFrame,
         gap: pd.DataFrame,
         multi_token: pd.DataFrame,
     ) -> None:
         self.tidy, self.comparison, self.gap, self.multi_token = tidy, comparison, gap, multi_token
-        self.stated = stated
-        self.picks = {
-            setting: contenders(rows) for setting, rows in tidy.groupby("setting", observed=True)
-        }
+        self.picks, self.stated = picks, stated
 
     def compared_by(self, setting: str, score: str) -> pd.DataFrame:
         """The comparison of a setting by another score than test AUC."""
-        return compare(on_score(self.tidy[self.tidy["setting"] == setting], score))
+        of_setting = self.tidy[self.tidy["setting"] == setting]
+        return compare(Picks(on_score(of_setting, score)))
 
     def picks_of(self, setting: str) -> dict[str, pd.DataFrame]:
         return self.picks.get(setting, {})

@@ -293,7 +293,8 @@ def absent(report: Report) -> list[dict[str, str]]:
     if report.selected:
         return []
     make = f"make {{}} MODEL={report.model_name}"
-    there = set(zip(report.shown["setting"], report.shown["kind"]))
+    pairs = report.shown[["setting", "kind"]].drop_duplicates()
+    there = set(zip(pairs["setting"], pairs["kind"]))
     needed = {BASELINE: ("baselines", "train-baselines"), SAE: ("SAE probes", "train-sae-probes")}
     lines = []
     for setting in SETTINGS:

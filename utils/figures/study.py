@@ -6,6 +6,7 @@ The chance line is drawn, the number of datasets and what a band means are writt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -478,18 +479,17 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     Over datasets that have all the SAEs of a panel; for L0, SAEs of the width that has the most
     values of it.
     """
-    rows = tidy[(tidy["kind"] == SAE) & tidy["k"].notna()]
-    rows = rows.assign(sae_id=rows["sae_id"].astype(object))
+    mine = (tidy["kind"] == SAE) & tidy["k"].notna()
+    rows = tidy.loc[mine, [*DECISION, "sae_id", "k", "test_auc"]]
     read = {"width": named_width, "L0": named_l0}[size]
-    sizes = {sae_id: read(str(sae_id)) for sae_id in rows["sae_id"].unique()}
-    widths = {sae_id: named_width(str(sae_id)) for sae_id in sizes}
-    rows = rows.assign(size=rows["sae_id"].map(sizes), width=rows["sae_id"].map(widths)).dropna(
-        subset=["size"]
+    rows = rows.assign(
+        size=_of_words(rows["sae_id"], read),
+        width=_of_words(rows["sae_id"], named_width),
+        # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an
+        # architecture's name
+        family=_families(rows["sae_id"]),
     )
-    # SAEs that differ in nothing but their size: a Gemma Scope id without its numbers, an
-    # architecture's name
-    family_of = {sae_id: sae_family(str(sae_id)) for sae_id in sizes}
-    rows["family"] = rows["sae_id"].map(family_of)
+    rows = rows[rows["size"].notna()]
     panels = []
     for setting, of_setting in rows.groupby("setting", sort=False, observed=True):
         of_setting = of_setting[of_setting["layer"] == of_setting["layer"].mode().iloc[0]]
@@ -504,15 +504,10 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
         raise NoData(f"no setting has SAE probes of more than one {size}")
     figure, row = panels_in_a_row(len(panels), 1.2, 2.5, 3.0)
     for axes, (setting, of_panel) in zip(row, panels):
-        keys = ["dataset", "condition", "seed"]
-        by_family = of_panel.groupby("family", observed=True)["size"].transform("nunique")
-        complete = (
-            of_panel.groupby([*keys, "family"], observed=True)["size"].transform("nunique")
-            == by_family
-        )
+        complete = _with_all_sizes(of_panel)
         ks = sorted(of_panel["k"].unique())
         shown = ks if len(ks) <= 4 else [k for k in (1, 16, 128, 512) if k in ks]
-        families = sorted(of_panel["family"].unique())
+        families = sorted(map(str, of_panel["family"].unique()))
         if len(families) == 1:
             lines = [(f"k = {k:.0f}", of_panel["k"] == k) for k in shown]
         else:  # of different architectures: a line each
@@ -554,6 +549,32 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     figure.tight_layout()
     shared_legend(figure, row[0], 2 if len(panels) == 1 else 4)
     return figure
+
+
+def _with_all_sizes(rows: pd.DataFrame) -> np.ndarray:
+    """bool [n_rows]: whether dataset, condition and seed of a row have all sizes of its family."""
+    family, families = pd.factorize(rows["family"])
+    group = rows.groupby(["dataset", "condition", "seed", "family"], observed=True).ngroup()
+    size, sizes = pd.factorize(rows["size"])
+    seen = np.zeros((group.max() + 1, len(sizes)), dtype=bool)
+    seen[group, size] = True
+    of_family = np.zeros((len(families), len(sizes)), dtype=bool)
+    of_family[family, size] = True
+    return seen.sum(axis=1)[group] == of_family.sum(axis=1)[family]
+
+
+def _families(sae_ids: pd.Series) -> pd.Categorical:
+    """Of each row's SAE its family: what its id says but for the sizes."""
+    codes, distinct = pd.factorize(sae_ids)
+    of_each, families = pd.factorize(np.array([sae_family(str(name)) for name in distinct], object))
+    return pd.Categorical.from_codes(of_each[codes], families)
+
+
+def _of_words(words: pd.Series, function: Callable[[str], int | None]) -> np.ndarray:
+    """``function`` of each row's word, called once for each distinct one; NaN for None."""
+    codes, distinct = pd.factorize(words)
+    numbers = [function(str(word)) for word in distinct]
+    return np.array([np.nan if number is None else number for number in numbers])[codes]
 
 
 def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) -> Figure:

@@ -10,7 +10,15 @@ from utils.datasets import dataset_size, list_datasets
 from utils.paths import Paths
 from utils.probes.baselines import paper_methods
 from utils.probes.k_sparse import PROTOCOLS
-from utils.results.comparison import BASELINES, PROBES, contenders, matched, of_protocol, protocols
+from utils.results.comparison import (
+    BASELINES,
+    PROBES,
+    Picks,
+    contenders,
+    matched,
+    of_protocol,
+    protocols,
+)
 from utils.results.findings import Finding, Kind
 from utils.results.tidy import BASELINE, CONTROL, SAE, Results
 from utils.runtime.errors import UserError
@@ -18,16 +26,21 @@ from utils.settings import MIN_TEST, PAPERS, SETTINGS, SHIFTED, conditions, get_
 from utils.text_checks import KNOWN_UNFIT, known_check, known_ood_check, share_of_copies
 
 
-def audit(paths: Paths, results: Results) -> list[Finding]:
-    """All findings on the tables that were read, the worst first; ``results.findings`` included."""
+def audit(paths: Paths, results: Results, picked: Picks | None = None) -> list[Finding]:
+    """All findings on the tables that were read, the worst first; ``results.findings`` included.
+
+    ``picked``: of these tables, where there are any already.
+    """
     tidy = results.tidy
+    picked = picked or Picks(tidy)
     findings = [*results.findings, *_copies(paths, tidy), *_unfit_ood(paths, tidy)]
     for setting in SETTINGS:
-        rows = tidy[tidy["setting"] == setting]
+        rows = picked.rows(setting)
         if len(rows):
-            for protocol in protocols(rows):
-                several = f"{setting}, {protocol} protocol" if len(protocols(rows)) > 1 else setting
-                findings += _unmatched(several, of_protocol(rows, protocol))
+            names = protocols(rows)
+            for protocol in names:
+                several = f"{setting}, {protocol} protocol" if len(names) > 1 else setting
+                findings += _unmatched(several, picked.of(setting, protocol))
             findings += _mixed(setting, rows)
             findings += _missing(paths, setting, rows)
             findings += _small_tests(paths, setting, rows)
@@ -37,8 +50,7 @@ def audit(paths: Paths, results: Results) -> list[Finding]:
     return sorted(findings, key=lambda finding: order[finding.weight])
 
 
-def _unmatched(setting: str, rows: pd.DataFrame) -> list[Finding]:
-    picks = contenders(rows)
+def _unmatched(setting: str, picks: dict[str, pd.DataFrame]) -> list[Finding]:
     if not {"quiver_baselines", "sae_only"} <= set(picks):
         return []
     baselines, probes = picks["quiver_baselines"], picks["sae_only"]
@@ -75,7 +87,7 @@ def _mixed(setting: str, rows: pd.DataFrame) -> list[Finding]:
     """Probes of one SAE made in several ways: the pick takes the best of all by validation AUC."""
     probes = rows[rows["kind"] == SAE]
     kinds = {
-        column: sorted(probes[column].dropna().astype(str).unique())
+        column: sorted(map(str, probes[column].dropna().unique()))
         for column in ("solver", "reg_type", "binarize", "latent_selection")
     }
     several = [
@@ -115,7 +127,7 @@ def _missing(paths: Paths, setting: str, rows: pd.DataFrame) -> list[Finding]:
         of_kind = rows[rows["kind"] == kind]
         known = {_label(c) for c in of_kind["condition"].unique()}
         there = set(of_kind["dataset"].unique())
-        n_ks = len([k for k in get_setting(setting).ks if k in set(of_kind["k"])]) or 1
+        n_ks = len([k for k in get_setting(setting).ks if k in set(of_kind["k"].unique())]) or 1
         expected = {
             (name, label)
             for name in sizes
@@ -291,7 +303,7 @@ def _solvers(setting: str, rows: pd.DataFrame) -> list[Finding]:
                     " converged",
                 )
             )
-    told = rows.dropna(subset=["converged"])
+    told = rows.loc[rows["converged"].notna(), ["method", "converged"]]
     short = told[~told["converged"].astype(bool)]
     if len(short):
         by_method = ", ".join(

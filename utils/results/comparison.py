@@ -11,7 +11,7 @@ Means, wins and intervals give each dataset one vote, whatever the number of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,6 +131,24 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(dict.fromkeys(names, object))
 
 
+# what a pick is made from; a copy of millions of rows with all columns is a gigabyte
+PICKED_FROM = (
+    *DECISION,
+    "sae_id",
+    "protocol",
+    "method",
+    "val_auc",
+    "test_auc",
+    "n_nonzero",
+    "n_test",
+)
+
+
+def _to_pick_from(rows: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
+    """Those of the rows that have a test AUC, with the columns that picks are made from."""
+    return rows.loc[mask & rows["test_auc"].notna(), [c for c in PICKED_FROM if c in rows]]
+
+
 def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The picks of every contender that has probes in the table.
 
@@ -138,12 +156,12 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
     says where these are mixed. Where logistic regression is the only baseline it is the best one,
     and stands once; so do SAEs that all have a twin.
     """
-    rows = tidy.dropna(subset=["test_auc"])
-    masks = {name: contender.rows(rows) for name, contender in CONTENDERS.items()}
+    scored = tidy["test_auc"].notna()
+    masks = {name: contender.rows(tidy) & scored for name, contender in CONTENDERS.items()}
     for narrower, wider in (("logreg", BASELINES), ("twin_sae", PROBES)):
         if (masks[narrower] == masks[wider]).all():
             del masks[narrower]
-    picks = {name: pick(rows[mask]) for name, mask in masks.items() if mask.any()}
+    picks = {name: pick(_to_pick_from(tidy, mask)) for name, mask in masks.items() if mask.any()}
     if {BASELINES, PROBES} <= set(picks):
         picks["quiver_with_sae"] = _rankable(
             picks["quiver_with_sae"], picks[BASELINES], picks[PROBES]
@@ -184,7 +202,7 @@ def _order_of(decisions: pd.DataFrame) -> pd.Index:
 
 def protocols(tidy: pd.DataFrame) -> list[str]:
     """The protocols of the SAE probes in a table, the paper's first."""
-    names = set(tidy.loc[tidy["kind"] == SAE, "protocol"].dropna())
+    names = set(tidy.loc[tidy["kind"] == SAE, "protocol"].unique())
     return [protocol for protocol in PROTOCOLS if protocol in names]
 
 
@@ -221,29 +239,78 @@ def on_score(tidy: pd.DataFrame, score: str) -> pd.DataFrame:
 
 def on_fresh_where_known(tidy: pd.DataFrame) -> pd.DataFrame:
     """``on_fresh_rows`` in the settings that have such rows, all rows in the others."""
-    fresh = on_fresh_rows(tidy)
+    return _fresh_and_others(on_fresh_rows(tidy), tidy)
+
+
+def _fresh_and_others(fresh: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
     if not len(fresh):  # a copy of millions of rows is a gigabyte
         return tidy
     others = tidy[~tidy["setting"].isin(fresh["setting"].unique())]
     return pd.concat([fresh, others]) if len(others) else fresh
 
 
-def against(tidy: pd.DataFrame) -> pd.DataFrame:
+class Picks:
+    """The picks of a table's contenders by setting and protocol, each made once: of millions of
+    rows they take seconds.
+
+    ``made_in``: {setting: what holds its picks}, where that is something else.
+    """
+
+    def __init__(self, tidy: pd.DataFrame, made_in: Mapping[str, Picks] | None = None) -> None:
+        self.tidy = tidy
+        self._made_in = made_in or {}
+        self._made: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
+
+    def settings(self) -> list[str]:
+        """In the order of the table."""
+        return list(map(str, self.tidy["setting"].unique()))
+
+    def rows(self, setting: str) -> pd.DataFrame:
+        """The rows of a setting; the table itself where it has no others."""
+        mine = self.tidy["setting"] == setting
+        return self.tidy if mine.all() else self.tidy[mine]  # a copy of millions is a gigabyte
+
+    def of(self, setting: str, protocol: str) -> dict[str, pd.DataFrame]:
+        """{contender: its picks}."""
+        if setting in self._made_in:
+            return self._made_in[setting].of(setting, protocol)
+        if (setting, protocol) not in self._made:
+            rows = of_protocol(self.rows(setting), protocol)
+            self._made[setting, protocol] = contenders(rows)
+        return self._made[setting, protocol]
+
+
+class Picked:
+    """A model's picks on all test rows (``every``), on fresh ones (``fresh``), and on fresh ones in
+    the settings that have such rows, on all in the others (``known``).
+    """
+
+    def __init__(self, tidy: pd.DataFrame) -> None:
+        self.every, self.fresh = Picks(tidy), Picks(on_fresh_rows(tidy))
+        has_fresh = self.fresh.settings()
+        made_in = {
+            name: self.fresh if name in has_fresh else self.every for name in self.every.settings()
+        }
+        self.known = Picks(_fresh_and_others(self.fresh.tidy, tidy), made_in)
+
+
+def against(picked: Picks) -> pd.DataFrame:
     """The SAE probe against each control, over all conditions: a row a setting, protocol and
     control, matched; columns setting, protocol, control, both mean test AUCs and those of
     ``describe_difference``. An SAE is compared with its own controls.
     """
     rows = []
-    for setting, of_setting in tidy.groupby("setting", sort=False, observed=True):
+    for setting in picked.settings():
+        of_setting = picked.rows(setting)
         for protocol in protocols(of_setting):
+            picks = picked.of(setting, protocol)
             of_shown = of_protocol(of_setting, protocol)
-            picks = contenders(of_shown)
             for name in CONTROLS:
                 if name == "twin_sae" or name not in picks or PROBES not in picks:
                     continue
                 own, method = picks[PROBES], CONTENDERS[name].method
                 if method is not None and method not in OF_LAYER:
-                    own = pick(of_shown[_with_control(method)(of_shown)])
+                    own = pick(_to_pick_from(of_shown, _with_control(method)(of_shown)))
                 sides = matched({"sae": own[picks[PROBES].columns], "control": picks[name]})
                 if len(sides["sae"]):
                     what = {"setting": setting, "protocol": protocol, "control": name}
@@ -256,18 +323,16 @@ WORDS_SUFFICE, MODEL_NEEDED = "words suffice", "model needed"
 NEAR = 0.01  # AUC that words may be behind the best probe of a model and still suffice
 
 
-def by_dataset(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
+def by_dataset(picked: Picked, protocol: str) -> pd.DataFrame:
     """A row a setting and dataset: mean test AUC of each contender over its decisions, on fresh
     test rows where both probes and words are known there, else on all (``test_rows``).
 
     ``words``: WORDS_SUFFICE where text only is within NEAR of the better of best baseline and SAE
     probe, or above, else MODEL_NEEDED; None where there is no probe on texts.
     """
-    of_shown = of_protocol(tidy, protocol)
     tables = [
-        _by_dataset(rows).assign(test_rows=name)
-        for name, rows in (("fresh", on_fresh_rows(of_shown)), ("all", of_shown))
-        if len(rows)
+        _by_dataset(picks, protocol).assign(test_rows=name)
+        for name, picks in (("fresh", picked.fresh), ("all", picked.every))
     ]
     table = pd.concat([part for part in tables if len(part)] or [pd.DataFrame()])
     if not len(table):
@@ -285,10 +350,10 @@ def by_dataset(tidy: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return table.sort_values(["setting", "dataset"], kind="stable").reset_index(drop=True)
 
 
-def _by_dataset(rows: pd.DataFrame) -> pd.DataFrame:
+def _by_dataset(picked: Picks, protocol: str) -> pd.DataFrame:
     tables = []
-    for setting, of_setting in rows.groupby("setting", sort=False, observed=True):
-        picks = contenders(of_setting)
+    for setting in picked.settings():
+        picks = picked.of(setting, protocol)
         if BASELINES not in picks:
             continue
         # without SAE probes the words are compared with the baselines alone
@@ -334,7 +399,7 @@ def stated(comparison: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     return first.assign(p_holm=holm(first["p_wilcoxon"]))
 
 
-def compare(tidy: pd.DataFrame) -> pd.DataFrame:
+def compare(picked: Picks) -> pd.DataFrame:
     """Per setting, protocol and condition (and "all" of them), a row a contender, against the
     quiver of baselines.
 
@@ -349,9 +414,9 @@ def compare(tidy: pd.DataFrame) -> pd.DataFrame:
     baselines that there are.
     """
     tables = []
-    for setting, of_setting in tidy.groupby("setting", sort=False, observed=True):
-        for protocol in protocols(of_setting):
-            picks = contenders(of_protocol(of_setting, protocol))
+    for setting in picked.settings():
+        for protocol in protocols(picked.rows(setting)):
+            picks = picked.of(setting, protocol)
             if {BASELINES, PROBES} <= set(picks) and len(_core(picks)[PROBES]):
                 tables.append(_compare_picks(setting, picks).assign(protocol=protocol))
     if not tables:
@@ -397,16 +462,16 @@ class Comparisons:
         return pd.concat([table for table in every if len(table)] or every[:1])
 
 
-def compare_all(tidy: pd.DataFrame, protocol: str) -> Comparisons:
+def compare_all(picked: Picked, protocol: str) -> Comparisons:
     """Every comparison of a model's probes; ``protocol``: whose picks tell datasets apart."""
-    datasets, known = by_dataset(tidy, protocol), on_fresh_where_known(tidy)
+    datasets = by_dataset(picked, protocol)
     return Comparisons(
-        compare(tidy),
-        compare(on_fresh_rows(tidy)),
-        compare(on_fresh_where_known(needing_a_model(tidy, datasets))),
-        against(known),
+        compare(picked.every),
+        compare(picked.fresh),
+        compare(Picks(on_fresh_where_known(needing_a_model(picked.every.tidy, datasets)))),
+        against(picked.known),
         datasets,
-        at_fixed_k(known, protocol),
+        at_fixed_k(picked.known.tidy, protocol),
     )
 
 
@@ -463,7 +528,7 @@ def _rows(
         if not len(picked):
             continue
         mean = {
-            column: dataset_means(picked[column].to_numpy(), picked["dataset"].to_numpy()).mean()
+            column: dataset_means(picked[column].to_numpy(), picked["dataset"]).mean()
             for column in ("test_auc", "lowest", "highest", "val_auc")
         }
         row = {
@@ -495,8 +560,8 @@ def _difference(picked: pd.DataFrame, reference: pd.DataFrame) -> dict[str, floa
     difference = picked["test_auc"].to_numpy() - reference["test_auc"].to_numpy()
     empty, other_empty = (side["empty"].to_numpy(dtype=bool) for side in (picked, reference))
     won_by_nothing = (empty & (difference > 0)) | (other_empty & (difference < 0))
-    described = describe_difference(difference, picked["dataset"].to_numpy())
-    means = dataset_means(np.where(won_by_nothing, 0.0, difference), picked["dataset"].to_numpy())
+    described = describe_difference(difference, picked["dataset"])
+    means = dataset_means(np.where(won_by_nothing, 0.0, difference), picked["dataset"])
     wins, losses = int((means > TIE).sum()), int((means < -TIE).sum())
     return {**described, "wins": wins, "ties": len(means) - wins - losses, "losses": losses}
 
@@ -505,7 +570,7 @@ def _sortable(condition: object) -> float:
     return -1.0 if condition == ALL else float(str(condition))
 
 
-def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
+def by_sae(picked: Picks) -> pd.DataFrame:
     """A row a setting, protocol and SAE (controls too): its probe, k picked by val_auc, against the
     best baseline, matched.
 
@@ -513,22 +578,23 @@ def by_sae(tidy: pd.DataFrame) -> pd.DataFrame:
     AUC of both sides, and the columns of ``describe_difference``.
     """
     rows = []
-    for setting, of_setting in tidy.groupby("setting", sort=False, observed=True):
+    for setting in picked.settings():
+        of_setting = picked.rows(setting)
         baselines = {
-            protocol: contenders(of_protocol(of_setting, protocol)).get(BASELINES)
+            protocol: picked.of(setting, protocol).get(BASELINES)
             for protocol in protocols(of_setting)
         }
-        probes = of_setting[of_setting["kind"].isin([SAE, CONTROL])].dropna(subset=["test_auc"])
+        probes = _to_pick_from(of_setting, of_setting["kind"].isin([SAE, CONTROL]))
         n_layers = probes.groupby("sae_id", observed=True)["layer"].nunique()
         names = ("SAE probe", "best baseline")
         of_setting_rows = []
-        for protocol, picked in pick(probes, ("sae_id", "protocol")).groupby(
-            "protocol", observed=True
-        ):
+        best = pick(probes, ("sae_id", "protocol"))
+        for protocol, of_best in best.groupby("protocol", observed=True):
             of_same = baselines.get(str(protocol))
             if of_same is None:
                 continue
-            for (sae_id, layer), probe, base in _matched_each(picked, of_same, ["sae_id", "layer"]):
+            each = _matched_each(of_best, of_same, ["sae_id", "layer"])
+            for (sae_id, layer), probe, base in each:
                 name = f"{sae_id} at {layer}" if n_layers[sae_id] > 1 else sae_id  # of two hooks
                 what = {"setting": setting, "SAE or control": name, "protocol": protocol}
                 place = (str(sae_id), str(layer), str(protocol))
@@ -548,17 +614,22 @@ def _matched_each(
     at = places.get_indexer(pd.MultiIndex.from_frame(picked[DECISION]))
     order = np.argsort(at, kind="stable")[int((at < 0).sum()) :]
     shared, at = picked.iloc[order], at[order]
-    for values, rows in shared.groupby(by, observed=True).indices.items():
+    groups = shared.groupby(by, observed=True).indices
+    # what differences are made of alone: thousands of small tables of words take seconds
+    shared, reference = (
+        side[["dataset", "test_auc", "n_candidates", "empty"]].astype({"dataset": "category"})
+        for side in (shared, reference)
+    )
+    for values, rows in groups.items():
         of_group = values if isinstance(values, tuple) else (values,)
-        yield of_group, shared.iloc[rows], reference.iloc[at[rows]].reset_index(drop=True)
+        yield of_group, shared.iloc[rows], reference.iloc[at[rows]]
 
 
 MOST_RANKED = 60  # SAEs that are compared pair by pair: their number grows as the square
 
 
-def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(a row an SAE, the best mean first; a row a pair), over the decisions of a setting; ``tidy``:
-    of one protocol.
+def leaderboard(picked: Picks, setting: str, protocol: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(a row an SAE, the best mean first; a row a pair), over the decisions of a setting.
 
     Of an SAE: its mean test AUC over the decisions that all SAEs share (k picked by val_auc; NaN
     where it lacks some that others have, and then it stands last and is in no pair), its
@@ -566,27 +637,27 @@ def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.Data
     ``n_datasets`` that both have. Of a pair of the first MOST_RANKED: those columns, with p_holm
     over all pairs.
     """
-    of_setting = tidy[tidy["setting"] == setting].dropna(subset=["test_auc"])
-    probes = of_setting[of_setting["kind"] == SAE]
+    of_setting = of_protocol(picked.rows(setting), protocol)
+    probes = _to_pick_from(of_setting, of_setting["kind"] == SAE)
     if not len(probes):
         return pd.DataFrame(), pd.DataFrame()
-    picked = pick(probes, ("sae_id",))
-    by_sae = {str(name): rows for name, rows in picked.groupby("sae_id", observed=True)}
+    best = pick(probes, ("sae_id",))
+    by_sae = {str(name): rows for name, rows in best.groupby("sae_id", observed=True)}
     most = max(map(len, by_sae.values()))
-    number = picked.groupby(DECISION, observed=True).ngroup()
+    number = best.groupby(DECISION, observed=True).ngroup()
     decisions = {name: np.sort(number[rows.index]) for name, rows in by_sae.items()}
     every = next(decisions[name] for name, rows in by_sae.items() if len(rows) == most)
     means = {
-        name: dataset_means(rows["test_auc"].to_numpy(), rows["dataset"].to_numpy()).mean()
+        name: dataset_means(rows["test_auc"].to_numpy(), rows["dataset"]).mean()
         if np.array_equal(decisions[name], every)
         else float("nan")
         for name, rows in by_sae.items()
     }
-    baseline = contenders(of_setting).get(BASELINES)
+    baseline = picked.of(setting, protocol).get(BASELINES)
     ordered = sorted(by_sae, key=lambda name: (means[name] != means[name], -means[name], name))
     behind: dict[str, dict] = {}
     if baseline is not None:
-        for (name,), own, base in _matched_each(picked, baseline, ["sae_id"]):
+        for (name,), own, base in _matched_each(best, baseline, ["sae_id"]):
             n = own["dataset"].nunique()
             behind[str(name)] = {**_difference(own, base), "n_datasets": n}
     rows = []
@@ -599,8 +670,8 @@ def leaderboard(tidy: pd.DataFrame, setting: str) -> tuple[pd.DataFrame, pd.Data
     rows_of = matched({name: by_sae[name] for name in ranked})
     pairs = []
     for i, better in enumerate(ranked):
-        datasets = rows_of[better]["dataset"].to_numpy()
-        n = len(set(datasets))
+        datasets = rows_of[better]["dataset"].astype("category")
+        n = datasets.nunique()
         for other in ranked[i + 1 :]:
             difference = rows_of[better]["test_auc"] - rows_of[other]["test_auc"]
             said = describe_difference(difference.to_numpy(), datasets)
@@ -640,12 +711,12 @@ def _side_by_side(
     picked: pd.DataFrame, reference: pd.DataFrame, names: tuple[str, str]
 ) -> dict[str, object]:
     """Both mean test AUCs over datasets, under their names, and the difference between them."""
-    datasets = picked["dataset"].to_numpy()
+    datasets = picked["dataset"]
     means = {
         name: float(dataset_means(side["test_auc"].to_numpy(), datasets).mean())
         for name, side in zip(names, (picked, reference))
     }
-    sizes = {"n_candidates": picked["n_candidates"].mean(), "n_datasets": len(set(datasets))}
+    sizes = {"n_candidates": picked["n_candidates"].mean(), "n_datasets": datasets.nunique()}
     return {
         **sizes,
         **means,
