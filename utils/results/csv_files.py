@@ -166,16 +166,19 @@ def _beginning(path: Path, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
-def read_table(path: Path, leave_out: Collection[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: Path, leave_out: Collection[str] = (), in_categories: bool = False
+) -> pd.DataFrame:
     """A CSV with full float precision, TEXT columns as text; of a torn one, the whole lines.
 
-    ``leave_out``: columns that are not wanted. Raises UserError when it cannot be read as one.
+    ``leave_out``: columns that are not wanted; ``in_categories``: texts as pandas categories, where
+    they can be read by column. Raises UserError when it cannot be read as one.
     """
     try:
         header = [name for name in _checked_header(path) if name not in leave_out]
         for of_words in (TEXT, TEXT | {"layer"}):  # blocks are numbers, hooks beside them are not
             try:
-                return _read_by_column(path, header, of_words)
+                return _read_by_column(path, header, of_words, in_categories)
             except pa.ArrowInvalid:  # a cell is not what its column holds, or looks whole at first
                 continue
         return _read_slowly(path, header)
@@ -186,7 +189,9 @@ def read_table(path: Path, leave_out: Collection[str] = ()) -> pd.DataFrame:
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 
 
-def _read_by_column(path: Path, header: list[str], of_words: Collection[str]) -> pd.DataFrame:
+def _read_by_column(
+    path: Path, header: list[str], of_words: Collection[str], in_categories: bool
+) -> pd.DataFrame:
     types: dict[str, pa.DataType] = {name: _WORDS for name in header if name in of_words}
     types |= {name: pa.float64() for name in header if name in FRACTIONS}
     convert = pa.csv.ConvertOptions(
@@ -198,7 +203,7 @@ def _read_by_column(path: Path, header: list[str], of_words: Collection[str]) ->
     for place, name in enumerate(header):
         column, arrays[place] = arrays[place], None  # millions of rows are not held twice
         if name in of_words:
-            columns[name] = _as_words(column)
+            columns[name] = _in_categories(column) if in_categories else _as_words(column)
         elif pa.types.is_string(column.type):
             of_strings = column.to_pandas()
             columns[name] = of_strings.mask(of_strings.isin(EMPTY))
@@ -212,6 +217,13 @@ def _as_words(column: pa.ChunkedArray) -> pd.Series:
     codes, words = _codes(column)
     distinct = np.array([word or np.nan for word in words] + [np.nan], dtype=object)
     return pd.Series(distinct[codes], dtype=object)
+
+
+def _in_categories(column: pa.ChunkedArray) -> pd.Series:
+    codes, words = _codes(column)
+    places = {word: i for i, word in enumerate(word for word in words if word)}
+    places_of = np.array([*(places.get(word, -1) for word in words), -1])  # "" is none
+    return pd.Series(pd.Categorical.from_codes(places_of[codes], list(places)))
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

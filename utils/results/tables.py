@@ -45,16 +45,17 @@ class ResultTable:
     columns: tuple[str, ...]
     key: dict[str, object]
 
-    def read(self, leave_out: Collection[str] = ()) -> pd.DataFrame:
-        """All rows, key columns filled in; an empty frame when there is no table. ``leave_out``:
-        columns that are not wanted.
+    def read(self, leave_out: Collection[str] = (), in_categories: bool = False) -> pd.DataFrame:
+        """All rows, key columns filled in; an empty frame when there is no table.
+
+        ``leave_out``: columns that are not wanted; ``in_categories``: texts as pandas categories.
 
         Raises UserError when the file is there and is no such table, or could not be written.
         """
         self._check_place()
         if not self.path.is_file():
             return pd.DataFrame(columns=list(self.columns))
-        return self.filled(read_table(self.path, leave_out))
+        return self.filled(read_table(self.path, leave_out, in_categories))
 
     def filled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The file's content with the key columns that it lacks.
