@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from export_probe import how_read
 from train_sae_probes import encoder_of, release_of, rows_of
@@ -25,14 +26,15 @@ from utils.datasets import choose_datasets, load_dataset
 from utils.exported_probes import left_out_means, model_of, token_activations
 from utils.language_models import load_model
 from utils.models import LanguageModel, get_model
-from utils.names import hook_name
+from utils.names import hook_name, without_seed
 from utils.paths import Paths
-from utils.probes.k_sparse import PROTOCOLS
+from utils.probes.k_sparse import PROTOCOLS, rank_latents
 from utils.results.cards import (
     TOP,
     Card,
     Example,
     ProbeCards,
+    choice_over_seeds,
     make_cards,
     read_cards,
     with_tokens,
@@ -46,6 +48,7 @@ from utils.runtime.devices import pick_device
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import locked
 from utils.runtime.progress import progress
+from utils.saes.decode import directions_of
 from utils.saes.encode import latents_of
 from utils.saes.releases import neuronpedia_address
 from utils.settings import NORMAL, Condition, Split, SplitKind, split
@@ -143,16 +146,23 @@ def explain(
 ) -> None:
     """Add the cards of rows to ``there``, and write all."""
     sources, table = Sources(paths, info.name), probes_of(paths, info)
+    probed = table.read()[["dataset", "layer", "sae_id", "method"]].drop_duplicates()
     markers: dict[tuple, TokenMarker] = {}
     n_new = 0
     try:
         for row in progress(rows, desc="latent cards", unit="probe"):
             try:
                 kept = kept_probe(info.name, table, row, sources)
+                others = other_seeds(row, probed, sources)
                 old = there.get((row["dataset"], row["sae_id"]))
-                if old is not None and not wanted.overwrite and _is_done(old, row, kept, wanted):
+                if (
+                    old is not None
+                    and not wanted.overwrite
+                    and _is_done(old, row, kept, wanted)
+                    and old.other_seeds == [f"{name} {source}" for name, source in others.items()]
+                ):
                     continue
-                cards = explain_probe(paths, info, row, kept)
+                cards = explain_probe(paths, info, row, kept, others)
                 if wanted.tokens:
                     cards = mark_tokens(paths, info, cards, wanted.device, markers)
                 there[cards.key] = cards
@@ -204,8 +214,44 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
     return kept
 
 
-def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> ProbeCards:
-    """The cards of one probe, without tokens."""
+def other_seeds(row: dict, probed: pd.DataFrame, sources: Sources) -> dict[str, str]:
+    """{id: what its latents were made from} of the SAEs with probes of the same dataset and layer
+    that differ from a row's SAE in the seed of their training alone.
+    """
+    mine = probed[(probed["dataset"] == row["dataset"]) & (probed["layer"] == row["layer"])]
+    found: dict[str, str] = {}
+    for other in mine[mine["method"] == row["method"]].to_dict("records"):
+        sae_id = other["sae_id"]
+        if sae_id != row["sae_id"] and without_seed(sae_id) == without_seed(row["sae_id"]):
+            made_from = sources.of(other, NORMAL)
+            found |= {sae_id: made_from} if made_from else {}
+    return dict(sorted(found.items()))
+
+
+def choices_of_seeds(
+    paths: Paths, info: LanguageModel, row: dict, latents: np.ndarray, others: list[str]
+) -> np.ndarray:
+    """``choice_over_seeds`` of the latents [k] of a row's SAE, chosen anew on the same training
+    rows from the other SAEs; NaN where there are none, or a decoder is not at hand.
+    """
+    condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
+    every = [row["sae_id"], *others] if others else []
+    encoders = [encoder_of(paths, info.name, row["dataset"], sae_id) for sae_id in every]
+    if not encoders or any(encoder.decoder is None for encoder in encoders):
+        return np.full(len(latents), np.nan)
+    chosen = []
+    for sae_id, encoder in zip(others, encoders[1:]):
+        source = rows_of(paths, info.name, {**row, "sae_id": sae_id}, ood=False)
+        rows = source.condition(condition, seed)
+        first = rank_latents(rows.X_train, rows.y_train, n_keep=len(latents)).latents
+        chosen.append(directions_of(encoder, first))
+    return choice_over_seeds(directions_of(encoders[0], latents), chosen)
+
+
+def explain_probe(
+    paths: Paths, info: LanguageModel, row: dict, kept: Kept, others: dict[str, str]
+) -> ProbeCards:
+    """The cards of one probe, without tokens; ``others``: of ``other_seeds``."""
     source = rows_of(paths, info.name, row, ood=False)
     condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
     dataset = load_dataset(paths, row["dataset"])
@@ -214,6 +260,8 @@ def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> P
     rows = source.condition(condition, seed)
     cards = make_cards(rows, kept.probe, partial(text_of, drawn, dataset.texts), seed)
     known = explanations(paths, info.name, row["sae_id"])
+    latents = np.array([card.latent for card in cards])
+    by_seeds = choices_of_seeds(paths, info, row, latents, list(others))
     return ProbeCards(
         dataset=row["dataset"],
         sae_id=row["sae_id"],
@@ -228,7 +276,11 @@ def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> P
         release=release,
         neuronpedia=neuronpedia_address(release, row["sae_id"]),
         made_from=kept.made_from,
-        cards=[replace(card, explanation=known.get(card.latent, "")) for card in cards],
+        other_seeds=[f"{name} {made_from}" for name, made_from in others.items()],
+        cards=[
+            replace(card, chosen_by_seeds=float(share), explanation=known.get(card.latent, ""))
+            for card, share in zip(cards, by_seeds)
+        ],
     )
 
 

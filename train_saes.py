@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     training = Training.of(args, info)
     folders = {
-        (layer, width): sae_folder(paths, info.name, layer, width, args.k_active)
+        (layer, width): paths.saes(info.name)
+        / make_sae_id(layer, width, training.k_active, training.seed)
         for layer, width in product(layers, args.widths)
     }
     sources = {layer: training_source(paths, info, layer, training) for layer in layers}
@@ -210,11 +211,6 @@ class SaeToTrain:
     layer: Layer
     width: int
     made_from: str
-
-
-def sae_folder(paths: Paths, model_name: str, layer: Layer, width: int, k_active: int) -> Path:
-    """Named as Gemma Scope names its SAEs: layer, width, sparsity."""
-    return paths.saes(model_name) / make_sae_id(layer, width, k_active)
 
 
 def training_source(paths: Paths, info: LanguageModel, layer: Layer, training: Training) -> str:

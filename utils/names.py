@@ -11,6 +11,7 @@ import re
 from utils.runtime.units import short_number
 
 Layer = int | str
+USUAL_SEED = 42  # of an SAE's training: its id names another one
 # of a block, in the order in which they are passed
 HOOK_POINTS = (
     "hook_resid_pre",
@@ -87,14 +88,25 @@ def layer_folder(layer: Layer) -> str:
     return layer if isinstance(layer, str) else f"layer_{layer}"
 
 
-def make_sae_id(layer: Layer, width: int, k_active: int) -> str:
-    """The id of a TopK SAE that we train, as Gemma Scope names its own: layer, width, sparsity.
+def make_sae_id(layer: Layer, width: int, k_active: int, seed: int) -> str:
+    """The id of a TopK SAE that we train, as Gemma Scope names its own: layer, width, sparsity; and
+    the seed of its training, where that is not the usual one.
 
-    >>> make_sae_id(2, 4096, 32), make_sae_id("blocks.3.hook_mlp_out", 1000, 8)
-    ('layer_2/width_4k/topk_32', 'blocks.3.hook_mlp_out/width_1000/topk_8')
+    >>> make_sae_id(2, 4096, 32, seed=42), make_sae_id("blocks.3.hook_mlp_out", 1000, 8, seed=1)
+    ('layer_2/width_4k/topk_32', 'blocks.3.hook_mlp_out/width_1000/topk_8_seed_1')
     """
     named = short_number(width) if width % 1024 == 0 else str(width)
-    return f"{layer_folder(layer)}/width_{named.lower()}/topk_{k_active}"
+    of_seed = "" if seed == USUAL_SEED else f"_seed_{seed}"
+    return f"{layer_folder(layer)}/width_{named.lower()}/topk_{k_active}{of_seed}"
+
+
+def without_seed(sae_id: str) -> str:
+    """An id without the seed of its training: equal for SAEs that differ in nothing else.
+
+    >>> without_seed("layer_2/width_4k/topk_32_seed_7"), without_seed("layer_2/width_4k/topk_32")
+    ('layer_2/width_4k/topk_32', 'layer_2/width_4k/topk_32')
+    """
+    return re.sub(r"[_-]seed[_-]\d+(?=$|[/_+])", "", sae_id)
 
 
 def sae_stem(sae_id: str) -> str:
@@ -205,9 +217,9 @@ def trained_id(control_id: str) -> str:
 
 
 def sae_family(sae_id: str) -> str:
-    """An id without its sizes: equal for SAEs that differ in nothing but width and sparsity.
+    """An id without its sizes and seed: equal for SAEs that differ in nothing else.
 
     >>> sae_family("layer_20/width_16k/average_l0_408"), sae_family("layer_2/width_1k/topk_32")
     ('layer_20//average', 'layer_2//')
     """
-    return re.sub(r"[_-]?(width|l0|topk)[_-](\d+[km]?(pow\d+)?)", "", sae_id)
+    return re.sub(r"[_-]?(width|l0|topk)[_-](\d+[km]?(pow\d+)?)", "", without_seed(sae_id))

@@ -64,7 +64,7 @@ def made_cards() -> list[ProbeCards]:
     probe = ProbeCards(
         "", "layer_2/width_1k/topk_32", 16, "paper", 42, "blocks.2.hook_resid_post",
         ["<i>ham</i>", "spam"], 0.85, 0.9, 300, "", "https://www.neuronpedia.org/m/1", "abc",
-        [card],
+        [], [card],
     )  # fmt: skip
     return [replace(probe, dataset=name) for name in NAMES]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array
 from sklearn.metrics import roc_auc_score
@@ -18,6 +19,7 @@ from utils.results.cards import (
     Card,
     Example,
     ProbeCards,
+    choice_over_seeds,
     make_cards,
     read_cards,
     shares_of_score,
@@ -26,6 +28,7 @@ from utils.results.cards import (
 )
 from utils.results.side_experiments import explanations
 from utils.runtime.errors import UserError
+from utils.saes.decode import SAME
 from utils.saes.releases import neuronpedia_address
 from utils.settings import TrainTest
 
@@ -117,12 +120,14 @@ def test_tokens_around_the_strongest_are_kept():
 def probe_cards(cards: list[Card]) -> ProbeCards:
     return ProbeCards(
         "mails", "layer_2/w", 3, "paper", 42, "blocks.2.hook_resid_post", ["ham", "spam"],
-        0.9, 0.91, 300, "", "", "abc", cards,
+        0.9, 0.91, 300, "", "", "abc", [], cards,
     )  # fmt: skip
 
 
 def test_a_file_reads_back_as_it_was_written(tmp_path):
-    cards = [replace(card, test_auc_fresh=0.5) for card in made()[2]]  # NaN is not itself
+    cards = [
+        replace(card, test_auc_fresh=0.5, chosen_by_seeds=0.5) for card in made()[2]
+    ]  # NaN is not itself
     hostile = "<script>alert(1)</script> \u202e\U0001f600 \"'"
     cards[0].examples[0] = replace(cards[0].examples[0], text=hostile)
     other = replace(probe_cards(cards), dataset="a")
@@ -144,7 +149,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
 
 def test_an_address_that_is_none_of_neuronpedias_is_refused(tmp_path):
     path = tmp_path / "latents.parquet"
-    cards = [replace(card, test_auc_fresh=0.5) for card in made()[2]]
+    cards = [replace(card, test_auc_fresh=0.5, chosen_by_seeds=0.5) for card in made()[2]]
     write_cards(path, [replace(probe_cards(cards), neuronpedia="javascript:alert(1)")])
     with pytest.raises(UserError, match="Neuronpedia"):
         read_cards(path)
@@ -167,3 +172,29 @@ def test_published_explanations_are_found_by_the_saes_name(tmp_path):
     table.with_name(name).write_text(rows)
     assert explanations(paths, "gemma-2-9b", sae_id) == {7: "names, of ships"}
     assert explanations(paths, "gemma-2-9b", "layer_20/other") == {}
+
+
+def test_choice_over_seeds_is_counted_pair_by_pair():
+    rng = np.random.default_rng(3)
+
+    def unit(n):
+        vectors = rng.normal(size=(n, 3))
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    own, others = unit(8), [unit(5), unit(6), unit(4)]
+    found = choice_over_seeds(own, others)
+    counted = [sum(any(float(a @ b) >= SAME for b in other) for other in others) / 3 for a in own]
+    assert np.allclose(found, counted)
+    assert 0 < found.mean() < 1
+    assert choice_over_seeds(np.array([[1.0, 0.0]]), [np.array([[-1.0, 0.0]])])[0] == 0
+    assert np.isnan(choice_over_seeds(own, [])).all()
+
+
+def test_a_file_of_an_older_version_says_nothing_of_seeds(tmp_path):
+    path = tmp_path / "latents.parquet"
+    write_cards(path, [probe_cards(made()[2])])
+    table = pq.read_table(path).drop_columns(["chosen_by_seeds", "other_seeds", "explanation"])
+    pq.write_table(table, path)
+    (probe,) = read_cards(path)
+    assert probe.other_seeds == []
+    assert all(np.isnan(card.chosen_by_seeds) for card in probe.cards)

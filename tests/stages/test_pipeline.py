@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, clear_caches, folder_flags, paths_below, write_texts, write_tiny_model
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from transformers import BertModel
 
@@ -143,6 +145,43 @@ def test_cards_made_again_for_one_dataset_leave_the_others(done):
     again = ["--datasets", NAMES[1], "--overwrite", "--tokens"]
     assert explain_probes.main([*common, *again]) == 0
     assert done.latents_table(MODEL).read_bytes() == before
+
+
+def test_cards_say_whether_other_seeds_choose_the_same_directions(done, tmp_path):
+    """Of two SAEs that differ in their seed alone one is the trained one with its latents in
+    another order, and one writes random directions: half of them choose each direction.
+    """
+    paths = paths_below(tmp_path)
+    for ours, its in zip(folder_flags(done)[1::2], folder_flags(paths)[1::2]):
+        if Path(ours).is_dir():
+            shutil.copytree(ours, its)
+    trained = paths.saes(MODEL) / "layer_2/width_96/topk_8"
+    weights = load_file(trained / "sae_weights.safetensors")
+    order = np.random.default_rng(0).permutation(96)
+    for seed in (7, 8):
+        folder = trained.with_name(f"topk_8_seed_{seed}")
+        folder.mkdir()
+        shutil.copy(trained / "cfg.json", folder)
+        moved = {"b_enc": weights["b_enc"][order], "W_enc": weights["W_enc"][:, order]}
+        moved["W_dec"] = weights["W_dec"][order]
+        if seed == 8:
+            moved["W_dec"] = torch.randn(
+                96, moved["W_dec"].shape[1], generator=torch.Generator().manual_seed(0)
+            )
+        moved = {name: value.contiguous() for name, value in moved.items()}
+        save_file({**weights, **moved}, folder / "sae_weights.safetensors")
+    common = ["--model_name", MODEL, *folder_flags(paths), "--datasets", NAMES[0]]
+    flags = [*common, "--controls", "none"]
+    assert generate_sae_activations_optimized.main([*flags, "--setting", "normal"]) == 0
+    assert train_sae_probes.main([*flags, "--n_jobs", "1", "--ks", "4"]) == 0
+    assert explain_probes.main([*common, "--k", "4"]) == 0
+    probes = read_cards(paths.latents_table(MODEL))
+    (probe,) = (p for p in probes if p.dataset == NAMES[0] and p.sae_id.endswith("topk_8"))
+    assert [name.split()[0].split("_")[-1] for name in probe.other_seeds] == ["7", "8"]
+    assert [card.chosen_by_seeds for card in probe.cards] == [0.5] * 4
+    before = paths.latents_table(MODEL).read_bytes()
+    assert explain_probes.main([*common, "--k", "4"]) == 0
+    assert paths.latents_table(MODEL).read_bytes() == before
 
 
 def test_cards_of_what_is_no_longer_there_are_not_shown(done, tmp_path, capsys):

@@ -185,6 +185,7 @@ def shown_cards(probes: Sequence[ProbeCards], datasets: set[str]) -> dict[str, A
             "n_test": probe.n_test,
             "neuronpedia": probe.neuronpedia,
             "n_latents": len(probe.cards),
+            "other_seeds": len(probe.other_seeds),
             "cards": [plain(asdict(card)) for card in _first(probe.cards)],
         }
         for name, probe in chosen.items()

@@ -21,6 +21,7 @@ from utils.probes.linear import LinearProbe, dense_columns
 from utils.probes.scores import roc_auc, score_test_rows
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import atomic_path
+from utils.saes.decode import SAME
 from utils.settings import TrainTest
 
 NEURONPEDIA = "https://www.neuronpedia.org/"
@@ -64,8 +65,10 @@ class Card:
     that did not; ``test_auc_fresh``: on test rows whose text is in no training row, NaN with fewer
     than 30; ``fires``: share of test rows of class 0 and of class 1 on which it is not zero;
     ``edges`` [n_bins + 1] and ``counts`` [2][n_bins]: of its values above zero; ``chosen``: how
-    often it is among the first k when the training rows are drawn again; ``explanation``: what it
-    reads in words, where somebody has published that.
+    often it is among the first k when the training rows are drawn again; ``chosen_by_seeds``: in
+    which share of the SAEs that differ in their seed alone the first k have a latent of its
+    direction, NaN where there are none; ``explanation``: what it reads in words, where somebody has
+    published that.
     """
 
     rank: int
@@ -81,12 +84,18 @@ class Card:
     counts: list[list[int]]
     chosen: float
     examples: list[Example]
+    chosen_by_seeds: float = float("nan")
     explanation: str = ""
 
 
 @dataclass(frozen=True)
 class ProbeCards:
-    """The cards of one probe, with what it is."""
+    """The cards of one probe, with what it is.
+
+    ``neuronpedia``: the address of the SAE's latents, to which "/{latent}" is added; "" for none;
+    ``other_seeds``: the SAEs that differ from its own in their seed alone, each with what its
+    latents were made from.
+    """
 
     dataset: str
     sae_id: str
@@ -99,8 +108,9 @@ class ProbeCards:
     probe_val_auc: float
     n_test: int
     release: str
-    neuronpedia: str  # the address of the SAE's latents, to which "/{latent}" is added; "" for none
+    neuronpedia: str
     made_from: str
+    other_seeds: list[str]
     cards: list[Card]
 
     @property
@@ -175,6 +185,14 @@ def selection_rate(
         drawn = np.sort(np.concatenate([rng.choice(part, len(part)) for part in of_class]))
         times += np.isin(columns, rank_latents(X[drawn], y[drawn], n_keep=len(columns)).latents)
     return times / n
+
+
+def choice_over_seeds(directions: np.ndarray, of_others: Sequence[np.ndarray]) -> np.ndarray:
+    """In which share of other SAEs the chosen latents' directions ([k, d_model] each) have one that
+    is the same as each of ``directions`` [k, d_model]: [k]; NaN where there are no others.
+    """
+    found = [(directions @ others.T >= SAME).any(axis=1) for others in of_others]
+    return np.mean(found, axis=0) if found else np.full(len(directions), np.nan)
 
 
 def histogram(values: np.ndarray, y: np.ndarray) -> tuple[list[float], list[list[int]]]:
@@ -272,6 +290,7 @@ OF_PROBE = {
     "release": pa.string(),
     "neuronpedia": pa.string(),
     "made_from": pa.string(),
+    "other_seeds": pa.list_(pa.string()),
 }
 OF_CARD = {
     "rank": pa.int32(),
@@ -287,9 +306,12 @@ OF_CARD = {
     "counts": pa.list_(pa.list_(pa.int32())),
     "chosen": pa.float64(),
     "examples": pa.list_(EXAMPLE),
+    "chosen_by_seeds": pa.float64(),
     "explanation": pa.string(),
 }
 SCHEMA = pa.schema([*OF_PROBE.items(), *OF_CARD.items()])
+# columns that files of older versions lack, and what stands for them
+OF_OLDER: dict[str, Any] = {"explanation": "", "chosen_by_seeds": float("nan"), "other_seeds": []}
 
 
 def write_cards(path: Path, probes: Iterable[ProbeCards]) -> None:
@@ -312,13 +334,15 @@ def read_cards(path: Path) -> list[ProbeCards]:
         return []
     try:
         table = pq.read_table(path)
-        if "explanation" not in table.column_names:  # of an older version
-            table = table.append_column("explanation", pa.array([""] * len(table), pa.string()))
+        for name, none in OF_OLDER.items():
+            if name not in table.column_names:
+                column = pa.array([none] * len(table), SCHEMA.field(name).type)
+                table = table.append_column(name, column)
         missing = sorted(set(SCHEMA.names) - set(table.column_names))
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         by_probe: dict[tuple, list[dict[str, Any]]] = {}
-        for row in table.cast(SCHEMA).to_pylist() if table.schema != SCHEMA else table.to_pylist():
+        for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
             by_probe.setdefault((row["dataset"], row["sae_id"]), []).append(row)
         probes = [_probe_cards(rows) for rows in by_probe.values()]
         if any(p.neuronpedia and not p.neuronpedia.startswith(NEURONPEDIA) for p in probes):

@@ -94,7 +94,8 @@ def load_results(
     tables.forget()  # millions of rows are a gigabyte
     tidy = _in_categories(frames)
     # beside baselines, which have none, pandas makes floats of it
-    tidy["binarize"] = _by_value(tidy["binarize"], lambda v: str(v) in ("True", "1", "1.0"))
+    told = _by_value(tidy["binarize"], lambda v: str(v) in ("True", "1", "1.0"))
+    tidy["binarize"] = told.astype(bool)
 
     def doubt(kind: Kind, rows: pd.DataFrame, what: str) -> None:
         if len(rows):

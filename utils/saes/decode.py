@@ -10,6 +10,18 @@ from utils.saes.encoder import Encoder
 BLOCK_BYTES = 64 << 20  # of decoder directions in memory at a time
 
 
+SAME = 0.7  # cosine from which two SAEs' latents count as the same, as Paulo and Belrose (2025)
+
+
+def directions_of(encoder: Encoder, latents: np.ndarray) -> np.ndarray:
+    """What latents [k] write into the activations: unit vectors, float32 [k, d_model]."""
+    decoder = encoder.decoder
+    assert decoder is not None
+    take = decoder.W_dec.rows if decoder.latents_first else decoder.W_dec.columns
+    vectors = np.stack([np.ravel(take(int(i), int(i) + 1)) for i in latents]).astype(np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
 def reconstruct(encoder: Encoder, latents: csr_array, activations: np.ndarray) -> np.ndarray:
     """What an SAE gives for rows whose latents [n_rows, d_sae] it has: float32 [n_rows, d_model].
 

@@ -156,7 +156,9 @@
       + `${fresh} (${number(card.train_auc)} on the rows that chose it). Active in`
       + ` ${percent(card.fires[card.speaks_for])} of class ${side} and`
       + ` ${percent(card.fires[1 - card.speaks_for])} of class ${other}. Weight ${number(card.weight)},`
-      + ` ${percent(card.share)} of the score. Chosen in ${percent(card.chosen)} of redrawn training sets.`);
+      + ` ${percent(card.share)} of the score. Chosen in ${percent(card.chosen)} of redrawn training sets.`
+      + (card.chosen_by_seeds === null ? "" : ` A latent of its direction is chosen in`
+        + ` ${Math.round(card.chosen_by_seeds * about.other_seeds)} of ${about.other_seeds} SAEs of other seeds.`));
     const list = make("ul");
     card.examples.forEach(one => list.append(example(one, about.classes)));
     section.append(title);
