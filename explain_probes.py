@@ -145,35 +145,63 @@ def explain(
     failures: Failures,
 ) -> None:
     """Add the cards of rows to ``there``, and write all."""
-    sources, table = Sources(paths, info.name), probes_of(paths, info)
-    probed = table.read()[["dataset", "layer", "sae_id", "method"]].drop_duplicates()
     markers: dict[tuple, TokenMarker] = {}
-    n_new = 0
+    todo, n_new = to_explain(paths, info, rows, wanted, there, failures)
     try:
-        for row in progress(rows, desc="latent cards", unit="probe"):
+        for row, kept, others in progress(todo, desc="latent cards", unit="probe"):
             try:
-                kept = kept_probe(info.name, table, row, sources)
-                others = other_seeds(row, probed, sources)
-                old = there.get((row["dataset"], row["sae_id"]))
-                if (
-                    old is not None
-                    and not wanted.overwrite
-                    and _is_done(old, row, kept, wanted)
-                    and old.other_seeds == [f"{name} {source}" for name, source in others.items()]
-                ):
-                    continue
                 cards = explain_probe(paths, info, row, kept, others)
                 if wanted.tokens:
                     cards = mark_tokens(paths, info, cards, wanted.device, markers)
                 there[cards.key] = cards
                 n_new += 1
             except UserError as error:
-                failures.add(f"{row['dataset']}, {row['sae_id']}: {error}")
-                # what was said of another probe must not stand beside this one's numbers
-                n_new += there.pop((row["dataset"], row["sae_id"]), None) is not None
+                n_new += _cannot(row, error, there, failures)
     finally:  # a run that is stopped keeps its work
         if n_new:
             write_cards(paths.latents_table(info.name), there.values())
+
+
+def to_explain(
+    paths: Paths,
+    info: LanguageModel,
+    rows: list[dict],
+    wanted: Wanted,
+    there: dict[tuple[str, str], ProbeCards],
+    failures: Failures,
+) -> tuple[list[tuple[dict, Kept, dict[str, str]]], int]:
+    """(each row whose cards are not there, with its weights and the SAEs of other seeds; how many
+    cards were taken out of ``there``, because their probes cannot be explained).
+    """
+    sources, table = Sources(paths, info.name), probes_of(paths, info)
+    probed = table.read()[["dataset", "layer", "sae_id", "method"]].drop_duplicates()
+    todo, n_gone = [], 0
+    for row in rows:
+        try:
+            kept = kept_probe(info.name, table, row, sources)
+        except UserError as error:
+            n_gone += _cannot(row, error, there, failures)
+            continue
+        others = other_seeds(row, probed, sources)
+        old = there.get((row["dataset"], row["sae_id"]))
+        if (
+            old is None
+            or wanted.overwrite
+            or not _is_done(old, row, kept, wanted)
+            or old.other_seeds != [f"{name} {source}" for name, source in others.items()]
+        ):
+            todo.append((row, kept, others))
+    return todo, n_gone
+
+
+def _cannot(
+    row: dict, error: UserError, there: dict[tuple[str, str], ProbeCards], failures: Failures
+) -> bool:
+    """Note that a row has no cards; what was said of another probe of its dataset and SAE must not
+    stand beside its numbers. Whether there was any.
+    """
+    failures.add(f"{row['dataset']}, {row['sae_id']}: {error}")
+    return there.pop((row["dataset"], row["sae_id"]), None) is not None
 
 
 def _is_done(old: ProbeCards, row: dict, kept: Kept, wanted: Wanted) -> bool:

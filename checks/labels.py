@@ -5,8 +5,9 @@
 
 Scores every row by probes trained on the other folds: logistic regression on the model's
 activations, and an SAE probe. Writes results/label_audit_{model}_{dataset}.csv, the most denied
-rows first, with the latents that deny the label. To say how far that can be trusted, it flips some
-labels at random and counts how many of the first rows are flips.
+rows first, with the latents that deny the label, and in the column `probes` what the probes read.
+To say how far that can be trusted, it flips some labels at random and counts how many of the first
+rows are flips.
 Fill in the column `corrected` where a label is wrong, and give the file to --corrected: it prints
 the AUC of probes before and after. This is the paper's study of CoLA, for any dataset.
 """
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     path = paths.label_audit(info.name, args.dataset)
     require_unfilled(path, "corrected")
     denial = deny(views, views.y, args.k, args.seed, "audit")
-    table = as_table(dataset, views.y, denial)
+    table = as_table(dataset, views.y, denial).assign(probes=reads)
     write_csv(path, table)
     if args.plant:
         print(planted(views, args.plant, args.k, args.seed))
