@@ -103,7 +103,12 @@ def test_chosen_columns_are_those_asked_for():
     rng = np.random.default_rng(0)
     X = rng.random((10, 30)) * (rng.random((10, 30)) < 0.3)
     columns = np.array([7, 0, 29, 3])
-    assert np.array_equal(dense_columns(csr_array(X), columns), X[:, columns])
+    for values, places in ((np.float32, np.int32), (np.float64, np.int64)):
+        rows = csr_array(X.astype(values))
+        rows.indices, rows.indptr = rows.indices.astype(places), rows.indptr.astype(places)
+        found = dense_columns(rows, columns)
+        assert found.dtype == np.float64
+        assert np.array_equal(found, X.astype(values)[:, columns])
 
 
 @pytest.mark.parametrize(("n_rows", "n_draws"), [(60, 220), (200, 170)])

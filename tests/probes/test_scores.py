@@ -64,6 +64,8 @@ def test_folds_by_number_of_rows(n, n_folds):
 def test_large_sets_validate_on_their_last_rows():
     assert validation_folds(np.arange(300) % 2)[0][1].tolist() == list(range(240, 300))
     assert len(validation_folds(np.arange(1024) % 2)[0][1]) == 100
+    validation_folds(np.arange(300) % 2)[0][1][:] = 0  # whoever asks may change them
+    assert validation_folds(np.arange(300) % 2)[0][1].tolist() == list(range(240, 300))
 
 
 @pytest.mark.parametrize("digits", [0, 1, 17])

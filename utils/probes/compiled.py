@@ -577,3 +577,19 @@ def scores_of(X: np.ndarray, rows: np.ndarray, fit: np.ndarray) -> np.ndarray:
             total += row[j] * fit[j]
         scores[i] = total + fit[-1]
     return scores
+
+
+@njit(cache=True)
+def spread(
+    starts: np.ndarray, columns: np.ndarray, values: np.ndarray, place: np.ndarray, out: np.ndarray
+) -> None:
+    """Values of sparse rows into the columns of ``out`` [n_rows, n_wanted]: of column c into
+    ``place[c]``, nowhere where that is negative. The value that stands last counts.
+
+    starts: int64 [n_rows + 1]; columns: int32 [n_values]; values: float32 or float64 [n_values].
+    """
+    for row in range(len(starts) - 1):
+        for i in range(starts[row], starts[row + 1]):
+            to = place[columns[i]]
+            if to >= 0:
+                out[row, to] = values[i]

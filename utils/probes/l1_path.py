@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.special import expit
 
 from utils.probes import compiled
+from utils.probes.linear import dense_columns
 from utils.probes.scores import Fold
 
 KKT_TARGET = 1e-6  # the solver stops here
@@ -121,4 +123,6 @@ def warm_up() -> None:
     """
     X, y = np.eye(4), np.array([0, 1, 0, 1])
     l1_logistic_path(X, y, np.ones(1))
+    for kind in (np.float32, np.float64):
+        dense_columns(csr_array(X.astype(kind)), np.arange(2))
     validation_aucs(X, y, (np.arange(4), np.arange(4)), np.ones(1))

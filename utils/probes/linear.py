@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
+from utils.probes import compiled
+
 
 @dataclass(frozen=True)
 class LinearFit:
@@ -68,9 +70,8 @@ def dense_columns(X: csr_array, columns: np.ndarray) -> np.ndarray:
     """float64 [n_rows, n_columns]: the chosen latents, in the order chosen."""
     place = np.full(X.shape[1], -1, dtype=np.int64)
     place[columns] = np.arange(len(columns))
-    places = place[X.indices]
-    kept = places >= 0
-    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     dense = np.zeros((X.shape[0], len(columns)))
-    dense[rows[kept], places[kept]] = X.data[kept]
+    kept_as = np.float32 if X.data.dtype == np.float32 else np.float64
+    starts, indices = compiled.plain(X.indptr, np.int64), compiled.plain(X.indices, np.int32)
+    compiled.spread(starts, indices, compiled.plain(X.data, kept_as), place, dense)
     return dense

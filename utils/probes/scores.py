@@ -5,6 +5,7 @@ training).
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 
 import numpy as np
 
@@ -95,11 +96,18 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     last min(n / 5, 100) rows. Folds with one class on either side are left out: they cannot be
     fitted or scored.
     """
+    kept = _validation_folds(np.asarray(y, dtype=np.int64).tobytes(), seed)
+    return [(train.copy(), val.copy()) for train, val in kept]  # whoever asks may change them
+
+
+@lru_cache(maxsize=64)  # every SAE of a dataset asks again
+def _validation_folds(labels: bytes, seed: int) -> tuple[Fold, ...]:
     from sklearn.model_selection import LeavePOut, StratifiedKFold
 
+    y = np.frombuffer(labels, dtype=np.int64)
     n = len(y)
     if n <= 3:
-        return []
+        return ()
     if n <= 12:
         folds = list(LeavePOut(2).split(y))
     elif n < FEW_ROWS:
@@ -110,7 +118,7 @@ def validation_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
     else:
         n_val = min(int(0.2 * n), 100)
         folds = [(np.arange(n - n_val), np.arange(n - n_val, n))]
-    return _two_classed(folds, y)
+    return tuple(_two_classed(folds, y))
 
 
 def outer_folds(y: np.ndarray, seed: int = 42) -> list[Fold]:
