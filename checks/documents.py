@@ -178,10 +178,14 @@ def as_sentences(numbers: dict[str, Any]) -> str:
     )
 
 
-def first_sentence(numbers: dict[str, Any]) -> str:
-    """The sentence with which a run's report opens."""
-    answer = numbers["answers"][0]
-    return f"{answer['where']}: {answer['what']}"
+def means_over_k(numbers: dict[str, Any]) -> str:
+    """Of a run's means at fixed k, over its k: what comes out alike on other processors."""
+    table = numbers["fixed_k"]
+    rows = {row[0]: [value for value in row[1:] if value is not None] for row in table["rows"]}
+    n_datasets = int(rows.pop("datasets")[0])
+    said = ", ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in rows.items())
+    ks = " and ".join(name.removeprefix("k = ") for name in table["columns"])
+    return f"Mean test AUC over k = {ks} ({n_datasets} datasets, normal, fresh test rows): {said}."
 
 
 def as_stages(numbers: dict[str, Any]) -> str:
@@ -275,7 +279,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 for _name in NAMES:
     BLOCKS |= {
-        f"{_name} first": of_run(_name, lambda n: "> " + first_sentence(n)),
+        f"{_name} over_k": of_run(_name, lambda n: "> " + means_over_k(n)),
         f"{_name} sentences": of_run(_name, as_sentences),
         f"{_name} fixed_k": of_run(_name, lambda n: as_table("normal, fresh rows", n["fixed_k"])),
         f"{_name} means": of_run(_name, lambda n: as_table("mean test AUC", n["means"])),

@@ -120,7 +120,7 @@ def test_documents_say_what_the_files_of_numbers_say():
         used |= set(re.findall(r"<!-- made ([\w ]+) -->", text))
         n_ratios += text.count("<!-- measured ")
     assert used <= set(documents.BLOCKS)
-    assert {"answer", "words", "demo first", "full_run means", "formats"} <= used
+    assert {"answer", "words", "demo over_k", "full_run means", "formats"} <= used
     assert n_ratios >= 8
     measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
     assert benchmark.as_markdown(measured) == (ROOT / "docs" / "benchmarks.md").read_text()
