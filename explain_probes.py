@@ -12,9 +12,12 @@ carry the latent. Fits nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -51,6 +54,7 @@ from utils.runtime.progress import progress
 from utils.saes.decode import directions_of
 from utils.saes.encode import latents_of
 from utils.saes.releases import neuronpedia_address
+from utils.saes.store import Look
 from utils.settings import NORMAL, Condition, Split, SplitKind, split
 
 K = 16
@@ -150,9 +154,12 @@ def explain(
     try:
         for row, kept, others in progress(todo, desc="latent cards", unit="probe"):
             try:
-                cards = explain_probe(paths, info, row, kept, others)
-                if wanted.tokens:
-                    cards = mark_tokens(paths, info, cards, wanted.device, markers)
+                cards = there.get((row["dataset"], row["sae_id"]))
+                if cards is None or wanted.overwrite or not _is_done(cards, row, kept, wanted):
+                    cards = explain_probe(paths, info, row, kept)
+                    if wanted.tokens:
+                        cards = mark_tokens(paths, info, cards, wanted.device, markers)
+                cards = with_seeds(paths, info, row, cards, others) if others else cards
                 there[cards.key] = cards
                 n_new += 1
             except UserError as error:
@@ -182,7 +189,7 @@ def to_explain(
         except UserError as error:
             n_gone += _cannot(row, error, there, failures)
             continue
-        others = other_seeds(row, probed, sources)
+        others = other_seeds(paths, info, row, probed, sources)
         old = there.get((row["dataset"], row["sae_id"]))
         if (
             old is None
@@ -242,44 +249,62 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
     return kept
 
 
-def other_seeds(row: dict, probed: pd.DataFrame, sources: Sources) -> dict[str, str]:
+def other_seeds(
+    paths: Paths, info: LanguageModel, row: dict, probed: pd.DataFrame, sources: Sources
+) -> dict[str, str]:
     """{id: what its latents were made from} of the SAEs with probes of the same dataset and layer
     that differ from a row's SAE in the seed of their training alone.
     """
     mine = probed[(probed["dataset"] == row["dataset"]) & (probed["layer"] == row["layer"])]
+    look = Look(paths, info.name)
     found: dict[str, str] = {}
     for other in mine[mine["method"] == row["method"]].to_dict("records"):
         sae_id = other["sae_id"]
-        if sae_id != row["sae_id"] and without_seed(sae_id) == without_seed(row["sae_id"]):
-            made_from = sources.of(other, NORMAL)
-            found |= {sae_id: made_from} if made_from else {}
+        if sae_id == row["sae_id"] or without_seed(sae_id) != without_seed(row["sae_id"]):
+            continue
+        made_from = sources.of(other, NORMAL)
+        weights = look.sae(sae_id), look.sae(row["sae_id"])
+        trained = [_trained_from(paths.saes(info.name) / name) for name in (sae_id, row["sae_id"])]
+        if made_from and None not in weights and weights[0] != weights[1]:
+            found |= {sae_id: made_from} if trained[0] == trained[1] else {}
     return dict(sorted(found.items()))
 
 
-def choices_of_seeds(
-    paths: Paths, info: LanguageModel, row: dict, latents: np.ndarray, others: list[str]
-) -> np.ndarray:
-    """``choice_over_seeds`` of the latents [k] of a row's SAE, chosen anew on the same training
-    rows from the other SAEs; NaN where there are none, or a decoder is not at hand.
-    """
-    condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
-    every = [row["sae_id"], *others] if others else []
-    encoders = [encoder_of(paths, info.name, row["dataset"], sae_id) for sae_id in every]
-    if not encoders or any(encoder.decoder is None for encoder in encoders):
-        return np.full(len(latents), np.nan)
-    chosen = []
-    for sae_id, encoder in zip(others, encoders[1:]):
-        source = rows_of(paths, info.name, {**row, "sae_id": sae_id}, ood=False)
-        rows = source.condition(condition, seed)
-        first = rank_latents(rows.X_train, rows.y_train, n_keep=len(latents)).latents
-        chosen.append(directions_of(encoder, first))
-    return choice_over_seeds(directions_of(encoders[0], latents), chosen)
+def _trained_from(folder: Path) -> str | None:
+    """What an SAE of train_saes.py was trained from but for its seed; None of others."""
+    try:
+        return str(json.loads((folder / "training.json").read_text())["made_from_but_seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def explain_probe(
-    paths: Paths, info: LanguageModel, row: dict, kept: Kept, others: dict[str, str]
+def with_seeds(
+    paths: Paths, info: LanguageModel, row: dict, probe: ProbeCards, others: dict[str, str]
 ) -> ProbeCards:
-    """The cards of one probe, without tokens; ``others``: of ``other_seeds``."""
+    """The cards of a row with ``choice_over_seeds`` among ``others``, of ``other_seeds``: of each
+    the first k latents, chosen on the same training rows. One that cannot be read is left out.
+    """
+    latents = np.array([card.latent for card in probe.cards])
+    condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
+    chosen, read = [], []
+    shares = np.full(len(latents), np.nan)
+    with suppress(UserError):  # without its own directions nothing can be said
+        own = directions_of(encoder_of(paths, info.name, probe.dataset, probe.sae_id), latents)
+        for sae_id, made_from in others.items():
+            with suppress(UserError):
+                encoder = encoder_of(paths, info.name, probe.dataset, sae_id)
+                source = rows_of(paths, info.name, {**row, "sae_id": sae_id}, ood=False)
+                rows = source.condition(condition, seed)
+                first = rank_latents(rows.X_train, rows.y_train, n_keep=len(latents)).latents
+                chosen.append(directions_of(encoder, first))
+                read.append(f"{sae_id} {made_from}")
+        shares = choice_over_seeds(own, chosen)
+    cards = [replace(card, chosen_by_seeds=float(v)) for card, v in zip(probe.cards, shares)]
+    return replace(probe, cards=cards, other_seeds=read)
+
+
+def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> ProbeCards:
+    """The cards of one probe, without tokens, and without other seeds."""
     source = rows_of(paths, info.name, row, ood=False)
     condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
     dataset = load_dataset(paths, row["dataset"])
@@ -288,8 +313,6 @@ def explain_probe(
     rows = source.condition(condition, seed)
     cards = make_cards(rows, kept.probe, partial(text_of, drawn, dataset.texts), seed)
     known = explanations(paths, info.name, row["sae_id"])
-    latents = np.array([card.latent for card in cards])
-    by_seeds = choices_of_seeds(paths, info, row, latents, list(others))
     return ProbeCards(
         dataset=row["dataset"],
         sae_id=row["sae_id"],
@@ -304,11 +327,8 @@ def explain_probe(
         release=release,
         neuronpedia=neuronpedia_address(release, row["sae_id"]),
         made_from=kept.made_from,
-        other_seeds=[f"{name} {made_from}" for name, made_from in others.items()],
-        cards=[
-            replace(card, chosen_by_seeds=float(share), explanation=known.get(card.latent, ""))
-            for card, share in zip(cards, by_seeds)
-        ],
+        other_seeds=[],
+        cards=[replace(card, explanation=known.get(card.latent, "")) for card in cards],
     )
 
 

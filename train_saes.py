@@ -40,7 +40,7 @@ from utils.datasets import (
 )
 from utils.language_models import HookedModel, model_identity
 from utils.models import LanguageModel, get_model
-from utils.names import Layer, hook_name, layer_folder, make_sae_id
+from utils.names import Layer, hook_name, layer_folder, make_sae_id, without_seed
 from utils.paths import Paths
 from utils.readers.fingerprints import digest, file_fingerprint
 from utils.runtime.devices import pick_device
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     todo = {
         (layer, width): folder
         for (layer, width), folder in folders.items()
-        if not is_done(folder, sources[layer])
+        if not is_done(folder, sources[layer]) and not is_older(folder, sources[layer])
     }
     where = ", ".join(map(str, layers))
     print(
@@ -160,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
         collected = collect(model, hooks, texts, training)
         for (layer, width), folder in todo.items():
             activations = collected[hook_name(layer)]
-            sae = SaeToTrain(info.name, layer, width, sources[layer])
+            of_any_seed = training_source(paths, info, layer, replace(training, seed=-1))
+            sae = SaeToTrain(info.name, layer, width, sources[layer], of_any_seed)
             make_sae(activations, folder, sae, training)
     return 0
 
@@ -205,12 +206,15 @@ class Training:
 
 @dataclass(frozen=True)
 class SaeToTrain:
-    """One SAE; ``made_from``: the fingerprint of what it trains on."""
+    """One SAE; ``made_from``: the fingerprint of what it trains on, ``made_from_but_seed``: of all
+    of that but the seed.
+    """
 
     model_name: str
     layer: Layer
     width: int
     made_from: str
+    made_from_but_seed: str
 
 
 def training_source(paths: Paths, info: LanguageModel, layer: Layer, training: Training) -> str:
@@ -235,6 +239,18 @@ def is_done(folder: Path, source: str) -> bool:
     if made_from != source:
         print(f"{folder}: was trained from something else (texts, model or flags), is made again")
     return bool(made_from == source)
+
+
+def is_older(folder: Path, source: str) -> bool:
+    """Whether this SAE stands under the id without a seed, as older versions named all."""
+    named = folder.with_name(without_seed(folder.name))
+    try:
+        found = json.loads((named / "training.json").read_text())["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if found == source:
+        print(f"{named}: is the SAE that was asked for")
+    return bool(found == source)
 
 
 def training_texts(paths: Paths, model_name: str, training: Training) -> list[str]:
@@ -401,7 +417,9 @@ def make_sae(
                 "trained_on": training.trained_on,
                 "n_samples": len(rows),
                 "n_epochs": training.n_epochs,
+                "seed": training.seed,
                 "made_from": wanted.made_from,
+                "made_from_but_seed": wanted.made_from_but_seed,
             },
         )
     print(

@@ -135,7 +135,7 @@ def show(
     of_shown = of_protocol(tidy, shown)
     picked = Picked(tidy)
     comparisons = compare_all(picked, shown)
-    controls = against_controls(of_protocol(picked.known.tidy, shown))
+    controls = against_controls(picked.known, shown)
     table_path = paths.comparison_table(model_name, selected)
     write_csv(table_path, comparisons.table())
     write_csv(paths.datasets_table(model_name, selected), comparisons.datasets)
@@ -204,7 +204,7 @@ def write_ranking(folder: Path, model_name: str, picked: Picked, protocol: str) 
     if len(tables[0]) < 2:
         path.unlink(missing_ok=True)
         return False
-    fresh = setting in picked.fresh.settings()
+    fresh = picked.known.is_fresh(setting, protocol)
     write_leaderboard(path, model_name, setting, tables, fresh)
     return True
 

@@ -106,7 +106,7 @@ def without_seed(sae_id: str) -> str:
     >>> without_seed("layer_2/width_4k/topk_32_seed_7"), without_seed("layer_2/width_4k/topk_32")
     ('layer_2/width_4k/topk_32', 'layer_2/width_4k/topk_32')
     """
-    return re.sub(r"[_-]seed[_-]\d+(?=$|[/_+])", "", sae_id)
+    return re.sub(r"_seed_\d+(?=$|\+)", "", sae_id)
 
 
 def sae_stem(sae_id: str) -> str:

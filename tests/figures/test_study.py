@@ -10,7 +10,7 @@ import pytest
 
 from utils.figures import study
 from utils.figures.side_experiments import multi_token
-from utils.figures.style import LOOKS
+from utils.figures.style import LOOKS, NoData
 from utils.results.comparison import TITLES, Picks, compare, contenders
 from utils.results.tidy import TIDY_COLUMNS
 
@@ -213,3 +213,30 @@ def test_ood_bars_keep_the_only_baseline_and_every_dataset():
     assert names[:2] == ["best baseline", "SAE probe"]
     assert "random twin" in names
     assert [label.get_text() for label in axes.get_yticklabels()] == DATASETS
+
+
+def sized(dataset: str, sae_id: str | None, auc: float, condition: float = 20.0) -> dict:
+    return {
+        "setting": "scarcity", "condition": condition, "dataset": dataset, "layer": 2, "seed": 42,
+        "kind": "sae", "method": "sae_probe", "sae_id": sae_id, "k": 16, "test_auc": auc,
+    }  # fmt: skip
+
+
+def curve_by_width(rows: list[dict]) -> list[float]:
+    figure = study.auc_by_size(pd.DataFrame(rows), "width")
+    (line,) = figure.axes[0].lines
+    return np.round(np.asarray(line.get_ydata(), dtype=float), 6).tolist()
+
+
+def test_size_is_of_sae_probes_that_have_one():
+    ids = ("layer_2/width_16k/topk_32", "layer_2/width_65k/topk_32")
+    rows = [sized(d, i, auc) for d, auc in (("a", 0.9), ("b", 0.5)) for i in ids]
+    assert curve_by_width(rows) == [0.7, 0.7]
+    nameless = [sized("a", None, 0.1), sized("b", None, 0.1)]
+    assert curve_by_width(rows + nameless) == [0.7, 0.7]
+    with pytest.raises(NoData):
+        study.auc_by_size(pd.DataFrame(nameless), "width")
+    # a dataset counts once, however many seeds of an SAE it has
+    assert curve_by_width([*rows, sized("a", f"{ids[0]}_seed_43", 0.9)]) == [0.7, 0.7]
+    without_condition = [sized(d, i, 0.3, np.nan) for d in "ab" for i in ids]
+    assert curve_by_width(rows + without_condition) == [0.5, 0.5]

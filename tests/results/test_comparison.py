@@ -20,6 +20,7 @@ from utils.results.comparison import (
     compare,
     compare_all,
     headline,
+    leaderboard,
     pick,
     val_test_gap,
 )
@@ -302,7 +303,9 @@ def control_rows() -> list[dict]:
 
 
 def test_a_control_is_compared_with_its_twin_and_not_with_the_best_of_many():
-    table = against_controls(pd.DataFrame(control_rows())).set_index(["SAE", "control"])
+    table = against_controls(Picks(pd.DataFrame(control_rows())), "paper").set_index(
+        ["SAE", "control"]
+    )
     assert set(table.index) == {
         ("layer_2/x", "layer_2/random_x"),
         ("layer_2/x", "layer_2/raw"),
@@ -356,7 +359,7 @@ def test_a_control_without_weights_beats_no_sae():
         rows.append(probe(dataset, "sae", "sae_probe", 0.9, 0.45, k=16, sae_id="l/x"))
         control = {"k": 16, "sae_id": "l/random_x", "n_nonzero": 0}
         rows.append(probe(dataset, "control", "random_sae_probe", 0.9, 0.5, **control))
-    (row,) = against_controls(pd.DataFrame(rows)).to_dict("records")
+    (row,) = against_controls(Picks(pd.DataFrame(rows)), "paper").to_dict("records")
     assert (row["wins"], row["ties"], row["losses"], row["n_empty"]) == (0, 7, 0, 7)
 
 
@@ -422,3 +425,59 @@ def test_an_sae_is_compared_with_its_own_controls():
         rows.append(probe(dataset, "control", "soft_frozen_probe", 0.7, 0.65, **twin))
     (row,) = against(Picks(pd.DataFrame(rows))).to_dict("records")
     assert (row["SAE probe"], row["control's"]) == (pytest.approx(0.7), pytest.approx(0.65))
+
+
+def fresh(row: dict, auc: float) -> dict:
+    return {**row, "test_auc_fresh": auc, "n_fresh": 50, "n_test": 99}
+
+
+def test_a_protocol_without_fresh_baselines_does_not_borrow_those_of_the_other():
+    """The baselines of its own are there, and only do not say what they score on fresh rows."""
+    rows = []
+    for dataset in "abcdefg":
+        of_sae = probe(dataset, "sae", "sae_probe", 0.9, 0.8, protocol="nested")
+        rows.append(fresh(of_sae, 0.7))
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.9, protocol="nested"))
+        rows.append(fresh(probe(dataset, "baseline", "logreg", 0.9, 0.9), 0.6))
+        of_text = probe(dataset, "text", "text_only", 0.9, 0.9, protocol="nested", sae_id=None)
+        rows.append(fresh(of_text, 0.705))
+    picked = Picked(pd.DataFrame(rows))
+    tables = compare_all(picked, "nested")
+    assert not len(tables.fresh)
+    row = tables.all_rows.set_index("contender").loc["sae_only"]
+    assert np.isclose(row["mean_difference"], -0.1)
+    assert not picked.known.is_fresh("normal", "nested")
+    assert set(tables.datasets["test_rows"]) == {"all"}
+    assert np.isclose(tables.datasets["quiver_baselines"], 0.9).all()
+
+
+def test_fresh_rows_of_one_protocol_leave_the_other_its_rows():
+    """Published tables, which know no fresh rows, beside nested probes and words that do."""
+    rows = []
+    for dataset in "abcdefg":
+        for sae_id, auc in (("l/x", 0.75), ("l/y", 0.65)):
+            rows.append(probe(dataset, "sae", "sae_probe", auc, auc, k=16, sae_id=sae_id))
+        rows.append(probe(dataset, "control", "raw_dims", 0.9, 0.6, k=16, sae_id="l/raw"))
+        rows.append(probe(dataset, "baseline", "logreg", 0.9, 0.7))
+        rows.append(fresh(probe(dataset, "text", "text_only", 0.9, 0.7, sae_id=None), 0.6))
+        nested = probe(dataset, "sae", "sae_probe", 0.9, 0.8, k=16, protocol="nested", sae_id="l/x")
+        rows.append(fresh(nested, 0.7))
+        of_base = probe(dataset, "baseline", "logreg", 0.9, 0.9, protocol="nested")
+        rows.append(fresh(of_base, 0.8))
+    picked = Picked(pd.DataFrame(rows))
+    saes, pairs = leaderboard(picked.known, "normal", "paper")
+    assert np.allclose(saes["mean_difference"], [0.05, -0.05])
+    assert len(pairs) == 1
+    assert len(against_controls(picked.known, "paper")) == 2
+    tables = compare_all(picked, "paper")
+    known = tables.best_known()
+    known = known[known["contender"] == "sae_only"].groupby("protocol")["mean_test_auc"].max()
+    assert np.allclose([known["paper"], known["nested"]], [0.75, 0.7])
+    each = by_sae(picked.known).set_index(["SAE or control", "protocol"])["SAE probe"]
+    assert np.isclose(each["l/x", "paper"], 0.75)
+    assert np.isclose(each["l/x", "nested"], 0.7)
+
+
+def test_a_control_without_an_sae_id_is_none():
+    rows = [*control_rows(), probe("a", "control", "raw_dims", 0.8, 0.6, k=16, sae_id=None)]
+    assert len(against_controls(Picks(pd.DataFrame(rows)), "paper")) == 3

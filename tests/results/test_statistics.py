@@ -164,3 +164,26 @@ def test_a_verdict_needs_interval_and_test(difference, p, p_holm, n, expected):
     # an interval with zero in it is never sure
     row |= {"ci_low": -0.1, "ci_high": 0.1}
     assert verdict(row) in ("no difference seen", "too few datasets")
+
+
+def test_means_of_datasets_are_pandas_own():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=500)
+    values[rng.random(500) < 0.3] = np.nan
+    datasets = rng.choice([f"d{i}" for i in range(20)], 500)
+    values[datasets == "d3"] = np.nan
+    expected = pd.Series(values).groupby(datasets).mean().to_numpy()
+    for names in (datasets, pd.Series(datasets, dtype="category")):
+        assert np.allclose(dataset_means(values, names), expected, rtol=1e-14, equal_nan=True)
+    assert np.allclose(dataset_means(values.astype(object), datasets), expected, equal_nan=True)
+    of_more = pd.Categorical(["b", "a", "b"], categories=["a", "b", "c"])
+    assert dataset_means(np.array([1.0, 2.0, 3.0]), of_more).tolist() == [2.0, 2.0]
+
+
+def test_differences_that_are_equal_but_for_the_last_bits_share_a_rank():
+    exact = np.array([0.2, -0.2, 0.1, 0.3, 0.4, 0.5])
+    shaken = exact.copy()
+    shaken[0] += 4e-17
+    shaken[1] -= 4e-17
+    assert shaken[0] + shaken[1] != 0 or (shaken != exact).any()
+    assert wilcoxon_p(shaken) == wilcoxon_p(exact)

@@ -10,6 +10,7 @@ from utils.results.csv_files import read_table
 from utils.results.tables import baseline_table, sae_probe_table
 from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
+from utils.settings import get_setting
 
 ROW = {
     "test_f1": 0.9, "test_acc": 0.9, "test_auc": 1 / 3, "val_auc": 0.8, "k": 16, "dataset": "d",
@@ -280,3 +281,14 @@ def test_conditions_that_differ_are_different_keys(tmp_path, one, other):
 def test_a_fingerprint_that_looks_like_a_number_is_text(table, fingerprint):
     table.append([{**ROW, "made_from": fingerprint}])
     assert list(table.done().values()) == [fingerprint]
+
+
+@pytest.mark.parametrize("setting", ["scarcity", "normal"])
+def test_a_table_with_no_rows_is_read_as_such(paths, setting):
+    column = get_setting(setting).sae_column
+    table = sae_probe_table(paths.sae_probe_table("gemma-2-9b", setting), column)
+    table.path.parent.mkdir(parents=True)
+    table.path.write_text(",".join(table.columns) + "\n")
+    results = load_results(paths, "gemma-2-9b")
+    assert not len(results.tidy)
+    assert not results.unreadable()

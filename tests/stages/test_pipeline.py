@@ -161,7 +161,8 @@ def test_cards_say_whether_other_seeds_choose_the_same_directions(done, tmp_path
     for seed in (7, 8):
         folder = trained.with_name(f"topk_8_seed_{seed}")
         folder.mkdir()
-        shutil.copy(trained / "cfg.json", folder)
+        for name in ("cfg.json", "training.json"):
+            shutil.copy(trained / name, folder)
         moved = {"b_enc": weights["b_enc"][order], "W_enc": weights["W_enc"][:, order]}
         moved["W_dec"] = weights["W_dec"][order]
         if seed == 8:
@@ -182,6 +183,27 @@ def test_cards_say_whether_other_seeds_choose_the_same_directions(done, tmp_path
     before = paths.latents_table(MODEL).read_bytes()
     assert explain_probes.main([*common, "--k", "4"]) == 0
     assert paths.latents_table(MODEL).read_bytes() == before
+    # one whose weights changed since it encoded says nothing, and takes no other's cards
+    path = trained.with_name("topk_8_seed_8") / "sae_weights.safetensors"
+    changed = load_file(path)
+    save_file({**changed, "b_enc": changed["b_enc"] + 1}, path)
+    clear_caches()
+    assert explain_probes.main([*common, "--k", "4"]) != 0
+    left = {p.sae_id: p for p in read_cards(paths.latents_table(MODEL)) if p.dataset == NAMES[0]}
+    assert sorted(name[-6:] for name in left) == ["seed_7", "topk_8"]
+    probe = left["layer_2/width_96/topk_8"]
+    assert [name.split()[0][-6:] for name in probe.other_seeds] == ["seed_7"]
+    assert [card.chosen_by_seeds for card in probe.cards] == [1.0] * 4
+    # the same weights under another name are no other training
+    for name in ("cfg.json", "training.json", "sae_weights.safetensors"):
+        shutil.copy(trained / name, trained.with_name("topk_8_seed_7") / name)
+    clear_caches()
+    assert generate_sae_activations_optimized.main([*flags, "--setting", "normal"]) == 0
+    assert train_sae_probes.main([*flags, "--n_jobs", "1", "--ks", "4"]) == 0
+    assert explain_probes.main([*common, "--k", "4", "--target_sae_id", probe.sae_id]) == 0
+    probes = read_cards(paths.latents_table(MODEL))
+    (probe,) = (p for p in probes if p.dataset == NAMES[0] and p.sae_id == probe.sae_id)
+    assert all("seed_7" not in name for name in probe.other_seeds)
 
 
 def test_cards_of_what_is_no_longer_there_are_not_shown(done, tmp_path, capsys):

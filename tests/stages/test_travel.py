@@ -19,7 +19,7 @@ rows = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
 codes = torch.rand(4096, 40, generator=torch.Generator().manual_seed(1))
 activations = torch.relu(codes - 0.8) @ rows
 training = train_saes.Training("texts", None, 8, 4096, 25.0, None, 42, "cpu")
-sae = train_saes.SaeToTrain("m", 2, 64, "x")
+sae = train_saes.SaeToTrain("m", 2, 64, "x", "y")
 train_saes.make_sae(activations, folder, sae, training)
 print(json.dumps(json.loads((folder / "training.json").read_text())))
 """

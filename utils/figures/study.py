@@ -476,7 +476,7 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
     """Mean test AUC against the ``size`` of SAEs, "width" or "L0", a panel a setting and a line a
     k.
 
-    Over datasets that have all the SAEs of a panel; for L0, SAEs of the width that has the most
+    Over datasets that have all the sizes of a panel; for L0, SAEs of the width that has the most
     values of it.
     """
     mine = (tidy["kind"] == SAE) & tidy["k"].notna()
@@ -517,7 +517,9 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
                 for family in families
             ]
         for (label, mask), look in zip(lines, cycle(zip(SAE_MARKERS, SAE_COLORS))):
-            curve = of_panel[complete & mask].groupby("size", observed=True)["test_auc"].mean()
+            # each dataset once, however many SAEs of a size it has
+            by_dataset = of_panel[complete & mask].groupby(["size", "dataset"], observed=True)
+            curve = by_dataset["test_auc"].mean().groupby(level="size").mean()
             axes.plot(
                 curve.index,
                 curve,
@@ -554,7 +556,8 @@ def auc_by_size(tidy: pd.DataFrame, size: str) -> Figure:
 def _with_all_sizes(rows: pd.DataFrame) -> np.ndarray:
     """bool [n_rows]: whether dataset, condition and seed of a row have all sizes of its family."""
     family, families = pd.factorize(rows["family"])
-    group = rows.groupby(["dataset", "condition", "seed", "family"], observed=True).ngroup()
+    key = ["dataset", "condition", "seed", "family"]
+    group = rows.groupby(key, observed=True, dropna=False).ngroup()
     size, sizes = pd.factorize(rows["size"])
     seen = np.zeros((group.max() + 1, len(sizes)), dtype=bool)
     seen[group, size] = True
@@ -567,14 +570,15 @@ def _families(sae_ids: pd.Series) -> pd.Categorical:
     """Of each row's SAE its family: what its id says but for the sizes."""
     codes, distinct = pd.factorize(sae_ids)
     of_each, families = pd.factorize(np.array([sae_family(str(name)) for name in distinct], object))
-    return pd.Categorical.from_codes(of_each[codes], families)
+    return pd.Categorical.from_codes(np.append(of_each, -1)[codes], families)
 
 
 def _of_words(words: pd.Series, function: Callable[[str], int | None]) -> np.ndarray:
     """``function`` of each row's word, called once for each distinct one; NaN for None."""
     codes, distinct = pd.factorize(words)
     numbers = [function(str(word)) for word in distinct]
-    return np.array([np.nan if number is None else number for number in numbers])[codes]
+    known = [np.nan if number is None else number for number in numbers]
+    return np.array([*known, np.nan])[codes]  # of no word the code is -1
 
 
 def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) -> Figure:
@@ -584,6 +588,8 @@ def selected_datasets(picks: dict[str, pd.DataFrame], setting: str, label: str) 
     if not {BASELINES, PROBES} <= set(picks):
         raise NoData(f"{setting} lacks baselines or SAE probes")
     sides = matched({name: picks[name] for name in (BASELINES, PROBES)})
+    if not len(sides[PROBES]):
+        raise NoData(f"baselines and SAE probes of {setting} share no dataset and condition")
     gain = sides[PROBES]["test_auc"] - sides[BASELINES]["test_auc"]
     order = (
         gain.groupby(sides[PROBES]["dataset"], observed=True).mean().sort_values(ascending=False)

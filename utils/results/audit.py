@@ -10,15 +10,7 @@ from utils.datasets import dataset_size, list_datasets
 from utils.paths import Paths
 from utils.probes.baselines import paper_methods
 from utils.probes.k_sparse import PROTOCOLS
-from utils.results.comparison import (
-    BASELINES,
-    PROBES,
-    Picks,
-    contenders,
-    matched,
-    of_protocol,
-    protocols,
-)
+from utils.results.comparison import BASELINES, PROBES, Picks, contenders, matched, of_protocol
 from utils.results.findings import Finding, Kind
 from utils.results.tidy import BASELINE, CONTROL, SAE, Results
 from utils.runtime.errors import UserError
@@ -35,9 +27,9 @@ def audit(paths: Paths, results: Results, picked: Picks | None = None) -> list[F
     picked = picked or Picks(tidy)
     findings = [*results.findings, *_copies(paths, tidy), *_unfit_ood(paths, tidy)]
     for setting in SETTINGS:
-        rows = picked.rows(setting)
+        rows = tidy[tidy["setting"] == setting]
         if len(rows):
-            names = protocols(rows)
+            names = picked.protocols(setting)
             for protocol in names:
                 several = f"{setting}, {protocol} protocol" if len(names) > 1 else setting
                 findings += _unmatched(several, picked.of(setting, protocol))

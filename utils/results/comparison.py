@@ -11,7 +11,7 @@ Means, wins and intervals give each dataset one vote, whatever the number of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.words import TEXT_ONLY
 from utils.results.statistics import TIE, dataset_means, describe_difference, holm
 from utils.results.tidy import BASELINE, CONTROL, SAE, TEXT
-from utils.settings import KS_OTHER
+from utils.settings import KS_OTHER, NORMAL
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def contenders(tidy: pd.DataFrame) -> dict[str, pd.DataFrame]:
     and stands once; so do SAEs that all have a twin.
     """
     scored = tidy["test_auc"].notna()
-    masks = {name: contender.rows(tidy) & scored for name, contender in CONTENDERS.items()}
+    tidy = tidy if scored.all() else tidy[scored]
+    masks = {name: contender.rows(tidy) for name, contender in CONTENDERS.items()}
     for narrower, wider in (("logreg", BASELINES), ("twin_sae", PROBES)):
         if (masks[narrower] == masks[wider]).all():
             del masks[narrower]
@@ -237,61 +238,76 @@ def on_score(tidy: pd.DataFrame, score: str) -> pd.DataFrame:
     return known.assign(test_auc=known[score])
 
 
-def on_fresh_where_known(tidy: pd.DataFrame) -> pd.DataFrame:
-    """``on_fresh_rows`` in the settings that have such rows, all rows in the others."""
-    return _fresh_and_others(on_fresh_rows(tidy), tidy)
-
-
-def _fresh_and_others(fresh: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
-    if not len(fresh):  # a copy of millions of rows is a gigabyte
-        return tidy
-    others = tidy[~tidy["setting"].isin(fresh["setting"].unique())]
-    return pd.concat([fresh, others]) if len(others) else fresh
-
-
 class Picks:
     """The picks of a table's contenders by setting and protocol, each made once: of millions of
-    rows they take seconds.
-
-    ``made_in``: {setting: what holds its picks}, where that is something else.
+    rows they take seconds. ``fresh``: on fresh test rows, of the probes that say so.
     """
 
-    def __init__(self, tidy: pd.DataFrame, made_in: Mapping[str, Picks] | None = None) -> None:
-        self.tidy = tidy
-        self._made_in = made_in or {}
+    def __init__(self, tidy: pd.DataFrame, fresh: bool = False) -> None:
+        self.tidy, self.fresh = tidy, fresh
         self._made: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
 
     def settings(self) -> list[str]:
         """In the order of the table."""
         return list(map(str, self.tidy["setting"].unique()))
 
-    def rows(self, setting: str) -> pd.DataFrame:
-        """The rows of a setting; the table itself where it has no others."""
-        mine = self.tidy["setting"] == setting
-        return self.tidy if mine.all() else self.tidy[mine]  # a copy of millions is a gigabyte
+    def protocols(self, setting: str) -> list[str]:
+        """Those of the setting's SAE probes."""
+        rows = self._rows(setting)
+        told = [name for name in ("kind", "protocol", "test_auc_fresh", "n_fresh") if name in rows]
+        return protocols(on_fresh_rows(rows[told]) if self.fresh else rows)
+
+    def shown(self, setting: str, protocol: str) -> pd.DataFrame:
+        """The rows of a setting and protocol, with their score on these test rows."""
+        # the protocol first: a baseline of it that knows no fresh rows is not one of the other's
+        rows = of_protocol(self._rows(setting), protocol)
+        return on_fresh_rows(rows) if self.fresh else rows
 
     def of(self, setting: str, protocol: str) -> dict[str, pd.DataFrame]:
         """{contender: its picks}."""
-        if setting in self._made_in:
-            return self._made_in[setting].of(setting, protocol)
         if (setting, protocol) not in self._made:
-            rows = of_protocol(self.rows(setting), protocol)
-            self._made[setting, protocol] = contenders(rows)
+            self._made[setting, protocol] = contenders(self.shown(setting, protocol))
         return self._made[setting, protocol]
+
+    def _rows(self, setting: str) -> pd.DataFrame:
+        mine = self.tidy["setting"] == setting
+        return self.tidy if mine.all() else self.tidy[mine]  # a copy of millions is a gigabyte
+
+
+class KnownPicks(Picks):
+    """On fresh test rows in the settings and protocols of which SAE probes and baselines both know
+    them, on all in the others.
+    """
+
+    def __init__(self, every: Picks, fresh: Picks) -> None:
+        super().__init__(every.tidy)
+        self._every, self._fresh = every, fresh
+        self._is_fresh: dict[tuple[str, str], bool] = {}
+
+    def is_fresh(self, setting: str, protocol: str) -> bool:
+        if (setting, protocol) not in self._is_fresh:
+            kinds = set(self._fresh.shown(setting, protocol)["kind"].unique())
+            self._is_fresh[setting, protocol] = {SAE, BASELINE} <= kinds
+        return self._is_fresh[setting, protocol]
+
+    def shown(self, setting: str, protocol: str) -> pd.DataFrame:
+        return self._side(setting, protocol).shown(setting, protocol)
+
+    def of(self, setting: str, protocol: str) -> dict[str, pd.DataFrame]:
+        return self._side(setting, protocol).of(setting, protocol)
+
+    def _side(self, setting: str, protocol: str) -> Picks:
+        return self._fresh if self.is_fresh(setting, protocol) else self._every
 
 
 class Picked:
-    """A model's picks on all test rows (``every``), on fresh ones (``fresh``), and on fresh ones in
-    the settings that have such rows, on all in the others (``known``).
+    """A model's picks on all test rows (``every``), on fresh ones (``fresh``), and on fresh ones
+    where they are known, on all elsewhere (``known``).
     """
 
     def __init__(self, tidy: pd.DataFrame) -> None:
-        self.every, self.fresh = Picks(tidy), Picks(on_fresh_rows(tidy))
-        has_fresh = self.fresh.settings()
-        made_in = {
-            name: self.fresh if name in has_fresh else self.every for name in self.every.settings()
-        }
-        self.known = Picks(_fresh_and_others(self.fresh.tidy, tidy), made_in)
+        self.every, self.fresh = Picks(tidy), Picks(tidy, fresh=True)
+        self.known = KnownPicks(self.every, self.fresh)
 
 
 def against(picked: Picks) -> pd.DataFrame:
@@ -301,10 +317,9 @@ def against(picked: Picks) -> pd.DataFrame:
     """
     rows = []
     for setting in picked.settings():
-        of_setting = picked.rows(setting)
-        for protocol in protocols(of_setting):
+        for protocol in picked.protocols(setting):
             picks = picked.of(setting, protocol)
-            of_shown = of_protocol(of_setting, protocol)
+            of_shown = picked.shown(setting, protocol)
             for name in CONTROLS:
                 if name == "twin_sae" or name not in picks or PROBES not in picks:
                     continue
@@ -415,7 +430,7 @@ def compare(picked: Picks) -> pd.DataFrame:
     """
     tables = []
     for setting in picked.settings():
-        for protocol in protocols(picked.rows(setting)):
+        for protocol in picked.protocols(setting):
             picks = picked.of(setting, protocol)
             if {BASELINES, PROBES} <= set(picks) and len(_core(picks)[PROBES]):
                 tables.append(_compare_picks(setting, picks).assign(protocol=protocol))
@@ -446,10 +461,14 @@ class Comparisons:
     fixed_k: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def best_known(self) -> pd.DataFrame:
-        """The comparison on fresh rows in the settings where they are known, on all in others."""
+        """The comparison on fresh rows in the settings and protocols where they are known, on all
+        in others.
+        """
         if not len(self.fresh):
             return self.all_rows
-        others = self.all_rows[~self.all_rows["setting"].isin(self.fresh["setting"].unique())]
+        pairs = ["setting", "protocol"]
+        known = pd.MultiIndex.from_frame(self.fresh[pairs])
+        others = self.all_rows[~pd.MultiIndex.from_frame(self.all_rows[pairs]).isin(known)]
         return pd.concat([self.fresh, others]) if len(others) else self.fresh
 
     def table(self) -> pd.DataFrame:
@@ -468,10 +487,10 @@ def compare_all(picked: Picked, protocol: str) -> Comparisons:
     return Comparisons(
         compare(picked.every),
         compare(picked.fresh),
-        compare(Picks(on_fresh_where_known(needing_a_model(picked.every.tidy, datasets)))),
+        compare(Picked(needing_a_model(picked.every.tidy, datasets)).known),
         against(picked.known),
         datasets,
-        at_fixed_k(picked.known.tidy, protocol),
+        at_fixed_k(picked.known, protocol),
     )
 
 
@@ -578,26 +597,22 @@ def by_sae(picked: Picks) -> pd.DataFrame:
     AUC of both sides, and the columns of ``describe_difference``.
     """
     rows = []
+    names = ("SAE probe", "best baseline")
     for setting in picked.settings():
-        of_setting = picked.rows(setting)
-        baselines = {
-            protocol: picked.of(setting, protocol).get(BASELINES)
-            for protocol in protocols(of_setting)
-        }
-        probes = _to_pick_from(of_setting, of_setting["kind"].isin([SAE, CONTROL]))
-        n_layers = probes.groupby("sae_id", observed=True)["layer"].nunique()
-        names = ("SAE probe", "best baseline")
         of_setting_rows = []
-        best = pick(probes, ("sae_id", "protocol"))
-        for protocol, of_best in best.groupby("protocol", observed=True):
-            of_same = baselines.get(str(protocol))
+        for protocol in picked.protocols(setting):
+            of_same = picked.of(setting, protocol).get(BASELINES)
             if of_same is None:
                 continue
-            each = _matched_each(of_best, of_same, ["sae_id", "layer"])
+            shown = picked.shown(setting, protocol)
+            probes = _to_pick_from(shown, shown["kind"].isin([SAE, CONTROL]))
+            n_layers = probes.groupby("sae_id", observed=True)["layer"].nunique()
+            best = pick(probes, ("sae_id",))
+            each = _matched_each(best, of_same, ["sae_id", "layer"])
             for (sae_id, layer), probe, base in each:
                 name = f"{sae_id} at {layer}" if n_layers[sae_id] > 1 else sae_id  # of two hooks
                 what = {"setting": setting, "SAE or control": name, "protocol": protocol}
-                place = (str(sae_id), str(layer), str(protocol))
+                place = (str(sae_id), str(layer), protocol)
                 of_setting_rows.append((place, {**what, **_side_by_side(probe, base, names)}))
         rows += [row for _, row in sorted(of_setting_rows, key=lambda one: one[0])]
     return _with_holm(pd.DataFrame(rows))
@@ -637,7 +652,7 @@ def leaderboard(picked: Picks, setting: str, protocol: str) -> tuple[pd.DataFram
     ``n_datasets`` that both have. Of a pair of the first MOST_RANKED: those columns, with p_holm
     over all pairs.
     """
-    of_setting = of_protocol(picked.rows(setting), protocol)
+    of_setting = picked.shown(setting, protocol)
     probes = _to_pick_from(of_setting, of_setting["kind"] == SAE)
     if not len(probes):
         return pd.DataFrame(), pd.DataFrame()
@@ -679,20 +694,23 @@ def leaderboard(picked: Picks, setting: str, protocol: str) -> tuple[pd.DataFram
     return _with_holm(pd.DataFrame(rows)), _with_holm(pd.DataFrame(pairs))
 
 
-def against_controls(tidy: pd.DataFrame) -> pd.DataFrame:
+def against_controls(picked: Picks, protocol: str) -> pd.DataFrame:
     """Normal setting, for each k, a row an SAE and a control that it is compared with: its own, and
     raw dimensions and principal components of its layer.
 
     Each side has one probe a decision, so that neither is the best of more. Columns: k, SAE,
     control, both mean test AUCs, and the columns of ``describe_difference``.
     """
-    rows = tidy[(tidy["setting"] == "normal") & tidy["kind"].isin([SAE, CONTROL])]
+    if NORMAL.name not in picked.settings():
+        return pd.DataFrame()
+    shown = picked.shown(NORMAL.name, protocol)
+    rows = shown[shown["kind"].isin([SAE, CONTROL]) & shown["sae_id"].notna()]
     table: list[dict] = []
     for k, of_k in rows.dropna(subset=["test_auc", "k"]).groupby("k", observed=True):
         if not (of_k["kind"] == CONTROL).any():
             continue
-        picked = pick(of_k, ("sae_id",))
-        picks = {str(sae_id): of_sae for sae_id, of_sae in picked.groupby("sae_id", observed=True)}
+        best = pick(of_k, ("sae_id",))
+        picks = {str(sae_id): of_sae for sae_id, of_sae in best.groupby("sae_id", observed=True)}
         trained = sorted(of_k.loc[of_k["kind"] == SAE, "sae_id"].astype(str).unique())
         controls = of_k[of_k["kind"] == CONTROL].drop_duplicates("sae_id")
         for control in controls.sort_values("sae_id").to_dict("records"):
@@ -733,14 +751,14 @@ def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
 AT_K = (PROBES, "random_sae", "soft_frozen", "raw_dims", "pca_dims")  # who has a k
 
 
-def at_fixed_k(tidy: pd.DataFrame, protocol: str, ks: tuple[int, ...] = KS_OTHER) -> pd.DataFrame:
+def at_fixed_k(picked: Picks, protocol: str, ks: tuple[int, ...] = KS_OTHER) -> pd.DataFrame:
     """Contender by setting and k: mean test AUC over datasets where nothing is picked. Several SAEs
     count by their mean. Beside those with a k, what
     has none: logistic regression, text only. All over the decisions that all of them have.
     """
-    rows = of_protocol(tidy, protocol)
     columns: dict[tuple[str, str], dict[str, float]] = {}
-    for setting, of_setting in rows.groupby("setting", sort=False, observed=True):
+    for setting in picked.settings():
+        of_setting = picked.shown(setting, protocol)
         masks = {name: contender.rows(of_setting) for name, contender in CONTENDERS.items()}
         if masks["twin_sae"].any():  # the same SAEs on both sides
             masks[PROBES] = masks["twin_sae"]
@@ -761,7 +779,7 @@ def at_fixed_k(tidy: pd.DataFrame, protocol: str, ks: tuple[int, ...] = KS_OTHER
             shared = pd.concat(there, axis=1, join="inner").groupby("dataset", observed=True).mean()
             if len(shared):
                 column = {TITLES[name]: mean for name, mean in shared.mean().items()}
-                columns[str(setting), f"k = {k}"] = {**column, "datasets": float(len(shared))}
+                columns[setting, f"k = {k}"] = {**column, "datasets": float(len(shared))}
     table = pd.DataFrame(columns)
     order = [title for title in [*TITLES.values(), "datasets"] if title in table.index]
     return table.loc[order]

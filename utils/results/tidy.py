@@ -310,10 +310,10 @@ def _baselines(paths: Paths, model_name: str, setting: str) -> tuple[pd.DataFram
             frames.append(_published_ood(filled, probe_layer))
             continue
         table = baseline_table(path, column, at_layer).filled(content)
-        _check_scores(table, path)
+        _check_scores(table, path, *([column] if column else []))
         table["layer"] = _layers(table, path)
-        table = table.assign(kind=BASELINE, setting=setting)
-        frames.append(table.assign(condition=table[column].round(4) if column else NO_CONDITION))
+        condition = table[column].astype(float).round(4) if column else NO_CONDITION
+        frames.append(table.assign(kind=BASELINE, setting=setting, condition=condition))
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), findings
 
 
@@ -447,7 +447,7 @@ def _shifted_rows(tables: _Tables, path: Path, table: pd.DataFrame) -> tuple[pd.
 def _read_sae_table(path: Path, condition_column: str | None) -> pd.DataFrame:
     """A table of SAE probes, checked, its layers and SAE ids in one form."""
     table = sae_probe_table(path, condition_column).read(UNUSED, in_categories=True)
-    _check_scores(table, path, "k")
+    _check_scores(table, path, "k", *([condition_column] if condition_column else []))
     table["layer"] = _layers(table, path)
     return _with_l0(table)
 
@@ -487,7 +487,7 @@ def _sae_probes(tables: _Tables, setting: str) -> tuple[pd.DataFrame, list[Findi
     table["setting"] = pd.Categorical.from_codes(np.zeros(len(table), dtype=np.int8), [setting])
     of_sae = (table["method"] == "sae_probe").to_numpy()
     table["kind"] = pd.Categorical.from_codes(np.where(of_sae, 0, 1), [SAE, CONTROL])
-    table["condition"] = table[column].round(4) if column else NO_CONDITION
+    table["condition"] = table[column].astype(float).round(4) if column else NO_CONDITION
     return table, findings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
+from utils.runtime.errors import UserError
 from utils.saes.encoder import Encoder
 
 BLOCK_BYTES = 64 << 20  # of decoder directions in memory at a time
@@ -14,9 +15,13 @@ SAME = 0.7  # cosine from which two SAEs' latents count as the same, as Paulo an
 
 
 def directions_of(encoder: Encoder, latents: np.ndarray) -> np.ndarray:
-    """What latents [k] write into the activations: unit vectors, float32 [k, d_model]."""
+    """What latents [k] write into the activations: unit vectors, float32 [k, d_model].
+
+    Raises UserError where the decoder is not at hand.
+    """
     decoder = encoder.decoder
-    assert decoder is not None
+    if decoder is None:
+        raise UserError(f"the decoder of {encoder.sae_id} is not at hand")
     take = decoder.W_dec.rows if decoder.latents_first else decoder.W_dec.columns
     vectors = np.stack([np.ravel(take(int(i), int(i) + 1)) for i in latents]).astype(np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
