@@ -181,7 +181,7 @@ visualize: $(STAMP)
 ##@ The paper's files
 
 .PHONY: claims
-## claims: the paper's claims one by one, docs/claims.md
+## claims: the paper's claims one by one, results/claims.md
 claims: $(STAMP)
 	$(RUN) -m checks.claims $(folders) $(if $(PUBLISHED),--published $(call q,$(PUBLISHED))) $(ARGS)
 
@@ -260,7 +260,7 @@ format: $(STAMP)
 	$(RUN) -m ruff format .
 
 .PHONY: test-faults
-## test-faults: bad files, full disks, 200 kills (half an hour)
+## test-faults: bad files, full disks, over 200 kills (half an hour)
 test-faults: $(STAMP)
 	$(RUN) -m pytest tests/faults $(ARGS)
 	$(RUN) tests/faults/crashes.py --kills $(KILLS)

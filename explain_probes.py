@@ -152,7 +152,8 @@ def explain(
     markers: dict[tuple, TokenMarker] = {}
     todo, n_new = to_explain(paths, info, rows, wanted, there, failures)
     try:
-        for row, kept, others in progress(todo, desc="latent cards", unit="probe"):
+        bar = progress(todo, desc="latent cards", unit="probe") if todo else ()
+        for row, kept, others in bar:
             try:
                 cards = there.get((row["dataset"], row["sae_id"]))
                 if cards is None or wanted.overwrite or not _is_done(cards, row, kept, wanted):

@@ -68,10 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     exported = export(args, paths, info)
     exported.save(args.output)
     about = exported.described
+    fresh = about["test_auc_fresh"]
+    of_fresh = "" if fresh is None else f", {fresh:.3f} on those whose text is in no training row"
     print(
         f"{args.output}: {about['probe']} of {args.dataset}, test AUC {about['test_auc']:.3f} on"
-        f" {about['n_held_out']} rows\nscore texts with it: python score_texts.py --probe"
-        f" {args.output} --texts FILE"
+        f" {about['n_held_out']} rows{of_fresh}; classes {' and '.join(about['classes'])}\n"
+        f"score texts with it: make score PROBE={args.output} TEXTS=FILE"
     )
     return 0
 

@@ -95,12 +95,18 @@ def read_texts(source: str, column: str) -> list[str]:
 
 
 def lines_of(content: bytes, name: str) -> list[str]:
-    """The lines that hold something. Raises UserError where the content is not in UTF-8."""
+    """The lines that hold something; how many hold nothing is said. Raises UserError where the
+    content is not in UTF-8.
+    """
     try:
         lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{name} is no text in UTF-8: save it so") from None
-    return [line.rstrip("\r") for line in lines if line.strip()]
+    texts = [line.rstrip("\r") for line in lines if line.strip()]
+    n_empty = len(lines) - len(texts) - (not lines[-1])  # what ends with a line break has no more
+    if n_empty:
+        print(f"{name}: {n_empty} empty lines are left out", file=sys.stderr)
+    return texts
 
 
 def of_texts(probe: ExportedProbe, texts: list[str], threshold: float) -> pd.DataFrame:

@@ -36,6 +36,7 @@ from utils.results.calibration import in_sentences, read_summary
 from utils.results.cards import ProbeCards, read_cards
 from utils.results.comparison import (
     ALL,
+    WORDS_SUFFICE,
     Comparisons,
     Picked,
     against_controls,
@@ -300,14 +301,23 @@ def print_summary(tables: Comparisons) -> None:
 
 
 def in_a_word(tables: Comparisons) -> str:
-    """The verdict of each setting: worse, better, … than the best baseline, by one protocol."""
+    """The verdict of each setting: worse, better, … than the best baseline, by one protocol; and on
+    how many datasets of the first words alone do as well.
+    """
     said = answers(tables)
+    if not said:
+        return "Nothing to compare yet."
+    marks = tables.datasets
+    if len(marks):
+        marks = marks.loc[marks["setting"] == said[0]["setting"], "words"].dropna()
+    n_words = int((marks == WORDS_SUFFICE).sum()) if len(marks) else 0
+    of_words = f" Words alone suffice on {n_words} of {len(marks)} datasets." if len(marks) else ""
     shown = [
         f"{answer['setting']}: {answer['said'][2:]}"
         for answer in said
         if answer["protocol"] == said[0]["protocol"]
     ]
-    return f"Against the best baseline, {'; '.join(shown)}." if shown else "Nothing to compare yet."
+    return f"Against the best baseline, {'; '.join(shown)}.{of_words}"
 
 
 def short(number: float) -> str:

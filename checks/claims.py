@@ -1,14 +1,15 @@
 """The paper's claims one by one: what its published tables say, and what our own runs say.
 
     python -m checks.claims
-    python -m checks.claims --published FOLDER --results_dir data/full_run/results \\
-        --data_dir data/full_run/data
+    python -m checks.claims --document --published FOLDER \\
+        --results_dir data/full_run/results --data_dir data/full_run/data
     python -m checks.claims --render
 
 Reads the published tables (`make fetch-published-results`; --published names another folder that
 has their results/ and data/) and the tables of a run of ours (`make demo`, or `make
-benchmark-full-run` for all 113 datasets). Writes docs/claims.json, the numbers, and docs/claims.md,
-a row a claim. --render writes the page again from the numbers.
+benchmark-full-run` for all 113 datasets). Writes results/claims.json, the numbers, and
+results/claims.md, a row a claim. --document writes those of docs/ in their place; without a run of
+ours they keep the one that they have. --render writes the page of docs/ again from its numbers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from utils.results.comparison import (
 )
 from utils.results.csv_files import read_table
 from utils.results.multi_token import ATTENTION, load_multi_token
+from utils.results.statistics import LEVEL
 from utils.results.tidy import BASELINE, SAE, load_results
 from utils.runtime.errors import UserError
 from utils.runtime.files import ROOT, atomic_path, write_json
@@ -155,6 +157,8 @@ def of_comparison(
         f" ahead on {row['wins']:.0f}, behind on {row['losses']:.0f} of {row['n_datasets']:.0f}"
     )
     agreed = agrees(claimed, row["ci_low"], row["ci_high"], row["mean_difference"])
+    if claimed != NOT_AHEAD and not row["p_wilcoxon"] < LEVEL:  # sure is what both agree on
+        agreed = UNSURE
     return Measured(shown, agreed, difference=round(float(row["mean_difference"]), 4))
 
 
@@ -217,7 +221,7 @@ def conditions_of(setting: str) -> Callable[[Published], Measured | None]:
         if not n:
             return None
         numbers = sorted(float(value) for value in there)
-        shown = f"{n} values, {numbers[0]:.3g} to {numbers[-1]:.3g}"
+        shown = f"{n} values, {numbers[0]:g} to {numbers[-1]:,g}"
         return Measured(shown, SAME if n == len(SETTINGS[setting].values) else OTHER)
 
     return measure
@@ -474,11 +478,13 @@ def _setting_claims(setting: str, name: str) -> list[Claim]:
             our_difference(setting, WITH_SAE, NOT_AHEAD),
         ),
         Claim(
-            name, f"{LLAMA}: the same alone", published_difference(LLAMA, setting, PROBES, BEHIND)
+            name,
+            f"{LLAMA}: SAE probes alone are behind the best baseline",
+            published_difference(LLAMA, setting, PROBES, BEHIND),
         ),
         Claim(
             name,
-            f"{LLAMA}: the same when added",
+            f"{LLAMA}: adding SAE probes to the baselines does not improve the pick",
             published_difference(LLAMA, setting, WITH_SAE, NOT_AHEAD),
         ),
     ]
@@ -617,23 +623,41 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ours_model", default="all-MiniLM-L6-v2", metavar="NAME", help="of our own run"
     )
-    parser.add_argument("--render", action="store_true", help="only write the page again")
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument("--document", action="store_true", help="write the page of docs/")
+    written.add_argument("--render", action="store_true", help="only write that page again")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    if not args.render:
-        paths = cli.paths_of(args)
+    paths, page = cli.paths_of(args), PAGE
+    if args.render:
+        content = read_numbers()
+    else:
         published = published_paths(paths, args.published)
         ours = read_ours(paths, args.ours_model)
         rows = measure(Published(published), ours)
         content = {"ours": ours_in_words(ours), "claims": [asdict(row) for row in rows]}
-        write_json(NUMBERS, content)
-    with atomic_path(PAGE) as temporary:
-        temporary.write_text(as_page(read_numbers()), encoding="utf-8")
-    print(f"{len(CLAIMS)} claims: {PAGE}")
+        if args.document and ours is None:
+            content = with_ours_of(content, read_numbers())
+        page = PAGE if args.document else paths.results_dir / PAGE.name
+        write_json(page.with_suffix(".json"), content)
+    with atomic_path(page) as temporary:
+        temporary.write_text(as_page(content), encoding="utf-8")
+    print(f"{len(CLAIMS)} claims: {page}")
     return 0
+
+
+def with_ours_of(content: dict, before: dict) -> dict:
+    """The numbers with what stands in earlier ones of a run of ours.
+
+    Raises UserError where these are of other claims.
+    """
+    if len(before["claims"]) != len(content["claims"]):
+        raise UserError(f"{NUMBERS} has other claims: give the results of a run of ours")
+    rows = [{**new, "ours": old["ours"]} for new, old in zip(content["claims"], before["claims"])]
+    return {"ours": before["ours"], "claims": rows}
 
 
 def read_ours(paths: Paths, model: str) -> Ours | None:
@@ -681,16 +705,17 @@ def read_numbers() -> dict:
 HEAD = """\
 # The paper's claims, one by one
 
-`make claims` writes this page. A claim is the paper's (arXiv 2502.16681), in our words. The column
-*its tables* is what we compute from the tables published with the paper, matched, and with ties
-resolved as everywhere here. A difference is of mean test AUC from the best baseline, with its
-95 % interval over datasets. *Ours* is a run of our own: {ours}.
+`make claims ARGS=--document` writes this page. A claim is the paper's (arXiv 2502.16681), in our
+words. The column *its tables* is what we compute from the tables published with the paper, matched,
+and with ties resolved as everywhere here. A difference is of mean test AUC from the best baseline,
+with its 95 % interval over datasets. *Ours* is a run of our own: {ours}.
 *yes* and *no* say whether a number agrees with the claim. *not sure* says that its interval reaches
-zero. For "does not improve" and "not ahead" such an interval agrees, unless its middle is above it.
+zero, or that the rank test does not agree with it. For "does not improve" and "not ahead" such an
+interval agrees, unless its middle is above zero.
 A number that stands in the paper's text and in none of its tables is not repeated. Sections are
 those that the authors' repository (JoshEngels/SAE-Probes) names. Every number of its tables is made
-by `make fetch-data fetch-published-results claims`, every one of ours by `make benchmark-full-run`
-(docs/full_run.md) and `make claims`."""
+by `make fetch-data fetch-published-results claims`, which writes such a page into results/, with
+the run that stands there as ours. That of this page is the one of [full_run.md](full_run.md)."""
 # of the paper, as the README of the authors' repository gives them; it names no others
 SECTIONS = {
     "pruning": "4.1, 4.2",

@@ -67,7 +67,7 @@ def clone(folder: Path) -> None:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         raise UserError(
             f"{REPOSITORY} could not be cloned ({reason}): check the network, or give a copy with"
-            " --from DIR"
+            ' --from DIR (make fetch-published-results ARGS="--from DIR")'
         )
 
 

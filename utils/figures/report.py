@@ -390,8 +390,9 @@ def _answer(row: dict) -> str:
 
 
 def _behind_or_ahead(row: dict) -> str:
-    side = "above" if row["mean_difference"] > 0 else "below"
-    return f"{abs(row['mean_difference']):.3f} AUC {side}"
+    size = f"{abs(row['mean_difference']):.3f}"
+    side = "from" if float(size) == 0 else "above" if row["mean_difference"] > 0 else "below"
+    return f"{size} AUC {side}"
 
 
 def _interval(row: dict) -> str:
@@ -404,12 +405,15 @@ def _hedge(row: dict) -> str:
     """How sure a difference is, and what these datasets could have shown."""
     n = f"{row['n_datasets']:.0f} dataset{'s' if row['n_datasets'] > 1 else ''}"
     visible = f"{n} can show a difference of {row['mde']:.3f} or more"
+    unseen = "a difference this data cannot tell from none"
+    if row["ci_low"] > 0 or row["ci_high"] < 0:
+        unseen = "not sure: the interval excludes zero, and the rank test does not agree"
     return {
         "above": "surely ahead",
         "below": "surely behind",
         "perhaps above": "perhaps ahead: with several comparisons it is not sure",
         "perhaps below": "perhaps behind: with several comparisons it is not sure",
-        "no difference seen": f"a difference this data cannot tell from none; {visible}",
+        "no difference seen": f"{unseen}; {visible}",
         "too few datasets": f"{n} {'are' if row['n_datasets'] > 1 else 'is'} too few for a verdict",
     }[verdict(row)]
 
