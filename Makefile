@@ -260,7 +260,7 @@ format: $(STAMP)
 	$(RUN) -m ruff format .
 
 .PHONY: test-faults
-## test-faults: bad files, full disks, over 200 kills (30 minutes)
+## test-faults: bad files, full disks, over 200 kills (30 min)
 test-faults: $(STAMP)
 	$(RUN) -m pytest tests/faults $(ARGS)
 	$(RUN) tests/faults/crashes.py --kills $(KILLS)
