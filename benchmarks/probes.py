@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 MODEL = "all-MiniLM-L6-v2"
-SAE_ID = "layer_2/width_4k/topk_32"
+SAE_ID = "layer_2/width_1k/topk_32"  # of the demo
 WIDE = 3584
 PARTS = ("ladder", "baselines", "xgboost")
 REMEDY = "run `make demo` first"

@@ -440,7 +440,9 @@ def _words(row: dict, tables: Comparisons) -> list[str]:
     if not len(marks):
         return []
     n_words = int((marks == WORDS_SUFFICE).sum())
-    said_of_words = f"Words suffice on {n_words} of {len(marks)} datasets"
+    n_tried, n_all = len(marks), int(row["n_datasets"])
+    tried = f" (the other {n_all - n_tried}: make words)" if n_tried < n_all else ""
+    said_of_words = f"Words suffice on {n_words} of {n_tried} datasets{tried}"
     needed = tables.needed
     if len(needed):
         same = (needed["setting"] == row["setting"]) & (needed["protocol"] == row["protocol"])
