@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, folder_flags, write_texts
 
-from benchmarks import measurements, plan, tables
+from benchmarks import measurements, plan, probes, tables
 from benchmarks import run_all as benchmark
 from benchmarks.rates import START, probe_sweep, rates_of_table, seconds_of_sweep
 from checks import documents
+from utils.names import make_sae_id
 from utils.results.comparison import Picks, compare
 from utils.results.tidy import load_results
 from utils.runtime.errors import UserError
@@ -172,3 +173,14 @@ def test_made_up_tables_are_read_as_any_others(paths):
     assert (results.tidy["kind"] == "sae").sum() == n_rows
     picked = compare(Picks(results.tidy))
     assert {"sae_only", "quiver_baselines"} <= set(picked["contender"])
+
+
+def test_benchmarks_and_readme_name_the_sae_that_the_demo_trains():
+    (found,) = re.findall(
+        r"train_saes\.py.* --layers (\d+) --widths (\d+) ", (ROOT / "demo.sh").read_text()
+    )
+    layer, width = map(int, found)
+    sae_id = make_sae_id(layer, width, k_active=32, seed=42)
+    assert sae_id == probes.SAE_ID
+    for page in ("README.md", "docs/own_models.md"):
+        assert f"--sae_id {sae_id} " in (ROOT / page).read_text(encoding="utf-8")
