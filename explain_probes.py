@@ -160,8 +160,7 @@ def explain(
                     cards = explain_probe(paths, info, row, kept)
                     if wanted.tokens:
                         cards = mark_tokens(paths, info, cards, wanted.device, markers)
-                cards = with_seeds(paths, info, row, cards, others) if others else cards
-                there[cards.key] = cards
+                there[cards.key] = with_seeds(paths, info, row, cards, others)
                 n_new += 1
             except UserError as error:
                 n_new += _cannot(row, error, there, failures)
@@ -287,21 +286,22 @@ def with_seeds(
     """
     latents = np.array([card.latent for card in probe.cards])
     condition, seed = Condition(NORMAL.name, kind=paths.split), int(row["seed"])
-    chosen, read = [], []
-    shares = np.full(len(latents), np.nan)
-    with suppress(UserError):  # without its own directions nothing can be said
-        own = directions_of(encoder_of(paths, info.name, probe.dataset, probe.sae_id), latents)
-        for sae_id, made_from in others.items():
-            with suppress(UserError):
-                encoder = encoder_of(paths, info.name, probe.dataset, sae_id)
-                source = rows_of(paths, info.name, {**row, "sae_id": sae_id}, ood=False)
-                rows = source.condition(condition, seed)
-                first = rank_latents(rows.X_train, rows.y_train, n_keep=len(latents)).latents
-                chosen.append(directions_of(encoder, first))
-                read.append(f"{sae_id} {made_from}")
-        shares = choice_over_seeds(own, chosen)
-    cards = [replace(card, chosen_by_seeds=float(v)) for card, v in zip(probe.cards, shares)]
-    return replace(probe, cards=cards, other_seeds=read)
+    own, chosen = None, {}
+    if others:
+        with suppress(UserError):  # without its own directions nothing can be said
+            own = directions_of(encoder_of(paths, info.name, probe.dataset, probe.sae_id), latents)
+    for sae_id, made_from in others.items() if own is not None else ():
+        with suppress(UserError):
+            encoder = encoder_of(paths, info.name, probe.dataset, sae_id)
+            source = rows_of(paths, info.name, {**row, "sae_id": sae_id}, ood=False)
+            rows = source.condition(condition, seed)
+            first = rank_latents(rows.X_train, rows.y_train, n_keep=len(latents)).latents
+            chosen[f"{sae_id} {made_from}"] = directions_of(encoder, first)
+    shares = [float("nan")] * len(latents)
+    if own is not None:
+        shares = choice_over_seeds(own, list(chosen.values())).tolist()
+    cards = [replace(card, chosen_by_seeds=share) for card, share in zip(probe.cards, shares)]
+    return replace(probe, cards=cards, other_seeds=list(chosen))
 
 
 def explain_probe(paths: Paths, info: LanguageModel, row: dict, kept: Kept) -> ProbeCards:
