@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -227,7 +228,7 @@ def encode(paths: Paths, info: LanguageModel, jobs: list[Job], encoding: Encodin
         for work in works:
             for line in runner.run(work, bar):
                 failures.add(line)
-    print_table(runner.tallies, encoders, info.d_model)
+    print_table(runner.tallies, encoders)
     return failures.lines
 
 
@@ -323,10 +324,12 @@ def print_plan(works: list[Work], encoders: dict[str, Encoder], device: str, bud
     for work in works:
         to_write += work.bytes_to_write
         to_read += work.bytes_to_read
-        names = ", ".join(work.sae_ids)
+        names = f"  layer {work.jobs[0].layer}: {', '.join(work.sae_ids)}"
+        wrapped = textwrap.fill(names, cli.LINE, subsequent_indent="    ", break_on_hyphens=False)
+        print(wrapped)
         print(
-            f"  layer {work.jobs[0].layer}: {names}: {len(work.jobs)} datasets, {work.n_rows} rows,"
-            f" {order[work.order]}, reads {show_bytes(work.bytes_to_read)}"
+            f"    {len(work.jobs)} datasets, {work.n_rows} rows, {order[work.order]}, reads"
+            f" {show_bytes(work.bytes_to_read)}"
         )
     print(
         f"  in all: reads {show_bytes(to_read)}, writes about {show_bytes(to_write)},"
@@ -350,30 +353,27 @@ def print_products(works: list[Work], encoders: dict[str, Encoder], rate: float)
     print(f"  {minutes:.1f} min of products at this machine's {rate / 1e9:.0f} GFLOP/s")
 
 
-def print_table(tallies: dict[str, Tally], encoders: dict[str, Encoder], d_model: int) -> None:
+def print_table(tallies: dict[str, Tally], encoders: dict[str, Encoder]) -> None:
     """The closing table; warns of a measured L0 far from the one an SAE's id names."""
     if not tallies:
         return
-    print(
-        f"\n{'SAE':44} {'rows':>8} {'mean L0':>8} {'named L0':>9} {'never fired':>12}"
-        f" {'seconds':>8} {'GFLOP/s':>8}"
-    )
+    print(f"\n{'SAE':42} {'rows':>7} {'mean L0':>7} {'named':>5} {'dead':>7} {'s':>6}")
     for sae_id, tally in tallies.items():
         encoder = encoders[sae_id]
         mean_l0, named = tally.nonzeros / max(tally.rows, 1), encoder.named_l0
         never_fired = (
             encoder.d_sae - int(tally.fired.sum()) if tally.fired is not None else encoder.d_sae
         )
-        rate = 2e-9 * tally.rows * d_model * encoder.d_sae / max(tally.seconds, 1e-9)
         print(
-            f"{sae_id:44} {tally.rows:8d} {mean_l0:8.1f} {named or '–':>9} {never_fired:12d}"
-            f" {tally.seconds:8.1f} {rate:8.1f}"
+            f"{sae_id:42} {tally.rows:7d} {mean_l0:7.1f} {named or '–':>5} {never_fired:7d}"
+            f" {tally.seconds:6.1f}"
         )
         if named and not split_twin(sae_id)[1] and not named / 3 <= mean_l0 <= 3 * named:
             print(
                 f"warning: {sae_id}: a row has {mean_l0:.0f} active latents, its id says {named}:"
                 " is it the right layer, hook and scaling?"
             )
+    print("named: the L0 that an id says; dead: latents that never fired on these rows")
     print(f"peak memory {show_bytes(peak_memory())}")
 
 

@@ -59,8 +59,6 @@ from utils.runtime.files import locked
 from utils.runtime.provenance import current_commit, read_run_settings
 from utils.settings import NORMAL, SETTINGS, SplitKind
 
-LINE = 80  # characters of a terminal
-
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
@@ -156,7 +154,7 @@ def show(
     if left_out:
         names = ", ".join(line.removeprefix("figure ").split(":")[0] for line in left_out)
         lines = f"left out, as the report says why: {len(left_out)} figures ({names})"
-        print(textwrap.fill(lines, LINE, subsequent_indent="  "))
+        print(textwrap.fill(lines, cli.LINE, subsequent_indent="  "))
     report = Report(
         model_name=model_name,
         about=about(tidy, paths.split),
@@ -182,7 +180,7 @@ def show(
     print(f"table    {table_path}")
     print(f"report   {folder / 'report.html'}")
     verdicts = in_a_word(comparisons)
-    print(textwrap.fill(f"Are these SAE probes useful? {verdicts} Open the report.", LINE))
+    print(textwrap.fill(f"Are these SAE probes useful? {verdicts} Open the report.", cli.LINE))
 
 
 def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:
@@ -293,11 +291,11 @@ def print_summary(tables: Comparisons) -> None:
             print_headline(tables.fresh)
         if len(tables.fixed_k):
             print("\nAt a fixed k, nothing picked, on fresh rows where they are known:")
-            print(tables.fixed_k.to_string(float_format=short, line_width=LINE))
+            print(tables.fixed_k.to_string(float_format=short, line_width=cli.LINE))
         print()
         for answer in answers(tables):
             for line in (f"{answer['where']}: {answer['what']}", *answer["further"]):
-                print(textwrap.fill(line, LINE, subsequent_indent="  "))
+                print(textwrap.fill(line, cli.LINE, subsequent_indent="  "))
 
 
 def in_a_word(tables: Comparisons) -> str:
@@ -331,7 +329,7 @@ def print_headline(table: pd.DataFrame) -> None:
         shown = headline(rows)
         if table["protocol"].nunique() > 1:
             shown.columns.name = f"{protocol} protocol"
-        print(shown.to_string(line_width=LINE))
+        print(shown.to_string(line_width=cli.LINE))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from utils.runtime.units import parse_bytes
 from utils.runtime.workers import Workers
 from utils.settings import NORMAL, SETTINGS, SplitKind, get_setting
 
+LINE = 80  # characters of a terminal
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
 EXIT_FOUND = 3  # a check found what it looks for; all of it was done
