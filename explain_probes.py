@@ -12,12 +12,10 @@ carry the latent. Fits nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -55,6 +53,7 @@ from utils.saes.decode import directions_of
 from utils.saes.encode import latents_of
 from utils.saes.releases import neuronpedia_address
 from utils.saes.store import Look
+from utils.saes.training import training_facts
 from utils.settings import NORMAL, Condition, Split, SplitKind, split
 
 K = 16
@@ -264,18 +263,13 @@ def other_seeds(
             continue
         made_from = sources.of(other, NORMAL)
         weights = look.sae(sae_id), look.sae(row["sae_id"])
-        trained = [_trained_from(paths.saes(info.name) / name) for name in (sae_id, row["sae_id"])]
+        trained = [
+            training_facts(paths.saes(info.name) / name).get("made_from_but_seed")
+            for name in (sae_id, row["sae_id"])
+        ]
         if made_from and None not in weights and weights[0] != weights[1]:
             found |= {sae_id: made_from} if trained[0] == trained[1] else {}
     return dict(sorted(found.items()))
-
-
-def _trained_from(folder: Path) -> str | None:
-    """What an SAE of train_saes.py was trained from but for its seed; None of others."""
-    try:
-        return str(json.loads((folder / "training.json").read_text())["made_from_but_seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def with_seeds(

@@ -17,7 +17,6 @@ SAELens itself.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -47,7 +46,7 @@ from utils.runtime.devices import pick_device
 from utils.runtime.errors import UserError
 from utils.runtime.files import atomic_folder, locked, write_json
 from utils.runtime.progress import progress
-from utils.saes.training import Schedule, train
+from utils.saes.training import FACTS, Schedule, train, training_facts
 from utils.settings import NORMAL, Condition, split
 
 if TYPE_CHECKING:
@@ -232,10 +231,7 @@ def is_done(folder: Path, source: str) -> bool:
     """Whether an SAE is there and was trained from this; of an older one it is not known."""
     if not (folder / "cfg.json").is_file():
         return False
-    try:
-        made_from = json.loads((folder / "training.json").read_text()).get("made_from", source)
-    except (OSError, ValueError, AttributeError):
-        return True
+    made_from = training_facts(folder).get("made_from", source)
     if made_from != source:
         print(f"{folder}: was trained from something else (texts, model or flags), is made again")
     return bool(made_from == source)
@@ -244,13 +240,11 @@ def is_done(folder: Path, source: str) -> bool:
 def is_older(folder: Path, source: str) -> bool:
     """Whether this SAE stands under the id without a seed, as older versions named all."""
     named = folder.with_name(without_seed(folder.name))
-    try:
-        found = json.loads((named / "training.json").read_text())["made_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if found == source:
+    there = named != folder and (named / "cfg.json").is_file()
+    older = there and training_facts(named).get("made_from") == source
+    if older:
         print(f"{named}: is the SAE that was asked for")
-    return bool(found == source)
+    return older
 
 
 def training_texts(paths: Paths, model_name: str, training: Training) -> list[str]:
@@ -411,7 +405,7 @@ def make_sae(
     with atomic_folder(folder) as temporary:
         sae.save_inference_model(temporary)
         write_json(
-            temporary / "training.json",
+            temporary / FACTS,
             {
                 **figures,
                 "trained_on": training.trained_on,

@@ -131,10 +131,15 @@ class Claim:
 
 # what is claimed of a difference
 AHEAD, BEHIND, NOT_AHEAD = "ahead", "behind", "not ahead"
+TOLD = ("ci_low", "ci_high", "mean_difference", "p_wilcoxon")  # of a difference
 
 
-def agrees(claimed: str, low: float, high: float, difference: float) -> str:
-    """Whether a difference with its 95 % interval agrees with what is claimed of it."""
+def agrees(claimed: str, low: float, high: float, difference: float, p: float = 0.0) -> str:
+    """Whether a difference with its 95 % interval, and ``p`` of the rank test, agrees with what is
+    claimed of it: which side is ahead is sure where both say so.
+    """
+    if claimed != NOT_AHEAD and not p < LEVEL:
+        return UNSURE
     if claimed == AHEAD:
         return SAME if low > 0 else OTHER if high < 0 else UNSURE
     if claimed == BEHIND:
@@ -156,9 +161,7 @@ def of_comparison(
         f"{row['mean_difference']:+.3f} AUC ({row['ci_low']:+.3f} to {row['ci_high']:+.3f}),"
         f" ahead on {row['wins']:.0f}, behind on {row['losses']:.0f} of {row['n_datasets']:.0f}"
     )
-    agreed = agrees(claimed, row["ci_low"], row["ci_high"], row["mean_difference"])
-    if claimed != NOT_AHEAD and not row["p_wilcoxon"] < LEVEL:  # sure is what both agree on
-        agreed = UNSURE
+    agreed = agrees(claimed, *(row[name] for name in TOLD))
     return Measured(shown, agreed, difference=round(float(row["mean_difference"]), 4))
 
 
@@ -189,9 +192,7 @@ def our_control(setting: str, control: str, claimed: str) -> Callable[[Ours], Me
             return None
         row = mine.iloc[0]
         shown = f"{row['mean_difference']:+.3f} AUC ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-        return Measured(
-            shown, agrees(claimed, row["ci_low"], row["ci_high"], row["mean_difference"])
-        )
+        return Measured(shown, agrees(claimed, *(row[name] for name in TOLD)))
 
     return measure
 

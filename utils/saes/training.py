@@ -1,15 +1,20 @@
-"""Training of a small SAE by SAELens, with one progress bar that fits a terminal."""
+"""Training of a small SAE by SAELens, with one progress bar that fits a terminal, and what is said
+of it beside its weights.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+FACTS = "training.json"  # beside the weights of an SAE that train_saes.py made
 N_WARM_UP = 20  # steps
 DEAD_AFTER = 100  # steps in which a latent did not fire
 
@@ -23,6 +28,15 @@ class Schedule:
     learning_rate: float
     n_decay: int
     device: str = "cpu"
+
+
+def training_facts(folder: Path) -> dict[str, Any]:
+    """What an SAE's folder says of its training; {} where it says nothing that can be read."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def train(sae: Any, batches: Iterator[torch.Tensor], schedule: Schedule) -> Any:
