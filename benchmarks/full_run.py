@@ -16,18 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import resource
-import signal
-import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
+from benchmarks.measurements import cpu_seconds, run
 from fetch_data import FOR_DEMO
 from utils import cli
 from utils.datasets import list_datasets
@@ -80,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
                 stop_after = float("inf")
             while True:
                 before = cpu_seconds()
-                seconds, peak, status = run([*command, *cli.folder_flags(paths)], stop_after)
+                seconds, peak, status = run(
+                    [sys.executable, *command, *cli.folder_flags(paths)], ROOT, stop_after
+                )
                 done["seconds"] += seconds
                 done["cpu_seconds"] += cpu_seconds() - before
                 done["peak_bytes"] = max(done["peak_bytes"], peak)
@@ -137,47 +132,6 @@ def stages(args: argparse.Namespace) -> dict[str, list[list[str]]]:
         ],
         "comparison and figures": [["visualize.py", *model]],
     }
-
-
-def run(command: list[str], stop_after: float) -> tuple[float, int, int | None]:
-    """(wall seconds, peak bytes of all its processes, exit status); status None where it was killed
-    after ``stop_after``.
-    """
-    print(f"\n$ {' '.join(command)}", flush=True)
-    started, peak = time.monotonic(), 0
-    process = psutil.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True)
-    try:
-        while True:
-            seconds = time.monotonic() - started
-            if seconds > stop_after:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return seconds, peak, None
-            peak = max(peak, memory_of(process))
-            with suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
-                return time.monotonic() - started, peak, process.wait(timeout=1)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-
-
-def cpu_seconds() -> float:
-    """CPU seconds of all ended child processes and their own: what a run took of a busy machine."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def memory_of(process: psutil.Process) -> int:
-    """Bytes of memory of a process and its children, pages that they share counted once (Linux;
-    elsewhere resident sizes).
-    """
-    total = 0
-    with suppress(psutil.Error):
-        for one in (process, *process.children(recursive=True)):
-            with suppress(psutil.Error):
-                info = one.memory_full_info()
-                total += getattr(info, "pss", info.rss)
-    return total
 
 
 if __name__ == "__main__":

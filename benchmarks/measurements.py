@@ -9,8 +9,15 @@ import json
 import os
 import platform
 import re
+import resource
+import signal
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from utils import cli
 from utils.runtime.devices import default_n_jobs
@@ -61,7 +68,6 @@ def read_measurements(path: Path = KEPT) -> dict[str, Any]:
 
 def machine() -> str:
     """This machine in words: processor, cores that may be used, memory, GPU."""
-    import psutil
     import torch
 
     name = platform.processor() or platform.machine()
@@ -81,3 +87,49 @@ def machine() -> str:
         f"{name}, {default_n_jobs()} of {os.cpu_count()} cores, {memory}, {gpu},"
         f" {platform.system()}"
     )
+
+
+def run(
+    command: list[str],
+    folder: Path,
+    stop_after: float = float("inf"),
+    environment: dict[str, str] | None = None,
+) -> tuple[float, int, int | None]:
+    """(wall seconds, peak bytes of all its processes, exit status) of a command in a folder; status
+    None where it was killed after ``stop_after`` seconds.
+    """
+    print(f"\n$ {' '.join(command)}", flush=True)
+    started, peak = time.monotonic(), 0
+    process = psutil.Popen(command, cwd=folder, env=environment, start_new_session=True)
+    try:
+        while True:
+            seconds = time.monotonic() - started
+            if seconds > stop_after:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return seconds, peak, None
+            peak = max(peak, memory_of(process))
+            with suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
+                return time.monotonic() - started, peak, process.wait(timeout=1)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of all ended child processes and their own: what a run took of a busy machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes of memory of a process and its children, pages that they share counted once (Linux;
+    elsewhere resident sizes).
+    """
+    total = 0
+    with suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                info = one.memory_full_info()
+                total += getattr(info, "pss", info.rss)
+    return total

@@ -7,9 +7,10 @@
 Without flags it fills in what the files of numbers say.
 
 --record keeps what a run says (its report's sentences, tables and first figure) in docs/runs/. The
-other files are docs/claims.json (make claims), docs/words.json (make words) and
-docs/benchmarks.json (make benchmark), docs/runtimes.json (benchmarks.runtimes) and
-docs/facts.json (checks.facts). A test fails where a document says something else.
+other files are docs/claims.json (make claims), docs/words.json (make words),
+docs/benchmarks.json (make benchmark), docs/runtimes.json (benchmarks.runtimes), docs/commands.json
+(benchmarks.commands) and docs/facts.json (checks.facts, tests/faults/crashes.py). A test fails
+where a document says something else.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks import commands
 from benchmarks.run_all import KEPT, quoted
 from benchmarks.runtimes import KEPT as RUNTIMES
 from checks.claims import GEMMA, LLAMA, SAME, as_page, read_numbers
@@ -299,7 +301,7 @@ def fill(text: str) -> str:
             raise UserError(f"no fact is called {match[2]!r}: python -m checks.facts")
         return f"{match[1]}{facts[match[2]]}{match[3]}"
 
-    facts = read_facts()
+    facts = read_facts() | commands.facts()
     measured = json.loads(KEPT.read_text(encoding="utf-8"))
     return FACT.sub(fact, MARKED.sub(block, quoted(text, measured)))
 

@@ -60,18 +60,24 @@ def main(argv: list[str] | None = None) -> int:
         "solver": lambda: solver(args.golden),
         "gap": lambda: gap(paths),
     }
-    kept = read_facts() if KEPT.is_file() else {}
+    found_now: dict[str, str] = {}
     for name, measure in groups.items():
         try:
             found = measure()
         except UserError as error:
             print(f"{name}: as it was ({error})")
             continue
-        kept |= found
+        found_now |= found
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in found.items())[:300]}")
-    write_json(KEPT, kept)
-    print(f"kept: {KEPT}; make docs writes them into the documents")
+    keep(found_now)
     return 0
+
+
+def keep(found: dict[str, str]) -> None:
+    """Add figures to the kept ones."""
+    kept = read_facts() if KEPT.is_file() else {}
+    write_json(KEPT, kept | found)
+    print(f"kept: {KEPT}; make docs writes them into the documents")
 
 
 def read_facts() -> dict[str, str]:

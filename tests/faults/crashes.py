@@ -2,7 +2,9 @@
 undisturbed run makes.
 
     python tests/faults/crashes.py --kills 200
+    python tests/faults/crashes.py --kills 200 --record
 
+--record keeps the counts, and those of the bad files, for docs/reliability.md (`make docs`).
 Kills come by SIGKILL, SIGINT and SIGTERM: at a random time, just before or after a rename, or while
 a row is being added to a table (a torn line). After each, finished files must be whole; after the
 last, all of a stage's outputs must equal those of a run that nobody disturbed: byte for byte,
@@ -35,7 +37,10 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from bad_files import corpus  # noqa: E402
 from conftest import MODEL, folder_flags, paths_below, write_texts, write_tiny_model  # noqa: E402
+
+from checks.facts import keep  # noqa: E402
 
 NAMES = ["1_first", "2_second", "3_third"]
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -341,6 +346,13 @@ def attack(
     )
 
 
+def counts_of_bad_files() -> dict[str, str]:
+    """How many files of the corpus are bad, and how many of them would run something."""
+    cases = corpus()
+    n_hostile = sum(case.hostile for case in cases)
+    return {"bad_files": f"{len(cases)} files", "bad_files_hostile": str(n_hostile)}
+
+
 def clear(stage: Stage, root: Path) -> None:
     for pattern in stage.writes:
         for top in list(root.glob(pattern)):
@@ -358,6 +370,7 @@ def main(argv: list[str] | None = None) -> int:
         "--stages", nargs="+", choices=[stage.script for stage in stages()], help="only these"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="keep the counts for docs/")
     args = parser.parse_args(argv)
     chosen = [stage for stage in stages() if not args.stages or stage.script in args.stages]
     tally = Tally()
@@ -378,6 +391,14 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(tally.problems)} differences from undisturbed runs")
     for line in tally.problems:
         print(f"  - {line}")
+    if args.record:
+        keep(
+            {
+                "kills": f"{n_kills} kills over {len(chosen)} stages",
+                "kills_differences": f"{len(tally.problems)} differences",
+                **counts_of_bad_files(),
+            }
+        )
     return 1 if tally.problems else 0
 
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 from bad_files import BAD, D_MODEL, D_SAE, GOOD, HOOK, N_ROWS, SAE_ID, Case, corpus
 from conftest import MODEL, clear_caches, folder_flags, paths_below, write_texts
+from crashes import counts_of_bad_files
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
+from checks.facts import read_facts
 from utils.activations import write_activations
 from utils.cli import EXIT_BAD_INPUT
 from utils.datasets import load_dataset, load_ood
@@ -147,6 +149,11 @@ def rest_of(stage: str, paths: Paths) -> list[Path]:
         return list(paths.sae_activations_folder(MODEL, "normal").glob(f"{GOOD}_*_X_rest_sae.pt"))
     tables = [*paths.results_dir.rglob("*_metrics.csv"), *paths.results_dir.rglob("*results.csv")]
     return [path for path in tables if GOOD in path.read_text(encoding="utf-8")]
+
+
+def test_documents_count_the_corpus_as_it_is():
+    kept = read_facts()
+    assert counts_of_bad_files() == {name: kept[name] for name in counts_of_bad_files()}
 
 
 def test_the_corpus_is_large():

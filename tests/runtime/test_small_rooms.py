@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 
 from utils import cli
+from utils.runtime import progress as progress_bars
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.progress import progress, where_it_stood
 from utils.runtime.provenance import (
@@ -109,3 +112,20 @@ def test_controls_are_all_some_or_none():
     assert controls("--controls", "none") == []
     with pytest.raises(UserError, match="stands alone"):
         controls("--controls", "none", "a")
+
+
+def test_bars_in_a_log_are_lines_of_their_own(monkeypatch):
+    monkeypatch.setattr(progress_bars, "LOG_EVERY", 0)
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    for _ in progress(range(2), desc="outer", unit="file"):
+        for _ in progress(range(2), desc="inner, of a long name" * 4, unit="row", leave=False):
+            pass
+    lines = said.getvalue().splitlines()
+    assert any(line.startswith("outer: 100%") for line in lines)
+    assert all(line.isprintable() and 0 < len(line) <= 80 for line in lines)
+
+
+def test_what_is_short_says_nothing_in_a_log(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    assert list(progress(range(3), desc="short")) == [0, 1, 2]
+    assert said.getvalue() == ""

@@ -9,16 +9,36 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+LOG_EVERY = 10  # seconds
+LOG_WIDTH = 80  # columns
 _shown: list[tqdm] = []  # the last progress bar
 
 
+class Log:
+    """Standard error that is no terminal: where tqdm would move to draw a bar anew, a new line."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        line = text.replace("\x1b[A", "").strip()
+        if line:
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(items: Iterable[T] | None = None, **options: Any) -> Any:
-    """tqdm with the project's manners: an estimate on a terminal, a line now and then in a log."""
-    quiet = not sys.stderr.isatty()
-    options |= {"mininterval": 10 if quiet else 0.2, "dynamic_ncols": not quiet}
+    """tqdm with the project's manners: a bar with an estimate on a terminal; in a log a line now
+    and then, and none of what is done before the first.
+    """
+    if sys.stderr.isatty():
+        options |= {"mininterval": 0.2, "dynamic_ncols": True}
+    else:
+        options |= {"mininterval": LOG_EVERY, "delay": LOG_EVERY, "ncols": LOG_WIDTH, "file": Log()}
     # without tqdm's watching thread, which may wait for ever where memory is short
     tqdm.monitor_interval = 0
-    bar: tqdm = tqdm(items, ncols=90 if quiet else None, **options)
+    bar: tqdm = tqdm(items, **options)
     _shown[:] = [bar]
     return bar
 
