@@ -8,7 +8,8 @@ both, and the latent cards of explain_probes.py. Writes results/comparison_{mode
 results/datasets_{model}.csv, figures/{model}/report.html, each figure beside it as PNG, PDF, SVG
 and CSV, and with several SAEs leaderboard.html; prints the headline table. A figure whose table is
 missing is left out; one line names them, the report says why. A selection of datasets or settings
-has a folder and tables of its own: those of all results stay as they are.
+has a folder and tables of its own: those of all results stay as they are. Where nothing has changed
+since the last run, nothing is drawn (--overwrite draws and prints all again).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pandas as pd
 
 from utils import cli
 from utils.datasets import choose_datasets
+from utils.figures.drawn import Drawn
 from utils.figures.gallery import Material, draw_all, gallery
 from utils.figures.report import Report, answers, write_leaderboard, write_report
 from utils.models import get_model
@@ -66,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_setting(parser, default=cli.EVERY)
     cli.add_datasets(parser)
     cli.add_split(parser)
+    parser.add_argument("--overwrite", action="store_true", help="draw again what is up to date")
     return parser
 
 
@@ -73,6 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     model_name = get_model(args.model_name, paths).name
+    drawn = Drawn(paths, model_name, vars(args) | {"overwrite": None})
+    said = None if args.overwrite else drawn.said()
+    if said is not None:
+        print("\n".join(("up to date (--overwrite draws and prints all again)", *said)))
+        return 0
     results = load_results(paths, model_name, cli.settings_asked(args))
     failures = Failures(results.unreadable())
     tidy = results.tidy
@@ -100,12 +108,18 @@ def main(argv: list[str] | None = None) -> int:
             f"no result tables of {model_name} in {paths.results_dir}: run `make train-baselines"
             f" train-sae-probes MODEL={model_name}{paths.split.make_flags}`"
         )
-    for finding in results.findings:
-        if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED):
-            print(f"note: {finding}")
+    notes = [
+        f"note: {finding}"
+        for finding in results.findings
+        if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED)
+    ]
+    for note in notes:
+        print(note)
     selected = selection(of_model(tidy), n_all, args.setting)
     with locked(paths.figures(model_name, selected), "report.html", also=paths.results_dir):
-        show(paths, model_name, replace(results, tidy=tidy), selected, failures)
+        written, said = show(paths, model_name, replace(results, tidy=tidy), selected, failures)
+        if not failures.lines:
+            drawn.keep(written, [*notes, *said])
     return cli.report(failures, "result tables")
 
 
@@ -126,8 +140,10 @@ def selection(datasets: list[str], n_all: int, setting: str) -> str:
 
 def show(
     paths: Paths, model_name: str, results: Results, selected: str, failures: Failures
-) -> None:
-    """Write the comparison, the figures and the report, and print the headline."""
+) -> tuple[list[Path], list[str]]:
+    """Write the comparison, the figures and the report, and print the headline: (the files, the
+    last lines).
+    """
     tidy = results.tidy
     # figures show one protocol, the paper's where there are both; tables show both
     shown = next(iter(protocols(tidy)), PROTOCOLS[0])
@@ -136,8 +152,9 @@ def show(
     comparisons = compare_all(picked, shown)
     controls = against_controls(picked.known, shown)
     table_path = paths.comparison_table(model_name, selected)
+    datasets_path = paths.datasets_table(model_name, selected)
     write_csv(table_path, comparisons.table())
-    write_csv(paths.datasets_table(model_name, selected), comparisons.datasets)
+    write_csv(datasets_path, comparisons.datasets)
 
     multi_token, unusable = load_multi_token(paths, model_name)
     for finding in unusable:
@@ -176,11 +193,16 @@ def show(
     )
     write_report(folder / "report.html", report)
     print_summary(comparisons)
-    print(f"\nfigures  {folder} ({len(drawings)} as PNG, PDF, SVG and CSV)")
-    print(f"table    {table_path}")
-    print(f"report   {folder / 'report.html'}")
     verdicts = in_a_word(comparisons)
-    print(textwrap.fill(f"Are these SAE probes useful? {verdicts} Open the report.", cli.LINE))
+    said = [
+        f"figures  {folder} ({len(drawings)} as PNG, PDF, SVG and CSV)",
+        f"table    {table_path}",
+        f"report   {folder / 'report.html'}",
+        textwrap.fill(f"Are these SAE probes useful? {verdicts} Open the report.", cli.LINE),
+    ]
+    print("\n".join(("", *said)))
+    pages = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+    return [table_path, datasets_path, *pages], said
 
 
 def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:

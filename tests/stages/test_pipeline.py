@@ -219,6 +219,23 @@ def test_cards_of_what_is_no_longer_there_are_not_shown(done, tmp_path, capsys):
     assert page.count('"neuronpedia"') == 1
 
 
+def test_a_second_report_of_the_same_is_not_made(done, tmp_path, capsys):
+    paths = Paths(done.text_dir, done.data_dir, tmp_path / "results", tmp_path / "figures")
+    shutil.copytree(done.results_dir, paths.results_dir)
+    flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "OOD"]
+    assert visualize.main(flags) == 0
+    said = capsys.readouterr().out
+    report = paths.figures(MODEL, "OOD") / "report.html"
+    first = report.stat()
+    assert visualize.main(flags) == 0
+    again = capsys.readouterr().out
+    assert "up to date" in again
+    assert again.splitlines()[-4:] == said.splitlines()[-4:]
+    assert report.stat().st_mtime_ns == first.st_mtime_ns
+    assert visualize.main([*flags, "--overwrite"]) == 0
+    assert report.stat().st_mtime_ns > first.st_mtime_ns
+
+
 def test_a_kept_probe_scores_the_texts_it_was_tested_on_as_its_table_says(done, tmp_path, capsys):
     """From texts through model and SAE to the AUC in the table."""
     common = ["--model_name", MODEL, *folder_flags(done)]
@@ -616,7 +633,7 @@ def test_figures_do_not_depend_on_the_users_matplotlib(done, tmp_path):
     flags = ["--model_name", MODEL, *folder_flags(paths), "--setting", "OOD"]
     assert visualize.main(flags) == 0
     ours = {p.name: p.read_bytes() for p in paths.figures(MODEL, "OOD").glob("settings*.png")}
-    command = [sys.executable, "visualize.py", *flags]
+    command = [sys.executable, "visualize.py", *flags, "--overwrite"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "cannot be drawn" not in run.stdout
