@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         there = {} if everything else {cards.key: cards for cards in read_cards(path)}
         explain(paths, info, rows, wanted, there, failures)
     n_latents = sum(len(cards.cards) for cards in there.values())
-    print(f"{n_latents} latents of {len(there)} probes: {path}")
+    cli.say(f"{n_latents} latents of {len(there)} probes: {cli.shown_path(path)}")
     return cli.report(failures, "probes")
 
 

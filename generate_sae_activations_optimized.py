@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -325,7 +324,7 @@ def print_plan(works: list[Work], encoders: dict[str, Encoder], device: str, bud
         to_write += work.bytes_to_write
         to_read += work.bytes_to_read
         names = f"  layer {work.jobs[0].layer}: {', '.join(work.sae_ids)}"
-        wrapped = textwrap.fill(names, cli.LINE, subsequent_indent="    ", break_on_hyphens=False)
+        wrapped = cli.folded(names, "    ")
         print(wrapped)
         print(
             f"    {len(work.jobs)} datasets, {work.n_rows} rows, {order[work.order]}, reads"
@@ -394,7 +393,7 @@ def write_checks(paths: Paths, model_name: str, sae_ids: list[str]) -> None:
         if after != before:
             place.require()
             write_json(path, after)
-            print(f"measured L0 in {path}")
+            cli.say(f"measured L0 in {cli.shown_path(path)}")
 
 
 def run_original_order(

@@ -416,9 +416,9 @@ def make_sae(
                 "made_from_but_seed": wanted.made_from_but_seed,
             },
         )
-    print(
-        f"trained: {folder} ({figures['variance_explained']:.0%} of variance explained,"
-        f" {figures['dead_latents']} dead latents)"
+    cli.say(
+        f"trained: {cli.shown_path(folder)} ({figures['variance_explained']:.0%} of variance"
+        f" explained, {figures['dead_latents']} dead latents)"
     )
 
 

@@ -15,7 +15,6 @@ since the last run, nothing is drawn (--overwrite draws and prints all again).
 from __future__ import annotations
 
 import argparse
-import textwrap
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +24,7 @@ import pandas as pd
 
 from utils import cli
 from utils.datasets import choose_datasets
-from utils.figures.drawn import Drawn
+from utils.figures.drawn import Drawn, Shown
 from utils.figures.gallery import Material, draw_all, gallery
 from utils.figures.report import Report, answers, write_leaderboard, write_report
 from utils.models import get_model
@@ -72,23 +71,49 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Notes(list):
+    """What a run says beside its tables; a run that has nothing to draw says it again."""
+
+    def add(self, line: str) -> None:
+        cli.say(line)
+        self.append(line)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     paths = cli.paths_of(args)
     model_name = get_model(args.model_name, paths).name
     drawn = Drawn(paths, model_name, vars(args) | {"overwrite": None})
-    said = None if args.overwrite else drawn.said()
-    if said is not None:
-        print("\n".join(("up to date (--overwrite draws and prints all again)", *said)))
+    last = None if args.overwrite else drawn.last()
+    if last is not None:
+        for note in last.notes:
+            cli.say(note)
+        print("up to date (--overwrite draws and prints all again)")
+        print_end(paths, model_name, last)
         return 0
-    results = load_results(paths, model_name, cli.settings_asked(args))
-    failures = Failures(results.unreadable())
+    notes = Notes()
+    loaded = load_results(paths, model_name, cli.settings_asked(args))
+    failures = Failures(loaded.unreadable())
+    results = chosen_results(paths, model_name, loaded, args.datasets, notes)
+    n_all = len(of_model(loaded.tidy))
+    selected = selection(of_model(results.tidy), n_all, args.setting)
+    with locked(paths.figures(model_name, selected), "report.html", also=paths.results_dir):
+        written, shown = show(paths, model_name, results, selected, failures, notes)
+        print_end(paths, model_name, shown)
+        if not failures.lines:
+            drawn.keep(written, shown)
+    return cli.report(failures, "result tables")
+
+
+def chosen_results(
+    paths: Paths, model_name: str, results: Results, datasets: list[str] | None, notes: Notes
+) -> Results:
+    """The results of the datasets that were asked for. Raises UserError where there are none."""
     tidy = results.tidy
-    n_all = len(of_model(tidy))
-    if args.datasets:
-        there = sorted(set(tidy["dataset"]))
-        absent = [name for name in args.datasets if name not in there]
-        if there and len(absent) == len(args.datasets):
+    if datasets:
+        with_results = sorted(set(tidy["dataset"]))
+        absent = [name for name in datasets if name not in with_results]
+        if with_results and len(absent) == len(datasets):
             choose_datasets(paths, absent)  # says which name is none
             raise UserError(
                 f"{absent[0]} has no results of {model_name}: make train-baselines"
@@ -96,11 +121,12 @@ def main(argv: list[str] | None = None) -> int:
                 f"{paths.split.make_flags}"
             )
         if absent:
-            print(f"without results: {', '.join(absent)}")
-        tidy = tidy[tidy["dataset"].isin(args.datasets)]
-    if not len(tidy) and failures.lines:
-        raise UserError(failures.lines[0])
-    stale = [str(found) for found in results.findings if found.kind is Kind.STALE]
+            notes.add(f"without results: {', '.join(absent)}")
+        tidy = tidy[tidy["dataset"].isin(datasets)]
+    unreadable = results.unreadable()
+    if not len(tidy) and unreadable:
+        raise UserError(unreadable[0])
+    stale = [str(finding) for finding in results.findings if finding.kind is Kind.STALE]
     if not len(tidy) and stale:
         raise UserError(f"no row of {model_name} can be shown: {stale[0]}")
     if not len(tidy):
@@ -108,19 +134,10 @@ def main(argv: list[str] | None = None) -> int:
             f"no result tables of {model_name} in {paths.results_dir}: run `make train-baselines"
             f" train-sae-probes MODEL={model_name}{paths.split.make_flags}`"
         )
-    notes = [
-        f"note: {finding}"
-        for finding in results.findings
-        if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED)
-    ]
-    for note in notes:
-        print(note)
-    selected = selection(of_model(tidy), n_all, args.setting)
-    with locked(paths.figures(model_name, selected), "report.html", also=paths.results_dir):
-        written, said = show(paths, model_name, replace(results, tidy=tidy), selected, failures)
-        if not failures.lines:
-            drawn.keep(written, [*notes, *said])
-    return cli.report(failures, "result tables")
+    for finding in results.findings:
+        if finding.weight != "fine" and finding.kind not in (Kind.UNREADABLE, Kind.UNCHECKED):
+            notes.add(f"note: {finding}")
+    return replace(results, tidy=tidy)
 
 
 def of_model(tidy: pd.DataFrame) -> list[str]:
@@ -139,10 +156,10 @@ def selection(datasets: list[str], n_all: int, setting: str) -> str:
 
 
 def show(
-    paths: Paths, model_name: str, results: Results, selected: str, failures: Failures
-) -> tuple[list[Path], list[str]]:
-    """Write the comparison, the figures and the report, and print the headline: (the files, the
-    last lines).
+    paths: Paths, model_name: str, results: Results, selected: str, failures: Failures, notes: Notes
+) -> tuple[list[Path], Shown]:
+    """Write the comparison, the figures and the report, and print the headline: (the files, what
+    the run ends with).
     """
     tidy = results.tidy
     # figures show one protocol, the paper's where there are both; tables show both
@@ -170,14 +187,13 @@ def show(
     ranked = write_ranking(folder, model_name, picked, shown)
     if left_out:
         names = ", ".join(line.removeprefix("figure ").split(":")[0] for line in left_out)
-        lines = f"left out, as the report says why: {len(left_out)} figures ({names})"
-        print(textwrap.fill(lines, cli.LINE, subsequent_indent="  "))
+        notes.add(f"left out, as the report says why: {len(left_out)} figures ({names})")
     report = Report(
         model_name=model_name,
         about=about(tidy, paths.split),
         shown=of_shown,
         comparisons=comparisons,
-        cards=latent_cards(paths, model_name, shown, failures),
+        cards=latent_cards(paths, model_name, shown, failures, notes),
         selected=selected,
         leaderboard=ranked,
         controls=controls,
@@ -193,16 +209,24 @@ def show(
     )
     write_report(folder / "report.html", report)
     print_summary(comparisons)
-    verdicts = in_a_word(comparisons)
-    said = [
-        f"figures  {folder} ({len(drawings)} as PNG, PDF, SVG and CSV)",
-        f"table    {table_path}",
-        f"report   {folder / 'report.html'}",
-        textwrap.fill(f"Are these SAE probes useful? {verdicts} Open the report.", cli.LINE),
-    ]
-    print("\n".join(("", *said)))
     pages = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-    return [table_path, datasets_path, *pages], said
+    verdict = in_a_word(comparisons)
+    return (
+        [table_path, datasets_path, *pages],
+        Shown(tuple(notes), selected, len(drawings), verdict),
+    )
+
+
+def print_end(paths: Paths, model_name: str, shown: Shown) -> None:
+    """Where everything is, and the answer."""
+    folder = paths.figures(model_name, shown.selection)
+    table_path = paths.comparison_table(model_name, shown.selection)
+    print(
+        f"\nfigures  {cli.shown_path(folder)} ({shown.n_figures} as PNG, PDF, SVG and CSV)"
+        f"\ntable    {cli.shown_path(table_path)}"
+        f"\nreport   {cli.shown_path(folder / 'report.html')}"
+    )
+    print(cli.folded(f"Are these SAE probes useful? {shown.verdict} Open the report.", ""))
 
 
 def on_best_rows(comparisons: Comparisons, protocol: str) -> pd.DataFrame:
@@ -247,7 +271,7 @@ def about(tidy: pd.DataFrame, kind: SplitKind) -> str:
 
 
 def latent_cards(
-    paths: Paths, model_name: str, protocol: str, failures: Failures
+    paths: Paths, model_name: str, protocol: str, failures: Failures, notes: Notes
 ) -> list[ProbeCards]:
     """Those of explain_probes.py that are of a protocol's probes and of what there is now; a file
     that cannot be read is a failure.
@@ -266,7 +290,7 @@ def latent_cards(
         if probe.protocol == protocol and (not made_from or made_from == probe.made_from):
             current.append(probe)
     if len(current) < len(cards):
-        print(
+        notes.add(
             f"left out: latent cards of {len(cards) - len(current)} probes, which are of another"
             " protocol or of what is no longer there: python"
             f" explain_probes.py{paths.split.flags} makes them again"
@@ -317,7 +341,7 @@ def print_summary(tables: Comparisons) -> None:
         print()
         for answer in answers(tables):
             for line in (f"{answer['where']}: {answer['what']}", *answer["further"]):
-                print(textwrap.fill(line, cli.LINE, subsequent_indent="  "))
+                cli.say(line)
 
 
 def in_a_word(tables: Comparisons) -> str:

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -27,13 +26,23 @@ from typing import Any
 
 from benchmarks.measurements import machine, run
 from utils import cli
-from utils.runtime.errors import UserError
+from utils.runtime.errors import Failures, UserError
 from utils.runtime.files import ROOT, write_json
+from utils.runtime.provenance import current_commit
 from utils.runtime.units import show_bytes
 
 KEPT = ROOT / "docs" / "commands.json"
 MOST_RUNS = 5  # that are kept
 PARTS = ("setup", "demo", "again", "test", "own")
+OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR")
+INSTALLED, REPORT = ".venv/.installed", "figures/all-MiniLM-L6-v2/report.html"
+# {part: {the part that makes what it needs: a file of it}}
+NEEDED = {
+    "demo": {"setup": INSTALLED},
+    "again": {"demo": REPORT},
+    "test": {"setup": INSTALLED},
+    "own": {"demo": REPORT},
+}
 MODEL_FOLDER, SAE_FOLDER = "~/my-model", "data/saes/mine/layer_2/my_sae"  # as README has them
 D_MODEL, D_SAE, K_ACTIVE = 128, 1024, 32
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -52,65 +61,92 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    failures = Failures()
     took: dict[str, dict[str, float]] = {}
-    failed = []
     with ExitStack() as at_end:
         work = args.work_dir or Path(at_end.enter_context(tempfile.TemporaryDirectory()))
-        work = work.resolve()
-        clone = work / "clone"
-        if not clone.is_dir():
-            work.mkdir(parents=True, exist_ok=True)
-            if run(["git", "clone", "--quiet", str(ROOT), str(clone)], work)[2]:
-                raise UserError(f"{ROOT} cannot be cloned into {work}")
-        for name in (part for part in PARTS if part in args.only):
-            if name == "own":
-                make_own(clone, work)
-            script = script_of(name, (clone / "README.md").read_text(encoding="utf-8"), work)
-            command = ["bash", "-euo", "pipefail", "-c", script]
-            seconds, peak, status = run(command, clone, environment=outside_make())
-            if status:
-                failed.append(name)
-                continue
-            took[name] = {"seconds": round(seconds, 1), "peak_bytes": peak}
-            if name == "demo":
-                took[name]["disk_bytes"] = size_of(clone)
+        clone = cloned(work.resolve())
+        for part in (part for part in PARTS if part in args.only):
+            with failures.caught(f"{part}: "):
+                took[part] = measure(part, clone)
     if took:
-        runs = [*read_runs(), {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **took}]
-        write_json(KEPT, {"runs": runs[-MOST_RUNS:]})
+        about = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "commit": current_commit(),
+        }
+        write_json(KEPT, {"runs": [*read_runs(), {**about, **took}][-MOST_RUNS:]})
         print(f"\nkept: {KEPT}; make docs writes it into README.md")
-    for name, values in took.items():
-        print(f"  {name:<8} {values['seconds']:6.0f} s  {show_bytes(values['peak_bytes']):>10}")
-    for name in failed:
-        print(f"error: {name} failed: its commands and their output are above", file=sys.stderr)
-    return cli.EXIT_FAILED if failed else 0
+    for part, values in took.items():
+        print(f"  {part:<8} {values['seconds']:6.0f} s  {show_bytes(values['peak_bytes']):>10}")
+    return cli.report(failures, "commands")
 
 
-def outside_make() -> dict[str, str]:
-    """The environment without what `make` hands to a make inside it."""
-    made = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR")
-    return {name: value for name, value in os.environ.items() if name not in made}
+def cloned(work: Path) -> Path:
+    """A clone of the last commit below a folder; one that is there may go on, where it is of it.
+
+    Raises UserError where it is of another.
+    """
+    clone = work / "clone"
+    if not clone.is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        if run(["git", "clone", "--quiet", str(ROOT), str(clone)], work)[2]:
+            raise UserError(f"{ROOT} cannot be cloned into {work}")
+    elif current_commit(clone) != current_commit():
+        raise UserError(f"{clone} is of another commit: remove it")
+    return clone
 
 
-def script_of(name: str, readme: str, work: Path) -> str:
+def measure(part: str, clone: Path) -> dict[str, float]:
+    """Seconds and memory of a part's commands. Raises UserError where they fail, or where what they
+    need was not made: its time would then count.
+    """
+    for needed, path in NEEDED.get(part, {}).items():
+        if not (clone / path).exists():
+            raise UserError(f"it needs what the part {needed} makes: --only {needed} {part}")
+    if part == "demo" and (clone / REPORT).exists():
+        raise UserError(f"{clone} has run it already: another --work_dir, or --only again")
+    if part == "own":
+        make_own(clone)
+    script = script_of(part, (clone / "README.md").read_text(encoding="utf-8"), clone.parent)
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    seconds, peak, status = run(command, clone, environment=without_make())
+    if status:
+        raise UserError(f"its commands ended with {status}; they and their output are above")
+    measured: dict[str, float] = {"seconds": round(seconds, 1), "peak_bytes": peak}
+    return measured | ({"disk_bytes": size_of(clone)} if part == "demo" else {})
+
+
+def without_make() -> dict[str, str]:
+    """The environment without make's own variables and those that our Makefile heeds: the commands
+    run as on a machine that has set none.
+    """
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    heeded = {*OF_MAKE, *re.findall(r"^([A-Z_]+) \?=", makefile, flags=re.MULTILINE)}
+    heeded -= {"PYTHON"}  # which may be the only one that will do
+    return {name: value for name, value in os.environ.items() if name not in heeded}
+
+
+def script_of(part: str, readme: str, work: Path) -> str:
     """The shell commands of a part, out of README.md's text."""
-    if name == "setup":
+    if part == "setup":
         return "make setup"
-    if name == "own":
+    if part == "own":
         block = blocks_of(readme, "Is my SAE useful?")[0]
         return block.replace(MODEL_FOLDER, str(work / "my-model"))
     two = blocks_of(readme, "Two commands")[0]
-    target = "test" if name == "test" else "demo"
+    target = "test" if part == "test" else "demo"
     return next(line for line in two.splitlines() if line.startswith(f"make {target}"))
 
 
 def blocks_of(readme: str, title: str) -> list[str]:
     """The fenced blocks of the section of a Markdown text that has this title."""
     sections = re.split(r"^## (.*)\n", readme, flags=re.MULTILINE)
-    found = dict(zip(sections[1::2], sections[2::2]))
-    return BLOCK.findall(found.get(title, ""))
+    by_title = dict(zip(sections[1::2], sections[2::2]))
+    return BLOCK.findall(by_title.get(title, ""))
 
 
-def make_own(clone: Path, work: Path) -> None:
+def make_own(clone: Path) -> None:
     """A causal model of four blocks and an SAE for it, both with random weights, where README's
     commands look for them. Its tokenizer is that of the demo's model.
     """
@@ -118,10 +154,7 @@ def make_own(clone: Path, work: Path) -> None:
     from sae_lens import TopKSAE, TopKSAEConfig
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    folder = clone / "data" / "models" / "all-MiniLM-L6-v2"
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not there: the part `demo` fetches it")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(clone / "data" / "models" / "all-MiniLM-L6-v2")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -132,8 +165,8 @@ def make_own(clone: Path, work: Path) -> None:
         num_key_value_heads=2,
         max_position_embeddings=512,
     )
-    LlamaForCausalLM(config).save_pretrained(work / "my-model")
-    tokenizer.save_pretrained(work / "my-model")
+    LlamaForCausalLM(config).save_pretrained(clone.parent / "my-model")
+    tokenizer.save_pretrained(clone.parent / "my-model")
     sae = TopKSAE(TopKSAEConfig(d_in=D_MODEL, d_sae=D_SAE, k=K_ACTIVE))
     directions = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL), dim=1)
     with torch.no_grad():
@@ -159,17 +192,17 @@ def read_runs() -> list[dict[str, Any]]:
 def facts() -> dict[str, str]:
     """What documents quote: {"demo_took": "4 to 5 minutes", "demo_memory": "1.9 GiB", …}."""
     runs = read_runs()
-    found = {"commands_machine": "; ".join(dict.fromkeys(one["machine"] for one in runs))}
-    for name in PARTS:
-        values = [one[name] for one in runs if name in one]
+    quoted = {"commands_machine": "; ".join(dict.fromkeys(one["machine"] for one in runs))}
+    for part in PARTS:
+        values = [one[part] for one in runs if part in one]
         if not values:
             continue
-        found[f"{name}_took"] = span([value["seconds"] for value in values])
-        found[f"{name}_memory"] = show_bytes(max(value["peak_bytes"] for value in values))
+        quoted[f"{part}_took"] = span([value["seconds"] for value in values])
+        quoted[f"{part}_memory"] = show_bytes(max(value["peak_bytes"] for value in values))
         disk = [value["disk_bytes"] for value in values if "disk_bytes" in value]
         if disk:
-            found[f"{name}_disk"] = show_bytes(max(disk))
-    return found
+            quoted[f"{part}_disk"] = show_bytes(max(disk))
+    return quoted
 
 
 def span(seconds: list[float]) -> str:

@@ -120,8 +120,14 @@ def ladder(paths: Paths, names: list[str]) -> pd.DataFrame:
         print(table.to_string(index=False, float_format="{:.3f}".format))
         ratios = table["ratio"]
         print(f"median ratio {ratios.median():.0f} ({ratios.min():.0f} to {ratios.max():.0f})")
-    normal_ratio, few_ratio = (float(table["ratio"].median()) for table in tables)
-    hand_on(ladder_ratio=normal_ratio, few_rows_ratio=few_ratio)
+    normal, few_rows = tables
+    hand_on(
+        ladder_ratio=float(normal["ratio"].median()),
+        ladder_least=float(normal["ratio"].min()),
+        ladder_apart=float(normal["mean_auc_difference"].mean()),
+        ladder_furthest=float(normal["largest"].max()),
+        few_rows_ratio=float(few_rows["ratio"].median()),
+    )
     return tables[0]
 
 

@@ -21,7 +21,7 @@ def rates_of_table(timed: pd.DataFrame, wall: float, n_workers: int, n_datasets:
     to end.
 
     ``seconds_per_fit``: by number of training rows ("all" in the normal setting) and k;
-    ``overhead``: worker-seconds over seconds in fits: files read, latents ranked, rows written.
+    ``overhead``: worker-seconds over seconds in fits: files read, rows drawn and written.
     """
     rows = timed.assign(rows=timed["num_train"].astype(str) if "num_train" in timed else "all")
     fits = rows.groupby(["rows", "k"])["seconds"].mean()

@@ -716,7 +716,7 @@ interval agrees, unless its middle is above zero.
 A number that stands in the paper's text and in none of its tables is not repeated. Sections are
 those that the authors' repository (JoshEngels/SAE-Probes) names. Every number of its tables is made
 by `make fetch-data fetch-published-results claims`, which writes such a page into results/, with
-the run that stands there as ours. That of this page is the one of [full_run.md](full_run.md)."""
+your latest run in results/ as *ours*. That of this page is in [full_run.md](full_run.md)."""
 # of the paper, as the README of the authors' repository gives them; it names no others
 SECTIONS = {
     "pruning": "4.1, 4.2",

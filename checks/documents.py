@@ -56,6 +56,7 @@ STAGES = (  # of benchmarks.full_run
     "SAE probes and controls", "comparison and figures",
 )  # fmt: skip
 NAMES = ("demo", "full_run", "full_run_lm")
+NOT_SURE = ": not sure, as the rank test does not agree"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -190,6 +191,18 @@ def means_over_k(numbers: dict[str, Any]) -> str:
     return f"Mean test AUC over k = {ks} ({n_datasets} datasets, normal, fresh test rows): {said}."
 
 
+def run_facts() -> dict[str, str]:
+    """What the full runs took, as {"full_run_took": "35 minutes", "full_run_memory": …}."""
+    found = {}
+    for name in NAMES[1:]:
+        stages = run_numbers(name)["stages"].values()
+        minutes = sum(stage["seconds"] for stage in stages) / 60
+        took = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+        found[f"{name}_took"] = took
+        found[f"{name}_memory"] = show_bytes(max(stage["peak_bytes"] for stage in stages))
+    return found
+
+
 def as_stages(numbers: dict[str, Any]) -> str:
     """What each stage of a full run took."""
     lines = ["| stage | seconds | CPU seconds | memory |", "| --- | --- | --- | --- |"]
@@ -231,9 +244,9 @@ def short_answer(_: dict[str, Any] | None = None) -> str:
             f" {-max(behind):.3f} to {-min(behind):.3f} AUC behind the best baseline in"
             f" {len(behind)} comparisons of models and settings. Adding them to the baselines"
             f" improves the pick in {added.count('no')} of {len(added)}. Out of distribution"
-            f" ({GEMMA}): {shifted['shown']}{'' if shifted['agrees'] == SAME else ': not sure'}.",
-            f"- *Our own run* ({ours['model']}, {ours['n_datasets']} datasets, {first['where']}):"
-            f" {first['what']}",
+            f" ({GEMMA}): {shifted['shown']}{'' if shifted['agrees'] == SAME else NOT_SURE}.",
+            f"- *[Our own run](docs/full_run.md)* ({ours['model']}, {ours['n_datasets']} datasets,"
+            f" {first['where']}): {first['what']}",
             f"- *A causal language model* ({lm['model']}, {lm['n_datasets']} datasets,"
             f" {of_lm['where']}): {of_lm['what']}",
             f"- *Against the controls* ({ours['model']}): {side(normal['text_only'])} words alone,"
@@ -301,7 +314,7 @@ def fill(text: str) -> str:
             raise UserError(f"no fact is called {match[2]!r}: python -m checks.facts")
         return f"{match[1]}{facts[match[2]]}{match[3]}"
 
-    facts = read_facts() | commands.facts()
+    facts = read_facts() | commands.facts() | run_facts()
     measured = json.loads(KEPT.read_text(encoding="utf-8"))
     return FACT.sub(fact, MARKED.sub(block, quoted(text, measured)))
 

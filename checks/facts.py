@@ -60,23 +60,23 @@ def main(argv: list[str] | None = None) -> int:
         "solver": lambda: solver(args.golden),
         "gap": lambda: gap(paths),
     }
-    found_now: dict[str, str] = {}
+    measured: dict[str, str] = {}
     for name, measure in groups.items():
         try:
             found = measure()
         except UserError as error:
             print(f"{name}: as it was ({error})")
             continue
-        found_now |= found
+        measured |= found
         print(f"{name}: {', '.join(f'{key} {value}' for key, value in found.items())[:300]}")
-    keep(found_now)
+    keep(measured)
     return 0
 
 
-def keep(found: dict[str, str]) -> None:
+def keep(measured: dict[str, str]) -> None:
     """Add figures to the kept ones."""
     kept = read_facts() if KEPT.is_file() else {}
-    write_json(KEPT, kept | found)
+    write_json(KEPT, kept | measured)
     print(f"kept: {KEPT}; make docs writes them into the documents")
 
 

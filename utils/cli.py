@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,26 @@ from utils.runtime.workers import Workers
 from utils.settings import NORMAL, SETTINGS, SplitKind, get_setting
 
 LINE = 80  # characters of a terminal
+
+
+def say(text: str) -> None:
+    """Print a line, folded between words where a terminal ends."""
+    print(folded(text))
+
+
+def folded(text: str, indent: str = "  ") -> str:
+    """A line as several of at most LINE characters; names and paths stay whole."""
+    return textwrap.fill(
+        text, LINE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def shown_path(path: Path) -> str:
+    """A path as a user here would type it: from the folder in which the command runs."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 EXIT_FAILED = 1  # something of the run failed; the rest is done
 EXIT_BAD_INPUT = 2  # nothing could be done with these flags or files
 EXIT_FOUND = 3  # a check found what it looks for; all of it was done

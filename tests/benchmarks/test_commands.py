@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import ROOT
 
 from benchmarks import commands
@@ -29,6 +30,50 @@ def test_commands_are_those_of_the_readme(tmp_path):
     # what the README says of the place of an SAE is where the made-up one is put
     assert f"`{commands.SAE_FOLDER}`" in README
     assert commands.MODEL_FOLDER in README
+
+
+def test_a_part_is_not_measured_without_what_it_needs(tmp_path, monkeypatch, capsys):
+    """What would be made first would count in its time; what was measured before stays."""
+    monkeypatch.setattr(commands, "KEPT", tmp_path / "commands.json")
+    monkeypatch.setattr(commands, "machine", lambda: "a machine")
+    clone = tmp_path / "work" / "clone"
+    clone.mkdir(parents=True)
+    monkeypatch.setattr(commands, "cloned", lambda work: clone)
+    (clone / "README.md").write_text(README)
+    ran = []
+
+    def run(command, folder, environment):
+        ran.append(command[-1])
+        (clone / ".venv").mkdir()
+        (clone / commands.INSTALLED).touch()
+        return 61.0, 1 << 30, 0
+
+    monkeypatch.setattr(commands, "run", run)
+    flags = ["--work_dir", str(tmp_path / "work"), "--only", "setup", "again", "own"]
+    assert commands.main(flags) == commands.cli.EXIT_FAILED
+    assert ran == ["make setup"]
+    errors = capsys.readouterr().err
+    assert "again: it needs what the part demo makes" in errors
+    assert "own: it needs what the part demo makes" in errors
+    (kept,) = commands.read_runs()
+    assert kept["setup"] == {"seconds": 61.0, "peak_bytes": 1 << 30}
+    assert "again" not in kept
+
+
+def test_a_clone_of_another_commit_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "clone").mkdir()
+    commits = {ROOT: "this", tmp_path / "clone": "that"}
+    monkeypatch.setattr(commands, "current_commit", lambda checkout=ROOT: commits[checkout])
+    with pytest.raises(commands.UserError, match="another commit"):
+        commands.cloned(tmp_path)
+
+
+def test_variables_of_the_makefile_do_not_reach_the_commands(monkeypatch):
+    for name in ("DATA_DIR", "DATASETS", "ARGS", "MAKEFLAGS", "PYTHON", "HOME"):
+        monkeypatch.setenv(name, "x")
+    passed = commands.without_make()
+    assert {"DATA_DIR", "DATASETS", "ARGS", "MAKEFLAGS"}.isdisjoint(passed)
+    assert {"PYTHON", "HOME"} <= set(passed)
 
 
 def test_a_span_holds_all_runs():

@@ -46,6 +46,7 @@ NAMES = ["1_first", "2_second", "3_third"]
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 PLACES = ("before a rename", "after a rename", "in a table", "any time")
 EXIT_STOPPED = 130
+MANY = 200  # kills, of which docs/ may speak
 
 
 @dataclass(frozen=True)
@@ -372,6 +373,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="keep the counts for docs/")
     args = parser.parse_args(argv)
+    if args.record and (args.stages or args.kills < MANY):
+        parser.error(f"--record is for all stages and at least {MANY} kills")
     chosen = [stage for stage in stages() if not args.stages or stage.script in args.stages]
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,20 +7,35 @@ taken for the one that was drawn.
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from utils.paths import Paths
 from utils.readers.fingerprints import digest
-from utils.runtime.files import ROOT, write_json
-from utils.runtime.provenance import current_commit, installed_versions
-from utils.runtime.remembered import stamp_of
+from utils.runtime.files import ROOT, visible_files, write_json
+from utils.runtime.provenance import current_commit
+from utils.runtime.remembered import FRESH, Stamp, stamp_of
 
 KEPT = ".drawn.json"
 WRITTEN = ("comparison_", "datasets_")  # below results/, by visualize.py itself
+TICK = 0.02  # seconds in which a file system with times of nanoseconds may miss a change
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a run of visualize.py ends with: its ``notes``, the folder's ``selection``, how many
+    figures it drew, and the ``verdict``.
+    """
+
+    notes: tuple[str, ...]
+    selection: str
+    n_figures: int
+    verdict: str
 
 
 class Drawn:
@@ -32,47 +47,68 @@ class Drawn:
         # before anything is read: what changes meanwhile is drawn by the next run
         self._inputs = inputs_of(paths, model_name)
 
-    def said(self) -> list[str] | None:
-        """The last lines of the run that drew it; None where inputs or outputs are others now."""
-        known = self._kept().get(self._name, {})
+    def last(self) -> Shown | None:
+        """What the run showed that drew it; None where inputs or outputs are others now."""
+        kept = self._kept().get(self._name, {})
         with suppress(OSError, TypeError, KeyError, ValueError):
-            if known["inputs"] == self._inputs and known["outputs"]:
-                same = [list(stamp_of(Path(name))) for name, *_ in known["outputs"]]
-                return list(known["said"]) if same == known["outputs"] else None
+            if kept["inputs"] == self._inputs and kept["outputs"]:
+                now = [list(stamp_of(Path(name))) for name, *_ in kept["outputs"]]
+                shown = Shown(**{**kept["shown"], "notes": tuple(kept["shown"]["notes"])})
+                return shown if now == kept["outputs"] else None
         return None
 
-    def keep(self, outputs: Iterable[Path], said: list[str]) -> None:
-        """Note that all this was drawn, and what the run said at its end."""
+    def keep(self, outputs: Iterable[Path], shown: Shown) -> None:
+        """Note that all this was drawn."""
         stamps = [stamp_of(path) for path in sorted(set(outputs))]
-        drawn = {"inputs": self._inputs, "outputs": stamps, "said": said}
-        write_json(self._path, {**self._kept(), self._name: drawn})
+        record = {"inputs": self._inputs, "outputs": stamps, "shown": asdict(shown)}
+        write_json(self._path, {**self._kept(), self._name: record})
 
     def _kept(self) -> dict[str, Any]:
         with suppress(OSError, ValueError, RecursionError):
             content = json.loads(self._path.read_text(encoding="utf-8"))
             if isinstance(content, dict):
-                return content
+                return {name: one for name, one in content.items() if isinstance(one, dict)}
         return {}
 
 
 def inputs_of(paths: Paths, model_name: str) -> str:
     """A digest of the stamps of all results, texts, activations and SAEs, of our code, and of the
-    versions of packages.
+    versions of packages. Waits where a file has just changed and could change again unseen.
     """
-    folders = [paths.results_dir, paths.text_dir, paths.data_dir, paths.saes(model_name)]
-    written = {
-        str(file.absolute())
-        for prefix in WRITTEN
-        for file in paths.results_dir.glob(f"{prefix}*.csv")
-    }
-    files = [file for folder in folders for file in files_below(folder)]
-    stamps = [stamp for file in files if (stamp := stamp_of(file))[0] not in written]
-    code = [stamp_of(file) for file in (*files_below(ROOT / "utils"), ROOT / "visualize.py")]
-    return digest([sorted(stamps), sorted(code), current_commit(), installed_versions()])
+    stamps = sorted(input_stamps(paths, model_name))
+    wait = seconds_to_settle(stamps, time.time())
+    if wait > 0:
+        time.sleep(wait)
+        stamps = sorted(input_stamps(paths, model_name))
+    packages = sorted(f"{one.name} {one.version}" for one in metadata.distributions())
+    return digest([stamps, current_commit(), packages])
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Every file that is not hidden, in no hidden folder, and no compiled code."""
-    for root, names, files in os.walk(folder):
-        names[:] = [name for name in names if not name.startswith(".") and name != "__pycache__"]
-        yield from (Path(root, name) for name in files if not name.startswith("."))
+def input_stamps(paths: Paths, model_name: str) -> Iterator[Stamp]:
+    """Of every file that a report can be made from, our code among them; of one that cannot be
+    looked at, that it is there.
+    """
+    folders = (paths.results_dir, paths.text_dir, paths.data_dir, paths.saes(model_name))
+    files = [file for folder in folders for file in visible_files(folder)]
+    for file in (*files, *visible_files(ROOT / "utils"), ROOT / "visualize.py"):
+        ours = file.suffix == ".csv" and file.name.startswith(WRITTEN)
+        if (ours and paths.results_dir in file.parents) or file.suffix == ".pyc":
+            continue
+        if paths.figures_dir in file.parents:  # which may stand below data/ or results/
+            continue
+        try:
+            yield stamp_of(file)
+        except OSError:
+            yield str(file.absolute()), -1, -1, -1
+
+
+def seconds_to_settle(stamps: Iterable[Stamp], now: float) -> float:
+    """How long until no file of these could change again within one tick of its clock: two seconds
+    where times are whole seconds, as on FAT and some network drives.
+    """
+    wait = 0.0
+    for _, _, *changed in stamps:
+        for nanoseconds in changed:
+            tick = TICK if nanoseconds % 10**9 else FRESH
+            wait = max(wait, min(nanoseconds / 1e9 + tick - now, tick))
+    return wait

@@ -145,4 +145,5 @@ class Sweep:
         folder = self.tables[0].path.parent
         save_run_settings(folder / "settings.json", self.options.settings)
         unsure = f", {n_unconverged} of them not converged" if n_unconverged else ""
-        print(f"{n_rows} probes in {time.monotonic() - started:.0f} s{unsure}: {folder}")
+        seconds = time.monotonic() - started
+        cli.say(f"{n_rows} probes in {seconds:.0f} s{unsure}: {cli.shown_path(folder)}")

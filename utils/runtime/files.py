@@ -113,6 +113,16 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
 
 
+def visible_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden; links to folders are followed, once each."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = sorted(n for n in folders if not n.startswith(".")) if real not in seen else []
+        seen.add(real)
+        yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
+
+
 def write_json(path: Path, content: Any) -> None:
     with atomic_path(path) as temporary:
         text = json.dumps(content, indent=2, sort_keys=True, default=str)

@@ -17,7 +17,10 @@ _shown: list[tqdm] = []  # the last progress bar
 class Log:
     """Standard error that is no terminal: where tqdm would move to draw a bar anew, a new line."""
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:
+        """By which tqdm chooses the characters of its bars."""
+        return getattr(sys.stderr, "encoding", None) or "ascii"
 
     def write(self, text: str) -> None:
         line = text.replace("\x1b[A", "").strip()

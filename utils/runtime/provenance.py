@@ -51,9 +51,9 @@ def read_run_settings(path: Path) -> list[dict[str, Any]]:
     return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
 
 
-def current_commit() -> str | None:
-    """Of this checkout; None where it is none."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+def current_commit(checkout: Path = ROOT) -> str | None:
+    """Of a checkout, this one by default; None where it is none."""
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from utils.names import Layer, layer_order, sae_layer, sae_stem, split_twin
 from utils.paths import Paths
 from utils.readers.fingerprints import files_fingerprint, folder_fingerprint
 from utils.runtime.errors import Failures, UserError, unknown_name
+from utils.runtime.files import visible_files
 from utils.saes.encoder import Encoder, read_json
 from utils.saes.formats import FILE_FORMATS, FORMATS, format_of
 from utils.saes.hooks import layer_read_by
@@ -46,7 +45,7 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
     """
     if not sae_dir.is_dir():
         return []
-    files = list(_visible_files(sae_dir))
+    files = list(visible_files(sae_dir))
     markers = {known.marker for known in FORMATS}
     found = {file.parent for file in files if file.name in markers} - {sae_dir}
     # what stands below a folder of an SAE is a part of it, as the checkpoints of its training are
@@ -59,15 +58,6 @@ def list_sae_ids(sae_dir: Path) -> list[str]:
         if not path.name.isprintable():
             raise UserError(f"{str(path)!a} has a name that is no text: rename it")
     return sorted(path.relative_to(sae_dir).as_posix() for path in found)
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = sorted(n for n in folders if not n.startswith(".")) if real not in seen else []
-        seen.add(real)
-        yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
 
 
 @dataclass(frozen=True)
