@@ -8,9 +8,9 @@ Without flags it fills in what the files of numbers say.
 
 --record keeps what a run says (its report's sentences, tables and first figure) in docs/runs/. The
 other files are docs/claims.json (make claims), docs/words.json (make words),
-docs/benchmarks.json (make benchmark), docs/runtimes.json (benchmarks.runtimes), docs/commands.json
-(benchmarks.commands) and docs/facts.json (checks.facts, tests/faults/crashes.py). A test fails
-where a document says something else.
+docs/benchmarks.json (make benchmark), docs/plan.json (benchmarks.plan), docs/runtimes.json
+(benchmarks.runtimes), docs/commands.json (benchmarks.commands) and docs/facts.json (checks.facts,
+tests/faults/crashes.py). A test fails where a document says something else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks import commands
+from benchmarks import commands, plan
+from benchmarks.measurements import read_measurements
 from benchmarks.run_all import KEPT, quoted
 from benchmarks.runtimes import KEPT as RUNTIMES
 from checks.claims import GEMMA, LLAMA, SAME, as_page, read_numbers
@@ -56,6 +57,7 @@ STAGES = (  # of benchmarks.full_run
     "SAE probes and controls", "comparison and figures",
 )  # fmt: skip
 NAMES = ("demo", "full_run", "full_run_lm")
+PLANNED_LAYER, PLANNED_WORKERS = 20, 64  # of docs/cluster.md
 NOT_SURE = ": not sure, as the rank test does not agree"
 
 
@@ -285,7 +287,53 @@ def as_runtimes() -> str:
     return "\n".join([*lines, "", f"On {'; '.join(machines)}."])
 
 
+def as_plan() -> str:
+    """What a whole release takes by the rates of benchmarks.json, beside its probe layer alone."""
+    measured, study = read_measurements(), plan.read_study()
+    studies = (study, study.of_layer(PLANNED_LAYER))
+    rate, gpu = measured["product_rate"] / 1e9, plan.GPU_GFLOPS
+    probes = [one.probes(SETTINGS, measured["rates"]).values() for one in studies]
+    fits = [sum(sweep.fits for sweep in of_study) for of_study in probes]
+    hours = [sum(sweep.seconds for sweep in of_study) / 3600 for of_study in probes]
+    encoding = [one.flops / 1e9 / 3600 for one in studies]
+    rows = {
+        "SAEs": [str(len(one.saes)) for one in studies],
+        "rows, OOD texts included": [f"{one.n_rows:,}" for one in studies],
+        "model activations a layer": [show_bytes(one.acts_bytes) for one in studies],
+        "weights to fetch (encoder and decoder; half is read)": [
+            show_bytes(one.weight_bytes) for one in studies
+        ],
+        "SAE activations to store": [show_bytes(one.latents_bytes) for one in studies],
+        f"encoding at this machine's {rate:.0f} GFLOP/s": [f"{h / rate:.0f} h" for h in encoding],
+        f"encoding at {gpu / 1000:.0f} TFLOP/s, assumed of a GPU": [
+            f"{h / gpu:.1f} h" for h in encoding
+        ],
+        "probes, five settings": [f"{n / 1e6:.2f} million" for n in fits],
+        "CPU-hours of probes": [f"{h:.0f}" for h in hours],
+        f"the same on {PLANNED_WORKERS} workers": [
+            f"{60 * h / PLANNED_WORKERS:.0f} minutes" for h in hours
+        ],
+    }
+    lines = [["", "all layers", f"layer {PLANNED_LAYER} alone"]]
+    lines += [["---"] * 3, *([name, *cells] for name, cells in rows.items())]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\nRates of {measured['machine']}."
+
+
+def plan_facts() -> dict[str, str]:
+    """What the plan of a whole release says, for sentences."""
+    study = plan.read_study()
+    sweeps = study.probes(SETTINGS, read_measurements()["rates"]).values()
+    return {
+        "plan_weights": show_bytes(study.weight_bytes),
+        "plan_read": f"{study.weight_bytes / 2 / 1e9 / 60:.0f} minutes",  # at 1 GB/s
+        "plan_fetch": f"{8 * study.weight_bytes / 1e9 / 3600:.1f} hours",  # at 1 Gbit/s
+        "plan_hours": f"{sum(sweep.seconds for sweep in sweeps) / 3600:.0f} CPU-hours",
+    }
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "plan": as_plan,
     "answer": short_answer,
     "runtimes": as_runtimes,
     "words": lambda: sentence(json.loads(WORDS.read_text(encoding="utf-8"))),
@@ -314,7 +362,7 @@ def fill(text: str) -> str:
             raise UserError(f"no fact is called {match[2]!r}: python -m checks.facts")
         return f"{match[1]}{facts[match[2]]}{match[3]}"
 
-    facts = read_facts() | commands.facts() | run_facts()
+    facts = read_facts() | commands.facts() | run_facts() | plan_facts()
     measured = json.loads(KEPT.read_text(encoding="utf-8"))
     return FACT.sub(fact, MARKED.sub(block, quoted(text, measured)))
 

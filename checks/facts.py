@@ -5,8 +5,8 @@
 
 Each group of figures is measured where its inputs are at hand, and else stays as it was, with a
 line that says so: copies (the texts), calibration (make calibrate), ties (the paper's tables: make
-fetch-published-results), solver (reference results of the paper's own functions), gap (the demo's
-probes by both protocols). `make docs` writes them into the documents.
+fetch-published-results), solver and parity (reference results of the paper's own functions), gap
+(the demo's probes by both protocols). `make docs` writes them into the documents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from checks.claims import GEMMA, published_paths
-from checks.parity import reference_cases, reference_latents
+from checks.parity import compare_dataset, reference_cases, reference_latents
 from utils import cli
 from utils.datasets import list_datasets, paper_datasets
 from utils.paths import Paths
@@ -36,6 +36,7 @@ from utils.text_checks import known_check, share_of_copies
 KEPT = ROOT / "docs" / "facts.json"
 MODEL = "all-MiniLM-L6-v2"
 FEW_ROWS = 143
+NEAR = 0.01  # AUC
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         "calibration": lambda: calibration(paths),
         "ties": lambda: ties(published if args.published else None),
         "solver": lambda: solver(args.golden),
+        "parity": lambda: parity(args.golden),
         "gap": lambda: gap(paths),
     }
     measured: dict[str, str] = {}
@@ -126,16 +128,44 @@ def ties(paths: Paths | None) -> dict[str, str]:
     }
 
 
-def solver(golden: Path | None) -> dict[str, str]:
-    """Test AUC of the optimum less that of the paper's saga on at most FEW_ROWS training rows."""
+def reference_files(golden: Path | None) -> tuple[Path, list[Path]]:
+    """The folder of reference results, and its file for each dataset."""
     files = sorted(golden.glob("*.json")) if golden else []
     if golden is None or not files:
         raise UserError("no reference results: --golden FOLDER")
+    return golden, files
+
+
+def parity(golden: Path | None) -> dict[str, str]:
+    """How far test AUCs are from those of the paper's own functions, in the normal setting and with
+    label noise; few rows are the solver's.
+    """
+    folder, files = reference_files(golden)
+    table = pd.DataFrame(
+        [row for file in files for row in compare_dataset(folder, file.stem, "path")]
+    )
+    apart = table["difference"].abs()
+    of_sae = table["method"].str.startswith("SAE probe")
+    told = {}
+    for setting, short in (("normal", "normal"), ("label_noise", "noise")):
+        fits = apart[of_sae & (table["setting"] == setting)]
+        told[f"parity_{short}"] = f"{fits.mean():.4f}"
+        told[f"parity_{short}_near"] = f"{(fits <= NEAR).sum()} of {len(fits)} fits within {NEAR}"
+    for name in ("logreg", "knn", "mlp", "pca"):
+        fits = apart[table["method"] == name]
+        told[f"parity_{name}"] = f"{fits.max():.3f}"
+        told[f"parity_{name}_mean"] = f"{fits.mean():.4f}"
+    return told
+
+
+def solver(golden: Path | None) -> dict[str, str]:
+    """Test AUC of the optimum less that of the paper's saga on at most FEW_ROWS training rows."""
+    folder, files = reference_files(golden)
     apart = []
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
-        arrays = np.load(golden / "activations" / f"{file.stem}.npz")
-        latents = reference_latents(golden, arrays["X"])
+        arrays = np.load(folder / "activations" / f"{file.stem}.npz")
+        latents = reference_latents(folder, arrays["X"])
         for condition, expected in reference_cases(content):
             if condition.setting == "scarcity" and (condition.value or 0) <= FEW_ROWS:
                 probes = expected["sae_l1"]
@@ -143,7 +173,7 @@ def solver(golden: Path | None) -> dict[str, str]:
                 found = fit_sae_probes(rows, [probe["k"] for probe in probes], ProbeOptions())
                 apart += [o["test_auc"] - p["test_auc"] for o, p in zip(found, probes)]
     if not apart:
-        raise UserError(f"{golden} has no reference results on few rows")
+        raise UserError(f"{folder} has no reference results on few rows")
     return {
         "solver_fits": str(len(apart)),
         "solver_mean": f"{-np.mean(apart):.3f}",

@@ -83,10 +83,10 @@ def measure(tidy: pd.DataFrame, info: LanguageModel) -> dict[str, object]:
 def sentence(numbers: dict) -> str:
     """The numbers in words."""
     said = (
-        f"TF-IDF of words and word pairs with logistic regression, without any model, has a mean"
-        f" test AUC of {numbers['mean']:.3f} over {numbers['n_datasets']} datasets (median"
-        f" {numbers['median']:.3f}, at least {HIGH} on {numbers['n_high']}); on fresh test rows"
-        f" {numbers['mean_fresh']:.3f} over {numbers['n_fresh']}."
+        f"TF-IDF of words and word pairs with logistic regression needs no model. Its mean test AUC"
+        f" over {numbers['n_datasets']} datasets is {numbers['mean']:.3f} (median"
+        f" {numbers['median']:.3f}, at least {HIGH} on {numbers['n_high']}). On fresh test rows it"
+        f" is {numbers['mean_fresh']:.3f}, over {numbers['n_fresh']} datasets."
     )
     if "n_compared" in numbers:
         said += (

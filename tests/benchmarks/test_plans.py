@@ -184,3 +184,30 @@ def test_benchmarks_and_documents_name_the_sae_that_the_demo_trains():
     assert sae_id == probes.SAE_ID
     page = (ROOT / "docs" / "own_models.md").read_text(encoding="utf-8")
     assert f"--sae_id {sae_id} " in page
+
+
+def test_a_study_is_sized_by_hand():
+    saes = [plan.SizedSae("20", 16, 10.0), plan.SizedSae("3", 32, 20.0)]
+    study = plan.Study("r", 4, saes, sizes=[100, 50], sizes_with_ood=[50], n_ood_rows=30)
+    assert study.n_rows == 180
+    assert study.flops == 2 * 180 * 4 * (16 + 32)
+    assert study.weight_bytes == 2 * 4 * 4 * (16 + 32)  # two float32 matrices [4, width] each
+    assert study.latents_bytes == pytest.approx(180 * 30 * plan.BYTES_A_NONZERO)
+    alone = study.of_layer(20)
+    assert alone.saes == [saes[0]]
+    assert alone.sizes == study.sizes
+
+
+def test_the_plan_that_documents_show_is_that_of_its_parts(monkeypatch):
+    """The page against the plan's own sums, by another way: every fit looked up."""
+    study = plan.read_study()
+    assert len(study.saes) == 536
+    measured = measurements.read_measurements()
+    assert f"| SAEs | 536 | {len(study.of_layer(20).saes)} |" in documents.as_plan()
+    hours = sum(
+        probe_sweep(setting, study.sizes if setting != "OOD" else study.sizes_with_ood,
+                    measured["rates"]).seconds
+        for setting in SETTINGS
+    ) * len(study.saes) / 3600  # fmt: skip
+    assert documents.plan_facts()["plan_hours"] == f"{hours:.0f} CPU-hours"
+    assert f"| CPU-hours of probes | {hours:.0f} |" in documents.as_plan()

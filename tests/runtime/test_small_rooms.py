@@ -45,7 +45,7 @@ def test_what_is_no_size_is_refused(text):
 
 def test_sizes_and_counts_are_shown_short():
     shown = [show_bytes(n) for n in (12, 2048, 3 << 20, 5 << 30, 5 << 40)]
-    assert shown == ["12 B", "2.0 KiB", "3.0 MiB", "5.00 GiB", "5120.00 GiB"]
+    assert shown == ["12 B", "2.0 KiB", "3.0 MiB", "5.00 GiB", "5.00 TiB"]
     assert [short_number(n) for n in (96, 4096, 16384, 1 << 20)] == ["96", "4k", "16k", "1M"]
 
 

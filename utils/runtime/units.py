@@ -19,12 +19,12 @@ def parse_bytes(text: str) -> int:
 
 
 def show_bytes(n: float) -> str:
-    """ "3.4 GiB", "12.0 MiB"."""
-    for unit in ("B", "KiB", "MiB"):
+    """ "3.40 GiB", "12.0 MiB"."""
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1), ("GiB", 2)):
         if abs(n) < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+            return f"{n:.{digits}f} {unit}"
         n /= 1024
-    return f"{n:.2f} GiB"
+    return f"{n:.2f} TiB"
 
 
 def short_number(number: float) -> str:
