@@ -141,26 +141,13 @@ def findings(
         for sae_id in inventory.sae_ids:
             if sae_id in inventory.only_in_tables:
                 continue
-            latents, probes = (
-                inventory.sae_activations[setting, sae_id],
-                inventory.sae_probes[setting, sae_id],
-            )
             target = f'{where} ARGS="--target_sae_id {sae_id}"'
-            if not probes.complete:
-                if not latents.complete:
-                    gaps.append(
-                        f"{setting}, SAE activations of {sae_id}: {latents}: `make"
-                        f" generate-sae-acts-optimized {target}`"
-                    )
-                gaps.append(
-                    f"{setting}, SAE probes of {sae_id}: {probes}: `make train-sae-probes {target}`"
-                )
-                if not latents.done:
-                    blocked.append(
-                        f"{setting}: SAE probes of {sae_id}: there are no SAE activations"
-                    )
+            gaps += gaps_of_sae(inventory, setting, sae_id, target)
+            latents = inventory.sae_activations[setting, sae_id]
             if latents.done:
                 works.append(f"{setting}: SAE probes of {sae_id} on {latents.done} datasets")
+            elif not inventory.sae_probes[setting, sae_id].complete:
+                blocked.append(f"{setting}: SAE probes of {sae_id}: there are no SAE activations")
         if baselines.done and setting in inventory.probed:
             works.append(f"{setting}: comparison and figures: `make visualize MODEL={info.name}`")
         else:
@@ -181,6 +168,22 @@ def findings(
             f" {paths.saes(info.name)}"
         )
     return works, blocked, gaps
+
+
+def gaps_of_sae(inventory: Inventory, setting: str, sae_id: str, target: str) -> list[str]:
+    """What an SAE lacks in a setting, each with its command; ``target``: that command's flags."""
+    latents = inventory.sae_activations[setting, sae_id]
+    probes = inventory.sae_probes[setting, sae_id]
+    if probes.complete:
+        return []
+    gaps = [f"{setting}, SAE probes of {sae_id}: {probes}: `make train-sae-probes {target}`"]
+    if not latents.complete:
+        gaps.insert(
+            0,
+            f"{setting}, SAE activations of {sae_id}: {latents}: `make generate-sae-acts-optimized"
+            f" {target}`",
+        )
+    return gaps
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:

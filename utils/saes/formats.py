@@ -188,15 +188,11 @@ def gemma_scope_2_hook(folder: Path) -> str | None:
 def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
     cfg = read_json(folder / "cfg.json")
     arrays = stored_arrays(folder / "sae_weights.safetensors")
-    architecture = cfg.get("architecture", "standard")
     if cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # SAELens before 6.0
-        architecture, cfg["k"] = "topk", (cfg.get("activation_fn_kwargs") or {}).get("k")
-    transcoder = str(architecture).endswith("transcoder")
-    if transcoder:  # its input stays as it is, and what it skips it does not encode
-        architecture = "jumprelu" if "jumprelu" in architecture else "standard"
-    batch_top_k = str(architecture).endswith("batchtopk")
-    if batch_top_k:  # a checkpoint of a training that ends as JumpReLU with one threshold
-        architecture = "jumprelu"
+        cfg["architecture"], cfg["k"] = "topk", (cfg.get("activation_fn_kwargs") or {}).get("k")
+    stated = str(cfg.get("architecture", "standard"))
+    transcoder, batch_top_k = stated.endswith("transcoder"), stated.endswith("batchtopk")
+    architecture = _encodes_as(stated)
     if architecture not in ARCHITECTURES:
         return through_sae_lens(sae_id, folder)
     if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):  # heads are side by side
@@ -222,16 +218,7 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         folder,
     )
     W_enc = arrays["W_enc"]
-    for name, size in zip(("d_in", "d_sae"), W_enc.shape):
-        if cfg.get(name, size) != size:
-            raise UserError(
-                f"{folder / 'cfg.json'} says {name} {cfg[name]!r}, the weights have {size}: they"
-                " are of different SAEs"
-            )
-    if architecture == "topk" and not isinstance(cfg.get("k"), int):
-        raise UserError(
-            f"{folder / 'cfg.json'}: a topk SAE needs an integer k, not {cfg.get('k')!r}"
-        )
+    _check_settings(folder / "cfg.json", cfg, architecture, W_enc.shape)
     vectors = _with_threshold(
         {name: arrays[name].read() for name in needed}, W_enc.shape[1], folder
     )
@@ -257,6 +244,27 @@ def open_sae_lens(folder: Path, sae_id: str) -> Encoder:
         folder,
     )
     return with_model_kwargs(encoder, _trained_on(cfg))
+
+
+def _encodes_as(stated: str) -> str:
+    """The architecture by whose formula one of SAELens's encodes."""
+    if stated.endswith("transcoder"):  # its input stays as it is, what it skips it does not encode
+        return "jumprelu" if "jumprelu" in stated else "standard"
+    if stated.endswith("batchtopk"):  # a checkpoint that ends as JumpReLU with one threshold
+        return "jumprelu"
+    return stated
+
+
+def _check_settings(file: Path, cfg: dict, architecture: str, shape: tuple[int, ...]) -> None:
+    """Raise UserError where an SAE's settings are of other weights, or lack what it needs."""
+    for name, size in zip(("d_in", "d_sae"), shape):
+        if cfg.get(name, size) != size:
+            raise UserError(
+                f"{file} says {name} {cfg[name]!r}, the weights have {size}: they are of different"
+                " SAEs"
+            )
+    if architecture == "topk" and not isinstance(cfg.get("k"), int):
+        raise UserError(f"{file}: a topk SAE needs an integer k, not {cfg.get('k')!r}")
 
 
 def _with_threshold(vectors: dict[str, np.ndarray], d_sae: int, folder: Path) -> dict:
@@ -355,18 +363,7 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
     vectors = {ours: arrays[theirs].read() for ours, theirs in gated.items()}
     if bias_name:
         vectors["b_enc"] = arrays[bias_name].read()
-    if kind == "AutoEncoder":
-        need(arrays, (weight_name, "decoder.weight"), folder)
-        norms = np.linalg.norm(arrays["decoder.weight"].read(), axis=0)
-        if not np.allclose(norms, 1):  # folded into the encoder, as its load_dictionary does
-            vectors["decoder_norms"] = norms
-    if architecture == "jumprelu":
-        need(arrays, (weight_name, "threshold"), folder)
-        vectors["threshold"] = np.broadcast_to(arrays["threshold"].read(), (d_sae,)).copy()
-        if (vectors["threshold"] < 0).any() and kind != "JumpReluAutoEncoder":
-            raise UserError(
-                f"{weights}: the threshold of a {kind} was not yet learned: train it further"
-            )
+    vectors |= _dictionary_vectors(arrays, kind, d_sae, weights)
     subtract = kind != "JumpReluAutoEncoder" or bool(
         "apply_b_dec_to_input" in arrays and arrays["apply_b_dec_to_input"].read()
     )
@@ -389,6 +386,30 @@ def open_dictionary(folder: Path, sae_id: str) -> Encoder:
         ),
         folder,
     )
+
+
+def _dictionary_vectors(
+    arrays: Mapping[str, WeightArray], kind: str, d_sae: int, weights: Path
+) -> dict[str, np.ndarray]:
+    """What some classes have beside weights and biases: decoder norms that are not 1, thresholds.
+
+    Raises UserError where a threshold was not yet learned.
+    """
+    architecture, weight_name, *_ = DICTIONARIES[kind]
+    vectors = {}
+    if kind == "AutoEncoder":
+        need(arrays, (weight_name, "decoder.weight"), weights.parent)
+        norms = np.linalg.norm(arrays["decoder.weight"].read(), axis=0)
+        if not np.allclose(norms, 1):  # folded into the encoder, as its load_dictionary does
+            vectors["decoder_norms"] = norms
+    if architecture == "jumprelu":
+        need(arrays, (weight_name, "threshold"), weights.parent)
+        vectors["threshold"] = np.broadcast_to(arrays["threshold"].read(), (d_sae,)).copy()
+        if (vectors["threshold"] < 0).any() and kind != "JumpReluAutoEncoder":
+            raise UserError(
+                f"{weights}: the threshold of a {kind} was not yet learned: train it further"
+            )
+    return vectors
 
 
 def _dictionary_decoder(
