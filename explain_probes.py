@@ -12,7 +12,6 @@ carry the latent. Fits nothing.
 from __future__ import annotations
 
 import argparse
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             of_these = f" for {', '.join(asked)}" if asked else ""
             raise UserError(
                 f"{table.path} has no SAE probes of {info.name}{of_these} with at most {args.k}"
-                f" latents: make them with python {stage(info.name, args.datasets, paths.split)}"
+                f" latents: make them with `{stage(info.name, args.datasets, paths.split)}`"
             )
         everything = wanted.overwrite and not (args.datasets or args.target_sae_id)
         there = {} if everything else {cards.key: cards for cards in read_cards(path)}
@@ -223,13 +222,15 @@ def _is_done(old: ProbeCards, row: dict, kept: Kept, wanted: Wanted) -> bool:
 
 
 def stage(
-    model_name: str, datasets: list[str] | None, kind: SplitKind, sae_id: str | None = None
+    model_name: str,
+    datasets: list[str] | None,
+    kind: SplitKind,
+    sae_id: str | None = None,
+    further: str = "",
 ) -> str:
-    """The command that makes the probes."""
-    command = f"train_sae_probes.py --model_name {model_name}"
-    command += f" --datasets {shlex.join(datasets)}" if datasets else ""
-    command += f" --target_sae_id {sae_id}" if sae_id else ""
-    return command + kind.flags
+    """The command that makes the probes; ``further`` flags of its script."""
+    flags = (f"--target_sae_id {sae_id} " if sae_id else "") + f"{kind.flags} {further}"
+    return cli.make_command("train-sae-probes", model_name, datasets, flags)
 
 
 def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources) -> Kept:
@@ -237,13 +238,14 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
     else than there is now.
     """
     kept = find_probe(table, row)
-    again = f"{stage(model_name, [row['dataset']], sources.paths.split, row['sae_id'])} --overwrite"
+    split = sources.paths.split
+    again = stage(model_name, [row["dataset"]], split, row["sae_id"], "--overwrite")
     if kept is None:
-        raise UserError(f"its weights were not kept: make it again with python {again}")
+        raise UserError(f"its weights were not kept: make it again with `{again}`")
     made_from = sources.of(row, NORMAL)
     if not kept.is_of(made_from):
         raise UserError(
-            f"it was made from other inputs than there are now: make it again with python {again}"
+            f"it was made from other inputs than there are now: make it again with `{again}`"
         )
     return kept
 

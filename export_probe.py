@@ -87,14 +87,12 @@ def export(args: argparse.Namespace, paths: Paths, info: LanguageModel) -> Expor
     table = table_of(args, paths, info)
     row = find_row(table, args)
     if row is None:
-        raise UserError(
-            f"there is no such probe of {args.dataset}: make it with python {stage(args)}"
-        )
+        raise UserError(f"there is no such probe of {args.dataset}: make it with `{stage(args)}`")
     kept = find_probe(table, row)
     if kept is None:
         raise UserError(
-            f"the weights of this probe of {args.dataset} were not kept: make it again with python"
-            f" {stage(args)} --overwrite --keep_probes all"
+            f"the weights of this probe of {args.dataset} were not kept: make it again with"
+            f" `{stage(args, '--overwrite --keep_probes all')}`"
         )
     made_from = Sources(paths, info.name).of(row, NORMAL)
     if not kept.is_of(made_from):
@@ -141,13 +139,13 @@ def find_row(table: ResultTable, args: argparse.Namespace) -> dict | None:
     return None
 
 
-def stage(args: argparse.Namespace) -> str:
-    """The command that makes the probe that the flags name."""
-    script, flags = "train_sae_probes.py", f"--target_sae_id {args.sae_id} --ks {args.k}"
+def stage(args: argparse.Namespace, further: str = "") -> str:
+    """The command that makes the probe that the flags name; ``further`` flags of its script."""
+    target, flags = "train-sae-probes", f"--target_sae_id {args.sae_id} --ks {args.k}"
     if args.method:
-        script, flags = "train_baselines.py", f"--method {args.method}"
-    flags += cli.split_kind(args).flags
-    return f"{script} --model_name {args.model_name} --datasets {args.dataset} {flags}"
+        target, flags = "train-baselines", f"--method {args.method}"
+    flags += f"{cli.split_kind(args).flags} {further}"
+    return cli.make_command(target, args.model_name, [args.dataset], flags)
 
 
 def rows_read(args: argparse.Namespace, paths: Paths, info: LanguageModel, row: dict) -> TrainTest:

@@ -292,8 +292,8 @@ def latent_cards(
     if len(current) < len(cards):
         notes.add(
             f"left out: latent cards of {len(cards) - len(current)} probes, which are of another"
-            " protocol or of what is no longer there: python"
-            f" explain_probes.py{paths.split.flags} makes them again"
+            f" protocol or of what is no longer there: `make explain MODEL={model_name}"
+            f"{paths.split.make_flags}` makes them again"
         )
     return current
 

@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         print(planted(views, args.plant, args.k, args.seed))
     print(
         f"{len(table)} of {len(views.y)} labels are denied, most denied first: {path}\n"
-        f"fill in the column corrected, then: python -m checks.labels --model_name {info.name}"
-        f" --dataset {args.dataset} --corrected FILE"
+        f"fill in the column corrected, then: make audit-labels MODEL={info.name}"
+        f' DATASET={args.dataset!r} ARGS="--corrected FILE"'
     )
     return 0
 

@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     sae_id, layer = best_sae(paths, info, args.dataset, None, args.sae_id)
     if sae_id is None or layer is None:
         raise UserError(
-            f"no SAE probe of {args.dataset}: run python train_sae_probes.py --model_name"
-            f" {info.name} --datasets {args.dataset}"
+            f"no SAE probe of {args.dataset}: `make train-sae-probes MODEL={info.name}"
+            f" DATASETS={args.dataset!r}` makes them"
         )
     base = {"dataset": args.dataset, "sae_id": sae_id, "method": "sae_probe", "layer": layer}
     source = rows_of(paths, info.name, base, ood=True)

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         of_these = f" for {', '.join(asked)}" if asked else ""
         raise UserError(
             f"{table.path} has no SAE probes of {info.name}{of_these} with k = {args.k}: make them"
-            f" with python {stage(info.name, asked, paths.split, args.sae_id)}"
+            f" with `{stage(info.name, asked, paths.split, args.sae_id)}`"
         )
     failures = Failures()
     layer, sae_id = sae_rows["layer"].iloc[0], sae_rows["sae_id"].iloc[0]
@@ -148,8 +148,8 @@ def kept_probes(
             failures.add(error)
             continue
         made_from = sources.of(row, NORMAL)
-        command = stage(info.name, [row["dataset"]], paths.split, row["sae_id"])
-        again = f"python {command} --overwrite makes it"
+        command = stage(info.name, [row["dataset"]], paths.split, row["sae_id"], "--overwrite")
+        again = f"`{command}` makes it"
         if kept is None:
             failures.add(f"{row['dataset']}: the weights of its SAE probe were not kept: {again}")
         elif not kept.is_of(made_from):

@@ -39,6 +39,20 @@ def folded(text: str, indent: str = "  ") -> str:
     )
 
 
+def make_command(
+    target: str, model_name: str, datasets: list[str] | None = None, flags: str = ""
+) -> str:
+    """The make command that runs a stage on datasets, with further flags of its script, as a shell
+    takes it.
+    """
+    parts = ["make", target, f"MODEL={model_name}"]
+    if datasets:
+        parts.append(f"DATASETS={shlex.quote(shlex.join(datasets))}")
+    if flags.strip():
+        parts.append(f"ARGS={shlex.quote(flags.strip())}")
+    return " ".join(parts)
+
+
 def shown_path(path: Path) -> str:
     """A path as a user here would type it: from the folder in which the command runs."""
     here = Path.cwd()

@@ -133,7 +133,7 @@ MODELS = {
         ),
         LanguageModel(
             "smollm2-135m", None, 576, (14, 20), probe_layer=14,
-            fetched_by="python fetch_data.py --what smollm2",
+            fetched_by='make fetch-data ARGS="--what smollm2"',
         ),
         LanguageModel(
             "all-MiniLM-L6-v2", None, 384, (2, 5), probe_layer=2, pooling="mean", max_seq_len=128

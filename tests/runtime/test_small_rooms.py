@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 
 import pytest
@@ -129,3 +130,27 @@ def test_what_is_short_says_nothing_in_a_log(monkeypatch):
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     assert list(progress(range(3), desc="short")) == [0, 1, 2]
     assert said.getvalue() == ""
+
+
+def test_a_suggested_command_is_one_that_a_shell_takes():
+    command = cli.make_command("train-sae-probes", "m", ["a b", "c"], " --ks 16 --overwrite")
+    target, *variables = shlex.split(command)[1:]
+    given = dict(variable.split("=", 1) for variable in variables)
+    assert target == "train-sae-probes"
+    # the Makefile puts DATASETS into a command line of its own
+    assert shlex.split(given["DATASETS"]) == ["a b", "c"]
+    assert given["ARGS"] == "--ks 16 --overwrite"
+    assert cli.make_command("explain", "m") == "make explain MODEL=m"
+
+
+def test_a_path_is_shown_from_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.shown_path(tmp_path / "results" / "t.csv") == "results/t.csv"
+    assert cli.shown_path(tmp_path.parent / "t.csv") == str(tmp_path.parent / "t.csv")
+
+
+def test_a_folded_line_fits_a_terminal_and_keeps_its_paths_whole():
+    path = "/a/very-long/folder-of-somebody/" + "x" * 70
+    lines = cli.folded(f"{'words ' * 30}{path} end").splitlines()
+    assert all(len(line) <= cli.LINE or path in line for line in lines)
+    assert any(path in line for line in lines)

@@ -274,7 +274,7 @@ def test_kept_probes_are_scored_on_the_texts_of_others(done, tmp_path, capsys):
     shutil.rmtree(paths.sae_probe_table(MODEL, "normal").parent / "probes")
     capsys.readouterr()
     assert transfer.main([*common, "--k", "16"]) == 1
-    assert "were not kept: python train_sae_probes.py" in capsys.readouterr().err
+    assert "were not kept: `make train-sae-probes" in capsys.readouterr().err
 
 
 def test_the_report_stands_alone_and_names_what_is_missing(done):
