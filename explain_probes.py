@@ -12,6 +12,7 @@ carry the latent. Fits nothing.
 from __future__ import annotations
 
 import argparse
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +41,7 @@ from utils.results.cards import (
     with_tokens,
     write_cards,
 )
-from utils.results.kept_probes import Kept, find_probe
+from utils.results.kept_probes import Kept, find_probe, flags_of
 from utils.results.side_experiments import explanations
 from utils.results.sources import Sources
 from utils.results.tables import ResultTable, default_sae_probes, sae_probe_table
@@ -106,9 +107,11 @@ def main(argv: list[str] | None = None) -> int:
         if not rows:
             asked = [*(args.datasets or ()), *(args.target_sae_id or ())]
             of_these = f" for {', '.join(asked)}" if asked else ""
+            further = flags_of(args.protocol, args.seed)
+            command = stage(info.name, args.datasets, paths.split, further=further)
             raise UserError(
                 f"{table.path} has no SAE probes of {info.name}{of_these} with at most {args.k}"
-                f" latents: make them with `{stage(info.name, args.datasets, paths.split)}`"
+                f" latents: make them with `{command}`"
             )
         everything = wanted.overwrite and not (args.datasets or args.target_sae_id)
         there = {} if everything else {cards.key: cards for cards in read_cards(path)}
@@ -229,7 +232,7 @@ def stage(
     further: str = "",
 ) -> str:
     """The command that makes the probes; ``further`` flags of its script."""
-    flags = (f"--target_sae_id {sae_id} " if sae_id else "") + f"{kind.flags} {further}"
+    flags = (f"--target_sae_id {shlex.quote(sae_id)}" if sae_id else "") + kind.flags + further
     return cli.make_command("train-sae-probes", model_name, datasets, flags)
 
 
@@ -239,7 +242,8 @@ def kept_probe(model_name: str, table: ResultTable, row: dict, sources: Sources)
     """
     kept = find_probe(table, row)
     split = sources.paths.split
-    again = stage(model_name, [row["dataset"]], split, row["sae_id"], "--overwrite")
+    further = f"{flags_of(row['protocol'], int(row['seed']))} --overwrite"
+    again = stage(model_name, [row["dataset"]], split, row["sae_id"], further)
     if kept is None:
         raise UserError(f"its weights were not kept: make it again with `{again}`")
     made_from = sources.of(row, NORMAL)

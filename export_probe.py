@@ -13,6 +13,7 @@ reads. Fits nothing.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +29,7 @@ from utils.names import hook_name, split_twin
 from utils.paths import Paths
 from utils.probes.baselines import METHODS
 from utils.probes.k_sparse import PROTOCOLS
-from utils.results.kept_probes import Kept, find_probe
+from utils.results.kept_probes import Kept, find_probe, flags_of
 from utils.results.sources import Sources
 from utils.results.tables import ResultTable, baseline_table, sae_probe_table
 from utils.runtime.errors import UserError
@@ -141,9 +142,12 @@ def find_row(table: ResultTable, args: argparse.Namespace) -> dict | None:
 
 def stage(args: argparse.Namespace, further: str = "") -> str:
     """The command that makes the probe that the flags name; ``further`` flags of its script."""
-    target, flags = "train-sae-probes", f"--target_sae_id {args.sae_id} --ks {args.k}"
+    target = "train-sae-probes"
+    flags = f"--target_sae_id {shlex.quote(args.sae_id or '')} --ks {args.k}"
     if args.method:
         target, flags = "train-baselines", f"--method {args.method}"
+        flags += f" --layers {args.layer}" if args.layer is not None else ""
+    flags += flags_of(args.protocol, args.seed, args.binarize and not args.method)
     flags += f"{cli.split_kind(args).flags} {further}"
     return cli.make_command(target, args.model_name, [args.dataset], flags)
 

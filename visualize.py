@@ -115,11 +115,9 @@ def chosen_results(
         absent = [name for name in datasets if name not in with_results]
         if with_results and len(absent) == len(datasets):
             choose_datasets(paths, absent)  # says which name is none
-            raise UserError(
-                f"{absent[0]} has no results of {model_name}: make train-baselines"
-                f" train-sae-probes MODEL={model_name} DATASETS={absent[0]!r}"
-                f"{paths.split.make_flags}"
-            )
+            stages = "train-baselines train-sae-probes"
+            command = cli.make_command(stages, model_name, absent[:1], paths.split.flags)
+            raise UserError(f"{absent[0]} has no results of {model_name}: `{command}` makes them")
         if absent:
             notes.add(f"without results: {', '.join(absent)}")
         tidy = tidy[tidy["dataset"].isin(datasets)]

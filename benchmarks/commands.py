@@ -36,6 +36,8 @@ MOST_RUNS = 5  # that are kept
 PARTS = ("setup", "demo", "again", "test", "own")
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR")
 INSTALLED, REPORT = ".venv/.installed", "figures/all-MiniLM-L6-v2/report.html"
+# what a part makes first: where it is there, a run would go on and not begin
+FIRST_MADE = {"setup": ".venv", "demo": "data/models/all-MiniLM-L6-v2", "own": "data/saes/mine"}
 # {part: {the part that makes what it needs: a file of it}}
 NEEDED = {
     "demo": {"setup": INSTALLED},
@@ -63,19 +65,16 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     failures = Failures()
     took: dict[str, dict[str, float]] = {}
+    earlier = read_runs()
+    about = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "commit": current_commit()}
     with ExitStack() as at_end:
         work = args.work_dir or Path(at_end.enter_context(tempfile.TemporaryDirectory()))
         clone = cloned(work.resolve())
         for part in (part for part in PARTS if part in args.only):
             with failures.caught(f"{part}: "):
                 took[part] = measure(part, clone)
+                write_json(KEPT, {"runs": [*earlier, {**about, **took}][-MOST_RUNS:]})
     if took:
-        about = {
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": machine(),
-            "commit": current_commit(),
-        }
-        write_json(KEPT, {"runs": [*read_runs(), {**about, **took}][-MOST_RUNS:]})
         print(f"\nkept: {KEPT}; make docs writes it into README.md")
     for part, values in took.items():
         print(f"  {part:<8} {values['seconds']:6.0f} s  {show_bytes(values['peak_bytes']):>10}")
@@ -101,11 +100,12 @@ def measure(part: str, clone: Path) -> dict[str, float]:
     """Seconds and memory of a part's commands. Raises UserError where they fail, or where what they
     need was not made: its time would then count.
     """
+    first = FIRST_MADE.get(part)
+    if first and (clone / first).exists():
+        raise UserError(f"{clone} has begun it already: another --work_dir")
     for needed, path in NEEDED.get(part, {}).items():
         if not (clone / path).exists():
             raise UserError(f"it needs what the part {needed} makes: --only {needed} {part}")
-    if part == "demo" and (clone / REPORT).exists():
-        raise UserError(f"{clone} has run it already: another --work_dir, or --only again")
     if part == "own":
         make_own(clone)
     script = script_of(part, (clone / "README.md").read_text(encoding="utf-8"), clone.parent)

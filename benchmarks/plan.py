@@ -22,7 +22,7 @@ from benchmarks.measurements import KEPT, read_measurements
 from benchmarks.rates import Sweep, probe_sweep
 from utils import cli
 from utils.datasets import choose_datasets, dataset_facts, dataset_size, readable
-from utils.models import get_model
+from utils.models import DEFAULT_MODEL, get_model
 from utils.names import named_l0, named_width, sae_layer
 from utils.paths import Paths
 from utils.runtime.errors import Failures, UserError, unknown_name
@@ -67,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     failures = Failures()
     study = study_of(paths, args, failures)
     if args.record:
+        if failures.lines or args.layers or args.datasets or set(args.settings) != set(SETTINGS):
+            raise UserError("--record is for a whole release on all texts in all settings")
+        if study.release != get_model(DEFAULT_MODEL, paths).sae_release:
+            raise UserError(f"--record is for the release of {DEFAULT_MODEL}, of which docs/ speak")
         write_json(RECORDED, asdict(study))
         print(f"kept: {RECORDED}; make docs writes it into docs/cluster.md")
     print_plan(study, measured, args)

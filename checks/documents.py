@@ -195,14 +195,14 @@ def means_over_k(numbers: dict[str, Any]) -> str:
 
 def run_facts() -> dict[str, str]:
     """What the full runs took, as {"full_run_took": "35 minutes", "full_run_memory": …}."""
-    found = {}
+    facts = {}
     for name in NAMES[1:]:
         stages = run_numbers(name)["stages"].values()
         minutes = sum(stage["seconds"] for stage in stages) / 60
         took = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-        found[f"{name}_took"] = took
-        found[f"{name}_memory"] = show_bytes(max(stage["peak_bytes"] for stage in stages))
-    return found
+        facts[f"{name}_took"] = took
+        facts[f"{name}_memory"] = show_bytes(max(stage["peak_bytes"] for stage in stages))
+    return facts
 
 
 def as_stages(numbers: dict[str, Any]) -> str:
@@ -359,7 +359,10 @@ def fill(text: str) -> str:
 
     def fact(match: re.Match) -> str:
         if match[2] not in facts:
-            raise UserError(f"no fact is called {match[2]!r}: python -m checks.facts")
+            raise UserError(
+                f"no fact is called {match[2]!r}: benchmarks.commands, benchmarks.plan and"
+                " checks.facts measure them"
+            )
         return f"{match[1]}{facts[match[2]]}{match[3]}"
 
     facts = read_facts() | commands.facts() | run_facts() | plan_facts()

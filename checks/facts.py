@@ -137,8 +137,8 @@ def reference_files(golden: Path | None) -> tuple[Path, list[Path]]:
 
 
 def parity(golden: Path | None) -> dict[str, str]:
-    """How far test AUCs are from those of the paper's own functions, in the normal setting and with
-    label noise; few rows are the solver's.
+    """How far test AUCs are from those of the paper's own functions: of SAE probes in the normal
+    setting and with label noise, of baselines in the normal setting. Few rows are the solver's.
     """
     folder, files = reference_files(golden)
     table = pd.DataFrame(
@@ -146,16 +146,20 @@ def parity(golden: Path | None) -> dict[str, str]:
     )
     apart = table["difference"].abs()
     of_sae = table["method"].str.startswith("SAE probe")
-    told = {}
+    facts = {}
     for setting, short in (("normal", "normal"), ("label_noise", "noise")):
         fits = apart[of_sae & (table["setting"] == setting)]
-        told[f"parity_{short}"] = f"{fits.mean():.4f}"
-        told[f"parity_{short}_near"] = f"{(fits <= NEAR).sum()} of {len(fits)} fits within {NEAR}"
+        if not len(fits):
+            raise UserError(f"{folder} has no reference results of SAE probes, {setting}")
+        facts[f"parity_{short}"] = f"{fits.mean():.4f}"
+        facts[f"parity_{short}_near"] = f"{(fits <= NEAR).sum()} of {len(fits)} fits within {NEAR}"
     for name in ("logreg", "knn", "mlp", "pca"):
-        fits = apart[table["method"] == name]
-        told[f"parity_{name}"] = f"{fits.max():.3f}"
-        told[f"parity_{name}_mean"] = f"{fits.mean():.4f}"
-    return told
+        fits = apart[(table["method"] == name) & (table["setting"] == "normal")]
+        if not len(fits):
+            raise UserError(f"{folder} has no reference results of {name}, normal")
+        facts[f"parity_{name}"] = f"{fits.max():.3f}"
+        facts[f"parity_{name}_mean"] = f"{fits.mean():.4f}"
+    return facts
 
 
 def solver(golden: Path | None) -> dict[str, str]:

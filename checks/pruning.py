@@ -62,10 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     choose_datasets(paths, [args.dataset], ood=True)
     sae_id, layer = best_sae(paths, info, args.dataset, None, args.sae_id)
     if sae_id is None or layer is None:
-        raise UserError(
-            f"no SAE probe of {args.dataset}: `make train-sae-probes MODEL={info.name}"
-            f" DATASETS={args.dataset!r}` makes them"
-        )
+        command = cli.make_command("train-sae-probes", info.name, [args.dataset])
+        raise UserError(f"no SAE probe of {args.dataset}: `{command}` makes them")
     base = {"dataset": args.dataset, "sae_id": sae_id, "method": "sae_probe", "layer": layer}
     source = rows_of(paths, info.name, base, ood=True)
     rows = source.condition(Condition(SHIFTED.name), args.seed)

@@ -32,7 +32,7 @@ from utils.probes.linear import LinearProbe
 from utils.probes.scores import roc_auc
 from utils.readers.fingerprints import digest
 from utils.results.csv_files import write_csv
-from utils.results.kept_probes import find_probe
+from utils.results.kept_probes import find_probe, flags_of
 from utils.results.sources import Sources
 from utils.results.tables import ResultTable, baseline_table, default_sae_probes
 from utils.runtime.errors import Failures, UserError
@@ -90,9 +90,10 @@ def main(argv: list[str] | None = None) -> int:
     sae_rows = probes_of_one_sae(table, asked, args.sae_id, args.k, args.seed)
     if not len(sae_rows):
         of_these = f" for {', '.join(asked)}" if asked else ""
+        further = f"{flags_of(PROTOCOLS[0], args.seed)} --ks {args.k}"
         raise UserError(
             f"{table.path} has no SAE probes of {info.name}{of_these} with k = {args.k}: make them"
-            f" with `{stage(info.name, asked, paths.split, args.sae_id)}`"
+            f" with `{stage(info.name, asked, paths.split, args.sae_id, further)}`"
         )
     failures = Failures()
     layer, sae_id = sae_rows["layer"].iloc[0], sae_rows["sae_id"].iloc[0]
@@ -148,7 +149,8 @@ def kept_probes(
             failures.add(error)
             continue
         made_from = sources.of(row, NORMAL)
-        command = stage(info.name, [row["dataset"]], paths.split, row["sae_id"], "--overwrite")
+        further = f"{flags_of(row['protocol'], int(row['seed']))} --overwrite"
+        command = stage(info.name, [row["dataset"]], paths.split, row["sae_id"], further)
         again = f"`{command}` makes it"
         if kept is None:
             failures.add(f"{row['dataset']}: the weights of its SAE probe were not kept: {again}")

@@ -55,7 +55,7 @@ def measure(tidy: pd.DataFrame, info: LanguageModel) -> dict[str, object]:
     texts = texts.drop_duplicates(["dataset", "seed"])
     if not len(texts):
         raise UserError(
-            f"no probes on texts alone: `make words` makes them --model_name {info.name}"
+            f"no probes on texts alone: `{cli.make_command('words', info.name)}` makes them"
         )
     mean = texts.groupby("dataset", observed=True)[["test_auc", "test_auc_fresh"]].mean()
     numbers: dict[str, object] = {

@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,10 +32,17 @@ def say(text: str) -> None:
 
 
 def folded(text: str, indent: str = "  ") -> str:
-    """A line as several of at most LINE characters; names and paths stay whole."""
-    return textwrap.fill(
-        text, LINE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    """A line as several of at most LINE characters; words and what stands between backticks stay
+    whole, and may be longer.
+    """
+    lines = [""]
+    for word in re.findall(r"`[^`]*`\S*|\S+", text):
+        longer = f"{lines[-1]} {word}" if lines[-1].strip() else f"{lines[-1]}{word}"
+        if len(longer) <= LINE or not lines[-1].strip():
+            lines[-1] = longer
+        else:
+            lines.append(indent + word)
+    return "\n".join(lines)
 
 
 def make_command(

@@ -95,9 +95,11 @@ def make_sae_id(layer: Layer, width: int, k_active: int, seed: int) -> str:
     >>> make_sae_id(2, 4096, 32, seed=42), make_sae_id("blocks.3.hook_mlp_out", 1000, 8, seed=1)
     ('layer_2/width_4k/topk_32', 'blocks.3.hook_mlp_out/width_1000/topk_8_seed_1')
     """
-    named = short_number(width) if width % 1024 == 0 else str(width)
+    named = short_number(width).lower()
+    if named_width(f"width_{named}") != width:
+        named = str(width)
     of_seed = "" if seed == USUAL_SEED else f"_seed_{seed}"
-    return f"{layer_folder(layer)}/width_{named.lower()}/topk_{k_active}{of_seed}"
+    return f"{layer_folder(layer)}/width_{named}/topk_{k_active}{of_seed}"
 
 
 def without_seed(sae_id: str) -> str:
@@ -158,13 +160,16 @@ def sae_layer(sae_id: str) -> Layer | None:
     return int(match.group(1)) if match else None
 
 
+POWERS = tuple(1 << exponent for exponent in range(10, 31))
+
+
 def named_width(sae_id: str) -> int | None:
     """The number of latents an id names; None if it names none.
 
     >>> named_width("layer_20/width_16k/average_l0_408"), named_width("20_width_1m_average_l0_193")
     (16384, 1048576)
-    >>> named_width("width_2pow12"), named_width("my_sae")
-    (4096, None)
+    >>> named_width("width_2pow12"), named_width("layer_20/width_131k"), named_width("my_sae")
+    (4096, 131072, None)
     """
     match = re.search(r"width[_-](\d+)(k|m|pow\d+)?", sae_id)
     if not match:
@@ -172,7 +177,9 @@ def named_width(sae_id: str) -> int | None:
     number, unit = int(match.group(1)), match.group(2) or ""
     if unit.startswith("pow"):
         return int(number ** int(unit.removeprefix("pow")))
-    return number * {"": 1, "k": 1 << 10, "m": 1 << 20}[unit]
+    if unit == "k":  # releases write 131k, 262k and 65k for powers of two, in thousands
+        return next((p for p in POWERS if p // 1000 == number), number << 10)
+    return number << 20 if unit == "m" else number
 
 
 def named_l0(sae_id: str) -> int | None:

@@ -198,7 +198,7 @@ def test_a_study_is_sized_by_hand():
     assert alone.sizes == study.sizes
 
 
-def test_the_plan_that_documents_show_is_that_of_its_parts(monkeypatch):
+def test_the_plan_that_documents_show_is_that_of_its_parts():
     """The page against the plan's own sums, by another way: every fit looked up."""
     study = plan.read_study()
     assert len(study.saes) == 536

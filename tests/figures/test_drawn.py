@@ -160,7 +160,7 @@ def test_other_code_packages_or_commits_draw(there: Paths, tmp_path: Path, monke
     assert last(there) is None
     monkeypatch.undo()
     assert last(there) == SHOWN
-    monkeypatch.setattr(drawn.metadata, "distributions", list)
+    monkeypatch.setattr(drawn, "installed_packages", lambda: ["matplotlib 0"])
     assert last(there) is None
     monkeypatch.undo()
     monkeypatch.setattr(drawn, "ROOT", tmp_path / "other_code")

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from utils import cli
+from utils.names import make_sae_id, named_width
 from utils.runtime import progress as progress_bars
 from utils.runtime.errors import Failures, UserError
 from utils.runtime.progress import progress, where_it_stood
@@ -47,7 +48,24 @@ def test_what_is_no_size_is_refused(text):
 def test_sizes_and_counts_are_shown_short():
     shown = [show_bytes(n) for n in (12, 2048, 3 << 20, 5 << 30, 5 << 40)]
     assert shown == ["12 B", "2.0 KiB", "3.0 MiB", "5.00 GiB", "5.00 TiB"]
-    assert [short_number(n) for n in (96, 4096, 16384, 1 << 20)] == ["96", "4k", "16k", "1M"]
+    assert [short_number(n) for n in (96, 4096, 16384, 24576, 131072, 1 << 20)] == [
+        "96",
+        "4k",
+        "16k",
+        "24k",
+        "131k",
+        "1M",
+    ]
+
+
+def test_a_width_is_read_from_an_id_as_it_is_written_there():
+    """131k is 131,072 and not 131 x 1,024, in Gemma Scope's ids and in ours."""
+    named = {"16k": 1 << 14, "32k": 1 << 15, "65k": 1 << 16, "131k": 1 << 17, "262k": 1 << 18,
+             "524k": 1 << 19, "1m": 1 << 20, "24k": 24 << 10, "128k": 1 << 17}  # fmt: skip
+    assert {name: named_width(f"layer_20/width_{name}/average_l0_9") for name in named} == named
+    for width in (96, 1000, 1024, 4096, 24576, 65 << 10, 1 << 16, 131 << 10, 1 << 17, 1 << 20):
+        assert named_width(make_sae_id(2, width, 32, seed=42)) == width
+    assert make_sae_id(2, 1 << 17, 32, seed=42) == "layer_2/width_131k/topk_32"
 
 
 def test_a_stopped_run_can_say_how_far_it_was():

@@ -22,6 +22,7 @@ from sae_lens.saes.matryoshka_batchtopk_sae import (
     MatryoshkaBatchTopKTrainingSAEConfig,
 )
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from scipy.sparse import random_array
 
 import generate_sae_activations_optimized as generator
 from published import export_splits
@@ -334,26 +335,27 @@ def test_exported_ood_archives_are_read_back_as_the_notebook_reads_them(ready):
     assert np.array_equal(found.X_test.toarray(), expected.X_test.toarray())
 
 
-def test_published_ood_archives_are_read(ready):
+@pytest.mark.parametrize(("named", "d_sae"), [("16k", 16384), ("131k", 131_072)])
+def test_published_ood_archives_are_read(ready, named, d_sae):
     """One file a dataset, all rows: the first training rows, and the OOD rows; the SAE is told by
-    its width.
+    its width, the paper's is the one of 131k.
     """
     labels, ood = load_dataset(ready, NAMES[0]).labels, load_ood(ready, NAMES[0]).labels
     rng = np.random.default_rng(0)
     inside, outside = (
-        (rng.random((n, 16384)) * (rng.random((n, 16384)) < 0.001)).astype(np.float32)
+        random_array((n, d_sae), density=1e-3, format="csr", dtype=np.float32, rng=rng)
         for n in (300, 60)
     )
     for rows, is_ood in ((inside, False), (outside, True)):
         path = ready.published_ood_archive(MODEL, NAMES[0], is_ood)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.from_numpy(rows).to_sparse(), path)
-    activations = SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_16k/average_l0_9", ood=True)
-    found = activations.condition(Condition("OOD"))
-    assert np.array_equal(
-        found.X_train.toarray(), inside[split(Condition("OOD"), labels, ood_labels=ood).train]
-    )
-    assert np.array_equal(found.X_test.toarray(), outside)
+        places = torch.from_numpy(np.stack(rows.nonzero()))
+        torch.save(torch.sparse_coo_tensor(places, torch.from_numpy(rows.data), rows.shape), path)
+    sae_id = f"layer_2/width_{named}/average_l0_9"
+    found = SaeActivations(ready, MODEL, NAMES[0], sae_id, ood=True).condition(Condition("OOD"))
+    trained_on = split(Condition("OOD"), labels, ood_labels=ood).train
+    assert (found.X_train != inside[trained_on]).nnz == 0
+    assert (found.X_test != outside).nnz == 0
     with pytest.raises(UserError, match="not those of"):
         SaeActivations(ready, MODEL, NAMES[0], "layer_2/width_1m/average_l0_9", ood=True).condition(
             Condition("OOD")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from utils.runtime.remembered import FRESH, Stamp, stamp_of
 
 KEPT = ".drawn.json"
 WRITTEN = ("comparison_", "datasets_")  # below results/, by visualize.py itself
+MOST_LOOKS = 3
 TICK = 0.02  # seconds in which a file system with times of nanoseconds may miss a change
 
 
@@ -75,26 +77,36 @@ def inputs_of(paths: Paths, model_name: str) -> str:
     """A digest of the stamps of all results, texts, activations and SAEs, of our code, and of the
     versions of packages. Waits where a file has just changed and could change again unseen.
     """
-    stamps = sorted(input_stamps(paths, model_name))
-    wait = seconds_to_settle(stamps, time.time())
-    if wait > 0:
-        time.sleep(wait)
+    for _ in range(MOST_LOOKS):
         stamps = sorted(input_stamps(paths, model_name))
-    packages = sorted(f"{one.name} {one.version}" for one in metadata.distributions())
-    return digest([stamps, current_commit(), packages])
+        wait = seconds_to_settle(stamps, time.time())
+        if wait <= 0:
+            break
+        time.sleep(wait)
+    else:  # another run writes all the time: what was drawn now is not known later
+        stamps.append(("not settled", 0, 0, time.time_ns()))
+    return digest([stamps, current_commit(), installed_packages()])
+
+
+@cache
+def installed_packages() -> list[str]:
+    """All packages of this Python with their versions: those that draw and those that count."""
+    return sorted(f"{one.name} {one.version}" for one in metadata.distributions())
 
 
 def input_stamps(paths: Paths, model_name: str) -> Iterator[Stamp]:
     """Of every file that a report can be made from, our code among them; of one that cannot be
     looked at, that it is there.
     """
+    results, figures = paths.results_dir.resolve(), paths.figures_dir.resolve()
     folders = (paths.results_dir, paths.text_dir, paths.data_dir, paths.saes(model_name))
     files = [file for folder in folders for file in visible_files(folder)]
     for file in (*files, *visible_files(ROOT / "utils"), ROOT / "visualize.py"):
+        above = file.absolute().parents if file.suffix != ".pyc" else ()
         ours = file.suffix == ".csv" and file.name.startswith(WRITTEN)
-        if (ours and paths.results_dir in file.parents) or file.suffix == ".pyc":
+        if file.suffix == ".pyc" or (ours and results in above):
             continue
-        if paths.figures_dir in file.parents:  # which may stand below data/ or results/
+        if figures in above:  # which may stand below data/ or results/
             continue
         try:
             yield stamp_of(file)

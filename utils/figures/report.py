@@ -272,6 +272,7 @@ def explored(report: Report) -> dict[str, Any]:
         "titles": explorer.titles(),
         "looks": {name: LOOKS[name].color for name in explorer.titles()},
         "axes": {setting.name: setting.axis_label for setting in SETTINGS.values()},
+        "explain": f"make explain MODEL={report.model_name}{report.make_flags}",
     }
     return {
         "rows": rows,

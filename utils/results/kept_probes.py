@@ -23,12 +23,14 @@ import pyarrow.parquet as pq
 
 from utils.names import layer_folder, set_stem
 from utils.probes.controls import DENSE
+from utils.probes.k_sparse import PROTOCOLS
 from utils.probes.linear import LinearProbe
 from utils.results.csv_files import MADE_FROM
 from utils.results.keys import plain, sortable
 from utils.results.tables import ResultTable
 from utils.runtime.errors import UserError, first_line
 from utils.runtime.files import atomic_path
+from utils.settings import SEED
 
 FEW, EVERYTHING, NOTHING = KEEP = ("few", "all", "none")
 MOST_COLUMNS = 128  # of the probes that are kept without being asked for
@@ -94,6 +96,17 @@ def choose_kept(rows: Iterable[dict], keep: Keeping) -> list[dict]:
             left_out.add("probe")
         chosen.append({name: value for name, value in row.items() if name not in left_out})
     return chosen
+
+
+def flags_of(protocol: str, seed: int, binarize: bool = False) -> str:
+    """The flags of the training scripts that ask for such a probe, where it is not the usual one.
+
+    >>> flags_of("paper", 42), flags_of("nested", 7)
+    ('', ' --protocol nested --seed 7')
+    """
+    flags = f" --protocol {protocol}" if protocol != PROTOCOLS[0] else ""
+    flags += f" --seed {seed}" if seed != SEED else ""
+    return flags + (" --binarize" if binarize else "")
 
 
 def add_keep_probes(parser: argparse.ArgumentParser) -> None:

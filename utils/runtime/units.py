@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 
@@ -28,7 +29,9 @@ def show_bytes(n: float) -> str:
 
 
 def short_number(number: float) -> str:
-    """16384 -> "16k", 1048576 -> "1M"."""
+    """16384 -> "16k", 131072 -> "131k", as releases of SAEs write it; 1048576 -> "1M"."""
+    if 1 << 16 <= number < 1 << 20 and math.log2(number).is_integer():
+        return f"{number // 1000:.0f}k"
     for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
         if number >= size:
             return f"{number / size:.0f}{unit}"

@@ -196,7 +196,7 @@
       const cards = make("div", null, "cards");
       about.cards.forEach(card => cards.append(latentCard(card, about)));
       inside.append(cards);
-    } else inside.append(make("p", "No latent cards: `make explain` makes them.", "soft"));
+    } else inside.append(make("p", `No latent cards: ${data.explain} makes them.`, "soft"));
     cell.append(inside);
     const opened = make("tr", null, "detail");
     opened.append(cell);
