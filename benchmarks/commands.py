@@ -6,9 +6,8 @@
 Clones the last commit into a folder of its own, which is removed at the end (--work_dir keeps it),
 and measures wall time and the memory of all processes together. "demo" and "test" are the two
 commands, "again" a second demo, "own" the commands for an SAE of one's own, on a causal model of
-four blocks with random weights. Adds a run to
-docs/commands.json, from which `make docs` fills README.md. Fetches packages; takes a quarter of an
-hour on 2 cores.
+four blocks with random weights. Adds a run to docs/commands.json, from which `make docs` fills
+README.md. Fetches packages; takes a quarter of an hour on 2 cores.
 """
 
 from __future__ import annotations
