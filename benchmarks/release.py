@@ -166,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
             for stage in stages:
                 of_size.stages[stage.name] = run_stage(paths, stage, args.n_jobs)
                 print_stage(of_size, stage.name)
+    if args.shape != Shape():  # a table of its own: the seconds are not those of tiny arrays
+        hand_on(**of_real_shape(args.sizes[-1]))
+        return 0
     values: dict = {
         "release": {str(s): {n: vars(m) for n, m in s.stages.items()} for s in args.sizes}
     }
@@ -179,6 +182,21 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name:<22} {exponent:5.2f}")
     hand_on(**values)
     return 0
+
+
+def of_real_shape(of_size: Size) -> dict[str, float]:
+    """Seconds of encoding and of probes where arrays are as large as real ones, and the share of
+    the probes' worker-seconds beside the fits.
+    """
+    encoded, probed = (of_size.stages.get(name) for name in ("generate", "SAE probes"))
+    if encoded is None or probed is None:
+        return {}
+    return {
+        "shape_seconds": encoded.first + probed.first,
+        "shape_encode": encoded.first,
+        "shape_probes": probed.first,
+        "shape_beside": probed.keeping / (probed.first * probed.n_jobs),
+    }
 
 
 def growth(small: Size, large: Size, stage: str) -> float:

@@ -211,3 +211,16 @@ def test_the_plan_that_documents_show_is_that_of_its_parts():
     ) * len(study.saes) / 3600  # fmt: skip
     assert documents.plan_facts()["plan_hours"] == f"{hours:.0f} CPU-hours"
     assert f"| CPU-hours of probes | {hours:.0f} |" in documents.as_plan()
+
+
+def test_a_run_of_one_part_pushes_out_no_other():
+    most = benchmark.MOST_RUNS
+    whole = [{"date": str(i), "a": i, "b": i} for i in range(most)]
+    parts = [{"date": "x", "b": i} for i in range(most + 2)]
+    kept = benchmark.trimmed([*whole, *parts])
+    assert [run["a"] for run in kept if "a" in run] == list(range(most))
+    # of a number that newer runs have all of, the oldest goes
+    assert benchmark.trimmed([*whole, {"date": "y", "a": 9, "b": 9}]) == [
+        *whole[1:],
+        {"date": "y", "a": 9, "b": 9},
+    ]

@@ -139,6 +139,8 @@ def child(stage: Stage, root: Path, kill: Kill | None, said: Path, events: Path)
     renames and table writes.
     """
     os.setsid()
+    # in the background of a shell it is ignored: a run would go on after its kill
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     said.touch()
     said.chmod(0o666)
     out = os.open(said, os.O_WRONLY | os.O_TRUNC)
