@@ -481,15 +481,29 @@ def run(main: Callable[[list[str] | None], int]) -> None:
     """Run a script's main; a user's mistake becomes one line and a non-zero exit. SIGTERM stops it
     as SIGINT does.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    for name in ("stdout", "stderr"):  # closed by whoever started this
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    # a file name may be no text, and its line must still be printed
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(_status_of(main))
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        for name in ("stdout", "stderr"):  # closed by whoever started this
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        # a file name may be no text, and its line must still be printed
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        status = _status_of(main)
+    except KeyboardInterrupt:  # just before the work, or just after it
+        status = _stopped()
+    sys.exit(status)
+
+
+def _stopped() -> int:
+    """Say in a line that a run was stopped; its exit status."""
+    again = shlex.join(["python", *_script(), *sys.argv[1:]])
+    print(
+        f"\nstopped{where_it_stood()}: finished work is kept; the same command continues: {again}",
+        file=sys.stderr,
+    )
+    return EXIT_STOPPED
 
 
 def _write_nowhere() -> None:
@@ -508,13 +522,7 @@ def _status_of(main: Callable[[list[str] | None], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        again = shlex.join(["python", *_script(), *sys.argv[1:]])
-        print(
-            f"\nstopped{where_it_stood()}: finished work is kept; the same command continues:"
-            f" {again}",
-            file=sys.stderr,
-        )
-        status = EXIT_STOPPED
+        status = _stopped()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

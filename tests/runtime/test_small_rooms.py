@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import signal
 import sys
 
 import pytest
@@ -172,3 +173,23 @@ def test_a_folded_line_fits_a_terminal_and_keeps_its_paths_whole():
     lines = cli.folded(f"{'words ' * 30}{path} end").splitlines()
     assert all(len(line) <= cli.LINE or path in line for line in lines)
     assert any(path in line for line in lines)
+
+
+def test_a_stop_just_after_the_work_is_one_line_too(monkeypatch, capsys):
+    """Between the end of main and the handlers that end the process at once."""
+
+    class Stopped(io.StringIO):
+        def flush(self) -> None:
+            raise KeyboardInterrupt
+
+    handlers = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["a_script.py"])
+    monkeypatch.setattr(sys, "stdout", Stopped())
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.run(lambda argv: 0)
+    finally:
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
+    assert ended.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
