@@ -28,7 +28,7 @@ import pandas as pd
 
 from benchmarks import commands, plan
 from benchmarks.measurements import read_measurements
-from benchmarks.run_all import KEPT, quoted
+from benchmarks.run_all import quoted
 from benchmarks.runtimes import KEPT as RUNTIMES
 from checks.claims import GEMMA, LLAMA, SAME, as_page, read_numbers
 from checks.claims import PAGE as CLAIMS_PAGE
@@ -172,6 +172,11 @@ def as_table(first: str, table: dict[str, Any]) -> str:
 
     lines = [[first, *table["columns"]], ["---"] * (len(table["columns"]) + 1)]
     lines += [[row[0], *(cell(value, row[0]) for value in row[1:])] for row in table["rows"]]
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """The rows of a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -316,8 +321,7 @@ def as_plan() -> str:
     }
     lines = [["", "all layers", f"layer {PLANNED_LAYER} alone"]]
     lines += [["---"] * 3, *([name, *cells] for name, cells in rows.items())]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\nRates of {measured['machine']}."
+    return f"{markdown(lines)}\n\nRates of {measured['machine']}."
 
 
 def plan_facts() -> dict[str, str]:
@@ -366,8 +370,7 @@ def fill(text: str) -> str:
         return f"{match[1]}{facts[match[2]]}{match[3]}"
 
     facts = read_facts() | commands.facts() | run_facts() | plan_facts()
-    measured = json.loads(KEPT.read_text(encoding="utf-8"))
-    return FACT.sub(fact, MARKED.sub(block, quoted(text, measured)))
+    return FACT.sub(fact, MARKED.sub(block, quoted(text, read_measurements())))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 from utils.runtime.units import short_number
 
 Layer = int | str
+POWERS = tuple(1 << exponent for exponent in range(10, 31))  # widths of SAEs
 USUAL_SEED = 42  # of an SAE's training: its id names another one
 # of a block, in the order in which they are passed
 HOOK_POINTS = (
@@ -158,9 +159,6 @@ def sae_layer(sae_id: str) -> Layer | None:
     match = re.match(r"(?!l0[_-]\d)(?:l|blocks\.)(\d+)(?=[/_r.]|$)", sae_id)
     match = match or re.search(r"layers?[._]?(\d+)(?=[/_.]|$)", sae_id)
     return int(match.group(1)) if match else None
-
-
-POWERS = tuple(1 << exponent for exponent in range(10, 31))
 
 
 def named_width(sae_id: str) -> int | None:

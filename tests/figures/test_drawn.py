@@ -177,3 +177,17 @@ def test_a_file_that_just_changed_is_waited_for():
     # a clock that is wrong is not waited for
     assert seconds_to_settle([("a", 1, fine, fine)], now - 1e6) <= 0.02
     assert seconds_to_settle([], now) == 0
+
+
+def test_folders_behind_a_link_are_the_same_by_both_names(there: Paths, tmp_path: Path):
+    """As below /tmp of a Mac: the table that visualize.py writes is no input there either."""
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    texts, data, results, figures = (
+        tmp_path / "link" / folder.relative_to(tmp_path)
+        for folder in (there.text_dir, there.data_dir, there.results_dir, there.figures_dir)
+    )
+    linked = Paths(texts, data, results, figures)
+    begun = Drawn(linked, "m", FLAGS)
+    table = write(linked.comparison_table("m"), "dataset,changed\n")
+    begun.keep([table, linked.figures("m") / "report.html"], SHOWN)
+    assert last(linked) == SHOWN

@@ -98,15 +98,15 @@ def input_stamps(paths: Paths, model_name: str) -> Iterator[Stamp]:
     """Of every file that a report can be made from, our code among them; of one that cannot be
     looked at, that it is there.
     """
+    # resolved on both sides: a folder below a link (/tmp of a Mac) has two names
     results, figures = paths.results_dir.resolve(), paths.figures_dir.resolve()
-    folders = (paths.results_dir, paths.text_dir, paths.data_dir, paths.saes(model_name))
+    others = (paths.text_dir, paths.data_dir, paths.saes(model_name))
+    folders = (results, *(folder.resolve() for folder in others))
     files = [file for folder in folders for file in visible_files(folder)]
     for file in (*files, *visible_files(ROOT / "utils"), ROOT / "visualize.py"):
-        above = file.absolute().parents if file.suffix != ".pyc" else ()
-        ours = file.suffix == ".csv" and file.name.startswith(WRITTEN)
-        if file.suffix == ".pyc" or (ours and results in above):
-            continue
-        if figures in above:  # which may stand below data/ or results/
+        ours = file.suffix == ".csv" and file.name.startswith(WRITTEN) and results in file.parents
+        # figures may stand below data/ or results/
+        if ours or file.suffix == ".pyc" or figures in file.parents:
             continue
         try:
             yield stamp_of(file)
